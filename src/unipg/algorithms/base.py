@@ -1,0 +1,171 @@
+"""What an algorithm is: parts, whole-batch work, and what it needs from the run; and the registry that finds them all."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, TypeVar
+
+from unipg.errors import InputError, nearest
+from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
+from unipg.estimator.penalties import KLEstimator
+from unipg.trajectories import Source, Trajectories
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Facts of the run that an algorithm's parts may depend on."""
+
+    max_new_tokens: int = 1
+    """Limit on the policy's tokens (or steps) in one trajectory."""
+
+
+def setting(default: Any, help: str, source: str = "") -> Any:
+    """A hyper-parameter: its default, what it means, and where the default comes from."""
+    return dataclasses.field(default=default, metadata={"help": help, "source": source})
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Base class. A subclass says its parts in `objective` and, where it needs any, its whole-batch work in `prepare`."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    equation: ClassVar[str] = ""
+    """The coefficient on ∇log pi, and what is summed."""
+    deviations: ClassVar[tuple[str, ...]] = ()
+    """Where paper and released code differ, and which one the default follows."""
+    claim: ClassVar[str] = ""
+    demonstrations: ClassVar[Literal["none", "optional", "required"]] = "none"
+    uses_rollouts: ClassVar[bool] = True
+    scores_demonstrations: ClassVar[bool] = False
+    """Whether the demonstrations' own rewards are read."""
+    needs_group: ClassVar[int] = 1
+    """Fewest rollouts per prompt for which the advantage means anything."""
+
+    rollouts: int = setting(8, "rollouts per prompt")
+
+    def __post_init__(self) -> None:
+        if self.uses_rollouts and self.rollouts < self.needs_group:
+            raise InputError(f"algorithm.rollouts is {self.rollouts}; accepted for {self.name}: {self.needs_group} or more per prompt")
+
+    def objective(self, setting: Setting) -> Objective | Term:
+        """The four parts, and the terms that are added to them."""
+        raise NotImplementedError(type(self).__name__)
+
+    def terms(self, setting: Setting) -> Objective:
+        composed = self.objective(setting)
+        return composed if isinstance(composed, Objective) else Objective((composed,))
+
+    def keep(self, batch: Trajectories) -> Trajectories:
+        """Rows of a fresh batch that are worth training on; the loop samples on while groups are missing (dynamic sampling)."""
+        return batch
+
+    @property
+    def most_sampling_rounds(self) -> int:
+        """How often the loop may sample to fill a batch when `keep` drops groups."""
+        return 1
+
+    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
+        """Whole-batch work before advantages: gates, reward shaping, selection."""
+        return batch
+
+    def metrics(self, batch: Trajectories) -> dict[str, float]:
+        """What is worth plotting of a prepared batch beside the diagnostics that every algorithm has."""
+        return {}
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields that `prepare` itself reads."""
+        return frozenset()
+
+
+@dataclass(frozen=True)
+class KLInReward:
+    """A mixin of hyper-parameters: a KL penalty against the anchor in the reward of each token."""
+
+    kl_in_reward: float = setting(0.0, "weight of the KL estimate subtracted from each token's reward; 0 for none")
+    kl_estimator: KLEstimator = setting("k1", "estimate used in the reward: k1, k2 or k3")
+
+    def with_kl(self, batch: Trajectories) -> Trajectories:
+        return kl_in_reward(batch, self.kl_in_reward, self.kl_estimator) if self.kl_in_reward else batch
+
+    @property
+    def kl_reads(self) -> frozenset[str]:
+        return frozenset({"old_log_prob", "anchor_log_prob"}) if self.kl_in_reward else frozenset()
+
+
+A = TypeVar("A", bound=type[Algorithm])
+_REGISTRY: dict[str, type[Algorithm]] = {}
+
+
+def register(algorithm: A) -> A:
+    """Class decorator. Refuses a second algorithm under a name that is taken."""
+    name = algorithm.name
+    if name in _REGISTRY and _REGISTRY[name].__qualname__ != algorithm.__qualname__:
+        raise InputError(f"algorithm '{name}' is already registered by {_REGISTRY[name].__module__}")
+    _REGISTRY[name] = algorithm
+    return algorithm
+
+
+def registered() -> Mapping[str, type[Algorithm]]:
+    """Every algorithm by name, in alphabetical order."""
+    import unipg.algorithms as package
+
+    for module in pkgutil.iter_modules(package.__path__):
+        importlib.import_module(f"{package.__name__}.{module.name}")
+    return dict(sorted(_REGISTRY.items()))
+
+
+def algorithm_named(name: str) -> type[Algorithm]:
+    table = registered()
+    if name not in table:
+        raise InputError(f"algorithm '{name}' does not exist; {nearest(name, table)}")
+    return table[name]
+
+
+def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
+    """One row of the live table: name, the four parts, the data, and the paper."""
+    objective = algorithm().terms(Setting())
+    gradients = [t for t in objective.terms if isinstance(t, PolicyGradient)]
+
+    def column(part: str) -> str:
+        return " | ".join(dict.fromkeys(getattr(t, part).symbol() for t in gradients))
+
+    data = " + ".join(dict.fromkeys(_data_of(t) for t in gradients))
+    return {
+        "name": algorithm.name,
+        "mask": column("mask"),
+        "reference": column("reference"),
+        "advantage": column("advantage"),
+        "likelihood": column("likelihood"),
+        "data": data,
+        "source": algorithm.paper,
+    }
+
+
+def _data_of(term: Term) -> str:
+    return "+".join({Source.ROLLOUT: "rollouts", Source.DEMONSTRATION: "demonstrations"}.get(s, s.name.lower()) for s in term.rows)
+
+
+def hyper_parameters(algorithm: type[Algorithm]) -> list[dict[str, str]]:
+    """Every hyper-parameter with its default, meaning and source."""
+    return [
+        {
+            "name": f.name,
+            "type": str(f.type),
+            "default": repr(f.default),
+            "help": f.metadata.get("help", ""),
+            "source": f.metadata.get("source", ""),
+        }
+        for f in dataclasses.fields(algorithm)
+    ]
+
+
+def documentation(algorithm: type[Algorithm]) -> str:
+    return inspect.cleandoc(algorithm.__doc__ or "")

@@ -1,0 +1,66 @@
+"""Whole-batch work that several algorithms share: success rates, gates, dynamic sampling, over-length penalties."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError
+from unipg.estimator.advantages import group_statistics
+from unipg.trajectories import Source, Trajectories
+
+
+def successes(batch: Trajectories, threshold: float | None) -> Tensor:
+    """[B] bool: rows that succeeded: reward above `threshold`, or equal to 1 where all rewards are 0 or 1."""
+    reward = batch.total_reward()
+    rollouts = batch.rows_from(Source.ROLLOUT)
+    if threshold is not None:
+        return reward > threshold
+    odd = rollouts & (reward != 0) & (reward != 1)
+    if odd.any():
+        value = float(reward[odd][0])
+        raise InputError(f"a gate counts successes, but a reward of {value:g} is neither 0 nor 1: set algorithm.success_threshold")
+    return reward == 1
+
+
+def success_rate(batch: Trajectories, threshold: float | None) -> Tensor:
+    """[B] share of each row's group's rollouts that succeeded, in [0, 1]; 0 for a group without rollouts."""
+    assert batch.group is not None
+    won = successes(batch, threshold).to(torch.float64)
+    return group_statistics(won, batch.group, batch.rows_from(Source.ROLLOUT)).mean
+
+
+def with_demonstration(batch: Trajectories) -> Tensor:
+    """[B] bool: rows whose group has a demonstration with at least one token."""
+    assert batch.group is not None
+    demonstrated = (batch.rows_from(Source.DEMONSTRATION) & batch.mask.any(1)).to(torch.float64)
+    return group_statistics(demonstrated, batch.group).mean > 0
+
+
+def prompt_of(batch: Trajectories, row: int) -> str:
+    """How an error names the prompt of a row."""
+    assert batch.group is not None
+    prompts = batch.annotations.get("prompt")
+    text = "" if not prompts or prompts[row] is None else f" ({str(prompts[row])[:80]!r})"
+    return f"prompt {int(batch.group[row])}{text}"
+
+
+def groups_with_signal(batch: Trajectories) -> Tensor:
+    """[B] bool: rows of groups whose rollouts' rewards are not all equal."""
+    assert batch.group is not None
+    stats = group_statistics(batch.total_reward(), batch.group, batch.rows_from(Source.ROLLOUT))
+    return stats.squares > 0
+
+
+def overlong_penalty(batch: Trajectories, limit: int, buffer: int, factor: float = 1.0) -> Trajectories:
+    """DAPO's soft over-length punishment, added to the reward of each row of length L (policy tokens).
+
+        0 for L <= limit − buffer;   factor · (limit − buffer − L) / buffer up to `limit`;   −factor beyond
+
+    `limit`, `buffer` in tokens. Source: arXiv 2503.14476, eq. 13.
+    """
+    length = batch.mask.sum(1)
+    over = (limit - buffer - length).to(torch.float32) / max(1, buffer)
+    penalty = factor * over.clamp(-1.0, 0.0)
+    reward = batch.reward if batch.reward is not None else torch.zeros_like(penalty)
+    return batch.replace(reward=reward + penalty.to(reward.dtype))

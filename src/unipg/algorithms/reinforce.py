@@ -1,0 +1,31 @@
+"""REINFORCE with a ±1 outcome, row 4 of the table."""
+
+from dataclasses import dataclass
+
+from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.estimator import BySuccess, CurrentPolicy, Outcome, PolicyGradient
+from unipg.estimator.aggregation import AggregateName, aggregate_named
+
+
+@register
+@dataclass(frozen=True)
+class Reinforce(Algorithm):
+    """On-policy score-function gradient. `signed`: advantage +1 where R > 0 and −1 elsewhere; otherwise R − `baseline`."""
+
+    name = "reinforce"
+    title = "REINFORCE"
+    paper = "Williams 1992; arXiv 2509.04419, Table 1, row 4"
+    equation = "coefficient = +1 if R > 0 else −1"
+    deviations = ("The paper's table has ±1; with signed: false the advantage is R − baseline, the textbook estimator.",)
+
+    rollouts: int = setting(8, "rollouts per prompt")
+    signed: bool = setting(True, "±1 by success instead of the reward itself", "arXiv 2509.04419, Table 1")
+    baseline: float = setting(0.0, "constant subtracted from the reward when signed is off")
+    aggregate: AggregateName = setting("sequence_mean_token_sum", "how tokens are averaged; the default is the exact policy gradient")
+
+    def objective(self, setting: Setting) -> PolicyGradient:
+        return PolicyGradient(
+            reference=CurrentPolicy(),
+            advantage=BySuccess() if self.signed else Outcome(self.baseline),
+            aggregate=aggregate_named(self.aggregate, setting.max_new_tokens),
+        )

@@ -1,0 +1,23 @@
+"""The one error a user meets for bad input: it names the place and the accepted values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input from outside (recipe, file, data, arguments). The command line prints it as one line and exits with code 2."""
+
+
+def nearest(name: str, accepted: Iterable[str]) -> str:
+    """`did you mean 'a'? accepted: a, b, c`: the closest accepted name first, then the whole list."""
+    names = sorted(str(item) for item in accepted)
+    close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(item) for item in close)}? " if close else ""
+    return f"{hint}accepted: {', '.join(names)}"
+
+
+def missing_package(package: str, extra: str, what: str) -> InputError:
+    """The error for an optional dependency that is not installed."""
+    return InputError(f"{what} needs the package '{package}'; install it with: pip install 'unipg[{extra}]'")

@@ -1,0 +1,402 @@
+"""Advantages `Â`: how good the action was, given what was expected.
+
+An advantage is called as `advantage(batch)` on the WHOLE rollout batch and returns `[B,T]` (a row's advantage is spread over its tokens).
+Those that depend on the current policy (`dynamic = True`) are called again for every micro-batch as `advantage(batch, now)` with the
+detached current evaluation, and may look no further than their own row. Advantages form an algebra: `0.7 * A + 0.3 * B`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError
+from unipg.estimator.parts import Part, Progress, Reduce, Weight, alone, weight_at
+from unipg.shapes import Bool, Float, Int
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+ROLLOUTS = (Source.ROLLOUT,)
+UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What planning knows beside the batch: progress, and how counts are summed over workers."""
+
+    progress: Progress = Progress()
+    reduce: Reduce = alone
+    memo: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
+    """Results shared by terms that plan the same batch (a recursion is run once for the advantage and its value target)."""
+
+
+@dataclass(frozen=True)
+class Advantage(Part):
+    """Base class."""
+
+    dynamic: ClassVar[bool] = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.dynamic
+
+    @property
+    def reads_entropy(self) -> bool:
+        return self.needs_entropy
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.needs
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        raise NotImplementedError(type(self).__name__)
+
+    def __add__(self, other: Advantage) -> Advantage:
+        return Combination(((1.0, self), (1.0, other)))
+
+    def __rmul__(self, factor: Weight) -> Advantage:
+        return Combination(((factor, self),))
+
+    __mul__ = __rmul__
+
+
+@dataclass(frozen=True)
+class Combination(Advantage):
+    """sum_k w_k · A_k, with constant or scheduled weights."""
+
+    terms: tuple[tuple[Weight, Advantage], ...]
+
+    @property
+    def is_dynamic(self) -> bool:
+        return any(a.is_dynamic for _, a in self.terms)
+
+    @property
+    def reads_entropy(self) -> bool:
+        return any(a.reads_entropy for _, a in self.terms)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(a.reads for _, a in self.terms))
+
+    def symbol(self) -> str:
+        return " + ".join(f"{w:g} {a.symbol()}" if isinstance(w, float | int) else f"{w} {a.symbol()}" for w, a in self.terms)
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        values = [weight_at(w, (planning or Planning()).progress) * a(batch, now, planning) for w, a in self.terms]
+        return torch.stack(values).sum(0)
+
+    def __add__(self, other: Advantage) -> Advantage:
+        more = other.terms if isinstance(other, Combination) else ((1.0, other),)
+        return Combination(self.terms + more)
+
+    def __rmul__(self, factor: Weight) -> Advantage:
+        if not isinstance(factor, float | int) or not all(isinstance(w, float | int) for w, _ in self.terms):
+            return Combination(((factor, self),))
+        return Combination(tuple((factor * w, a) for w, a in self.terms))  # type: ignore[operator]
+
+    __mul__ = __rmul__
+
+
+def spread(rows: Float[Tensor, " B"], batch: Trajectories) -> Float[Tensor, "B T"]:
+    """A value per row on each of its tokens."""
+    return rows.unsqueeze(1).expand(batch.mask.shape)
+
+
+@dataclass(frozen=True)
+class Constant(Advantage):
+    """Â = value. With demonstrations this is maximum likelihood (SFT)."""
+
+    value: float = 1.0
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        return torch.full(batch.mask.shape, self.value, device=batch.mask.device)
+
+
+@dataclass(frozen=True)
+class Outcome(Advantage):
+    """Â = R, the trajectory's total reward; minus a constant `baseline`."""
+
+    baseline: float = 0.0
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        return spread(batch.total_reward() - self.baseline, batch)
+
+
+@dataclass(frozen=True)
+class GroupAdvantage(Advantage):
+    """Base of advantages relative to the group (the rows that answer the same prompt).
+
+    `over`: whose rewards make the statistics; rows of other sources get a value from the same statistics. A group of one has no
+    statistics: there mean 0 and std 1 are used, so Â = R, as the released code of GRPO-type trainers does.
+    """
+
+    over: tuple[Source, ...] = ROLLOUTS
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        assert batch.group is not None
+        return spread(self.of_rewards(batch.total_reward(), batch.group, batch.rows_from(*self.over)), batch)
+
+    def of_rewards(self, reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """[B] advantages from rewards alone; `counted` rows make the statistics."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class GroupCentered(GroupAdvantage):
+    """Â_j = R_j − mean_G R (Dr. GRPO: no division by the standard deviation)."""
+
+    def of_rewards(self, reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+        stats = group_statistics(reward, group, counted)
+        return reward - torch.where(stats.count > 1, stats.mean, 0)
+
+
+@dataclass(frozen=True)
+class GroupStandardized(GroupAdvantage):
+    """Â_j = (R_j − mean_G R) / (std_G R + eps), GRPO's advantage.
+
+    `unbiased`: divide the variance by n − 1, as the released code does; False for n.
+    """
+
+    eps: float = 1e-6
+    unbiased: bool = True
+
+    def of_rewards(self, reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+        stats = group_statistics(reward, group, counted)
+        several = stats.count > 1
+        std = (stats.squares / (stats.count - int(self.unbiased)).clamp_min(1)).sqrt()
+        return torch.where(several, (reward - stats.mean) / (std + self.eps), reward)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(GroupAdvantage):
+    """Â_j = R_j − mean_{k≠j} R_k: an unbiased baseline, since it does not look at its own sample (RLOO, arXiv 2402.14740)."""
+
+    def of_rewards(self, reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
+        stats = group_statistics(reward, group, counted)
+        others = stats.count - counted.to(reward.dtype)
+        total = stats.mean * stats.count - torch.where(counted, reward, 0)
+        return reward - torch.where(others > 0, total / others.clamp_min(1), 0)
+
+
+@dataclass(frozen=True)
+class GroupStatistics:
+    """[B] per row: number, mean and summed squared deviation of its group's counted rewards."""
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+
+
+def group_statistics(reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"] | None = None) -> GroupStatistics:
+    """Statistics of each row's group, in any row order. Rewards of rows that do not count may hold anything."""
+    counted = torch.ones_like(group, dtype=torch.bool) if counted is None else counted
+    groups, index = group.unique(return_inverse=True)
+    reward = torch.where(counted, reward, 0)
+
+    def total(values: Tensor) -> Tensor:
+        return torch.zeros(len(groups), dtype=reward.dtype, device=reward.device).index_add(0, index, values)[index]
+
+    count = total(counted.to(reward.dtype))
+    mean = total(reward) / count.clamp_min(1)
+    # a group whose rewards are all equal must give exactly 0, which a rounded mean does not
+    low = torch.full_like(mean, torch.inf).scatter_reduce(0, index, torch.where(counted, reward, torch.inf), "amin")[index]
+    high = torch.full_like(mean, -torch.inf).scatter_reduce(0, index, torch.where(counted, reward, -torch.inf), "amax")[index]
+    mean = torch.where(low == high, low, mean)
+    squares = total(torch.where(counted, (reward - mean) ** 2, 0))
+    return GroupStatistics(count, mean, squares)
+
+
+def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], reduce: Reduce = alone, eps: float = 1e-8) -> Float[Tensor, "B T"]:
+    """(x − mean) / sqrt(var + eps) over all masked-in entries of all workers, with the unbiased variance; 0 elsewhere."""
+    x = torch.where(mask, values, 0).double()
+    moments = reduce(torch.stack([mask.sum().double(), x.sum()]))
+    count, mean = moments[0].clamp_min(1), moments[1] / moments[0].clamp_min(1)
+    squares = reduce(torch.where(mask, (x - mean) ** 2, 0).sum())
+    scale = (squares / (count - 1).clamp_min(1) + eps).rsqrt()
+    return torch.where(mask, (x - mean) * scale, 0).to(values.dtype)
+
+
+def policy_steps_first(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """[B,T] column order that puts each row's policy steps first, in time order: recursions then skip environment tokens."""
+    return torch.sort((~mask).to(torch.uint8), dim=1, stable=True).indices
+
+
+def rewards_per_step(batch: Trajectories) -> Float[Tensor, "B T"]:
+    """[B,T] step rewards with the outcome added at the last policy step; 0 where the policy did not act."""
+    some = batch.step_reward if batch.step_reward is not None else batch.reward
+    if some is None:
+        some = batch.require("reward", "the advantage")
+    steps = torch.zeros(batch.mask.shape, dtype=some.dtype, device=some.device)
+    if batch.step_reward is not None:
+        steps = torch.where(batch.mask, batch.step_reward, 0)
+    if batch.reward is not None:
+        outcome = torch.where(batch.mask.any(1), batch.reward, 0)
+        steps = steps.scatter_add(1, batch.last_step().unsqueeze(1), outcome.unsqueeze(1))
+    return steps
+
+
+def generalized_advantage(
+    reward: Float[Tensor, "B T"],
+    value: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    gamma: float,
+    lam: float,
+    *,
+    terminated: Bool[Tensor, "B T"] | None = None,
+    truncated: Bool[Tensor, "B T"] | None = None,
+    bootstrap_value: Float[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """Generalised advantage estimation over each row's policy steps (environment tokens between them are skipped).
+
+        delta_t = r_t + gamma · V_{t+1} − V_t,     A_t = delta_t + gamma · lam · A_{t+1}
+
+    After a terminated step V_{t+1} = 0; after a truncated step, and at the end of the window, V_{t+1} = `bootstrap_value` (0 if not
+    given); in all three A_{t+1} = 0. Source: Schulman et al. 2016, arXiv 1506.02438.
+    """
+    order = policy_steps_first(mask)
+    zero = torch.zeros_like(value)
+    no = torch.zeros_like(mask)
+
+    def ordered(tensor: Tensor | None, default: Tensor) -> Tensor:
+        return torch.where(mask, default if tensor is None else tensor, default).gather(1, order)
+
+    r, v, boot = ordered(reward, zero), ordered(value, zero), ordered(bootstrap_value, zero)
+    end, cut, live = ordered(terminated, no), ordered(truncated, no), mask.gather(1, order)
+    following = torch.cat([live[:, 1:], no[:, :1]], 1) & ~end & ~cut
+    next_value = torch.where(following, torch.cat([v[:, 1:], zero[:, :1]], 1), torch.where(end, zero, boot))
+    delta = torch.where(live, r + gamma * next_value - v, 0)
+    decay = torch.where(following, gamma * lam, 0.0).to(delta.dtype)
+    advantage = torch.zeros_like(delta)
+    running = torch.zeros_like(delta[:, 0])
+    for t in range(delta.shape[1] - 1, -1, -1):
+        running = delta[:, t] + decay[:, t] * running
+        advantage[:, t] = running
+    return torch.zeros_like(advantage).scatter(1, order, advantage)
+
+
+@dataclass(frozen=True)
+class GAE(Advantage):
+    """Generalised advantage estimation against the critic's values; see `generalized_advantage`.
+
+    `normalize`: whiten over all policy tokens of the batch. The value target is Â (before whitening) + V.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    gamma: float = 1.0
+    lam: float = 0.95
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
+            raise InputError(f"GAE(gamma={self.gamma}, lam={self.lam}); accepted: both in [0, 1]")
+
+    def raw(self, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
+        """[B,T] without whitening."""
+        key = ("gae", self.gamma, self.lam)
+        if key not in planning.memo:
+            value = batch.require("value", "GAE")
+            planning.memo[key] = generalized_advantage(
+                rewards_per_step(batch).to(value.dtype),
+                value,
+                batch.mask,
+                self.gamma,
+                self.lam,
+                terminated=batch.terminated,
+                truncated=batch.truncated,
+                bootstrap_value=batch.bootstrap_value,
+            )
+        return planning.memo[key]
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        planning = planning or Planning()
+        advantage = self.raw(batch, planning)
+        return whiten(advantage, batch.mask, planning.reduce) if self.normalize else advantage
+
+
+@dataclass(frozen=True)
+class BatchWhitened(Advantage):
+    """REINFORCE++: reward-to-go of each token, (G_t − mean) / std over all policy tokens of the BATCH, not of the group.
+
+    `gamma` discounts over policy tokens. Source: arXiv 2501.03262.
+    """
+
+    gamma: float = 1.0
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        reward = rewards_per_step(batch)
+        to_go = generalized_advantage(
+            reward,
+            torch.zeros_like(reward),
+            batch.mask,
+            self.gamma,
+            1.0,
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+        )
+        return whiten(to_go, batch.mask, (planning or Planning()).reduce)
+
+
+@dataclass(frozen=True)
+class EntropyScaled(Advantage):
+    """Â = scale · exp(sign · H_i), H_i the mean token entropy of the row under the current policy, detached.
+
+    SRFT's row weights: 0.5·exp(−H) on demonstrations, 0.1·exp(+H) on correct rollouts. Source: arXiv 2506.19767.
+    """
+
+    dynamic: ClassVar[bool] = True
+    needs_entropy: ClassVar[bool] = True
+    scale: float = 0.5
+    sign: Literal[-1, 1] = -1
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        if now is None:
+            raise InputError("EntropyScaled depends on the current policy: call it with `now`")
+        entropy = torch.where(batch.mask, now.entropy_of("EntropyScaled").detach(), 0)
+        mean = entropy.sum(1) / batch.mask.sum(1).clamp_min(1)
+        return spread(self.scale * torch.exp(self.sign * mean), batch)
+
+
+@dataclass(frozen=True)
+class BySuccess(Advantage):
+    """Â = `success`'s value where R > `threshold`, `failure`'s elsewhere."""
+
+    success: Advantage = Constant(1.0)
+    failure: Advantage = Constant(-1.0)
+    threshold: float = 0.0
+
+    @property
+    def is_dynamic(self) -> bool:
+        return self.success.is_dynamic or self.failure.is_dynamic
+
+    @property
+    def reads_entropy(self) -> bool:
+        return self.success.reads_entropy or self.failure.reads_entropy
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.success.reads | self.failure.reads
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        good = spread(batch.total_reward() > self.threshold, batch)
+        return torch.where(good, self.success(batch, now, planning), self.failure(batch, now, planning))
+
+
+__all__ = [
+    "GAE",
+    "ROLLOUTS",
+    "UNION",
+    "Advantage",
+    "BatchWhitened",
+    "BySuccess",
+    "Combination",
+    "Constant",
+    "EntropyScaled",
+    "GroupAdvantage",
+    "GroupCentered",
+    "GroupStandardized",
+    "LeaveOneOut",
+    "Outcome",
+    "Planning",
+]

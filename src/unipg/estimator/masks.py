@@ -1,0 +1,127 @@
+"""Stabilisation masks `1_stable`: which tokens may move the policy.
+
+A mask is a part called as `mask(log_ratio, advantage, batch)` with detached tensors, and returns `[B,T]` bool. `log_ratio` is
+`log pi_theta − log pi_old`, 0 wherever the policy did not act. A silenced token still counts in the aggregate's denominator.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError
+from unipg.estimator.parts import Part
+from unipg.shapes import Bool, Float
+from unipg.trajectories import Trajectories
+
+
+@dataclass(frozen=True)
+class Mask(Part):
+    """Base class. `ratio_field` names the log-probability the ratio is taken to; None where no ratio is read."""
+
+    @property
+    def ratio_field(self) -> str | None:
+        return None
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        raise NotImplementedError(type(self).__name__)
+
+    def __and__(self, other: Mask) -> Mask:
+        return Both(self, other)
+
+
+@dataclass(frozen=True)
+class Everything(Mask):
+    """1 everywhere: no stabilisation."""
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        return torch.ones_like(log_ratio, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class RatioClip(Mask):
+    """PPO's clip as an indicator, on each token's ratio r = pi_theta / pi_old.
+
+        0  iff  (A > 0 and r > 1 + high)  or  (A < 0 and r < 1 − low)  or  (A < 0 and r > dual)
+
+    `low`, `high`: distance from 1 that the ratio may go, in the direction the advantage pushes. `dual`: bound on the ratio itself for
+    negative advantages (dual clip, usually 3), None for none. Strict inequalities. Source: Schulman et al. 2017; Ye et al. 2020 (dual).
+    """
+
+    low: float = 0.2
+    high: float = 0.2
+    dual: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+        if self.dual is not None and self.dual <= 1:
+            raise InputError(f"RatioClip.dual is {self.dual}; accepted: a ratio above 1 (usually 3), or null for none")
+
+    @property
+    def ratio_field(self) -> str:
+        return "old_log_prob"
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        blocked = _outside(log_ratio, advantage, self.low, self.high)
+        if self.dual is not None:
+            blocked |= (advantage < 0) & (log_ratio > math.log(self.dual))
+        return ~blocked
+
+
+@dataclass(frozen=True)
+class SequenceClip(Mask):
+    """GSPO's clip: as `RatioClip`, on the geometric mean of a row's ratios s = exp(mean_t log r). Source: arXiv 2507.18071."""
+
+    low: float = 3e-4
+    high: float = 4e-4
+
+    def __post_init__(self) -> None:
+        _check_range(self, self.low, self.high)
+
+    @property
+    def ratio_field(self) -> str:
+        return "old_log_prob"
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        mean = sequence_mean(log_ratio, batch.mask).expand_as(log_ratio)
+        return ~_outside(mean, advantage, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Both(Mask):
+    """1 where both masks are 1 (`first & second`)."""
+
+    first: Mask
+    second: Mask
+
+    def __post_init__(self) -> None:
+        fields = {f for m in (self.first, self.second) if (f := m.ratio_field) is not None}
+        if len(fields) > 1:
+            raise InputError(f"masks on ratios to different policies cannot be joined: {sorted(fields)}")
+
+    @property
+    def ratio_field(self) -> str | None:
+        return self.first.ratio_field or self.second.ratio_field
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        return self.first(log_ratio, advantage, batch) & self.second(log_ratio, advantage, batch)
+
+
+def sequence_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
+    """[B,1] mean over each row's masked-in entries; 0 for a row without any."""
+    return torch.where(mask, values, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def _outside(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:
+    floor = math.log1p(-low) if low < 1 else -math.inf
+    return ((advantage > 0) & (log_ratio > math.log1p(high))) | ((advantage < 0) & (log_ratio < floor))
+
+
+def _check_range(mask: Mask, low: float, high: float) -> None:
+    if not 0 <= low <= 1 or high < 0:
+        raise InputError(
+            f"{type(mask).__name__}(low={low}, high={high}): both are distances of the ratio from 1; accepted: low in [0, 1], high >= 0"
+        )

@@ -1,0 +1,89 @@
+"""What every part of the estimator has in common: it says what it is, what it reads, and it is a value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from unipg.errors import InputError
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where training stands; what schedules and planning read."""
+
+    step: int = 0
+    """Optimiser steps done so far."""
+    total: int = 1
+    """Optimiser steps planned."""
+    learning_rate: float = 0.0
+
+    @property
+    def fraction(self) -> float:
+        """In [0, 1]."""
+        return min(1.0, self.step / max(1, self.total))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A weight that moves linearly from `start` to `end` over the given share of training, then stays."""
+
+    start: float
+    end: float
+    until: float = 1.0
+    """Share of training, in (0, 1], at which `end` is reached."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise InputError(f"Schedule.until is {self.until}; accepted: a share of training in (0, 1]")
+
+    def __call__(self, progress: Progress) -> float:
+        share = min(1.0, progress.fraction / self.until)
+        return self.start + (self.end - self.start) * share
+
+
+Weight = float | Schedule
+
+
+def weight_at(weight: Weight, progress: Progress) -> float:
+    return weight(progress) if isinstance(weight, Schedule) else float(weight)
+
+
+Reduce = Callable[[Tensor], Tensor]
+"""Sums a tensor of counts over all workers."""
+
+
+def alone(counts: Tensor) -> Tensor:
+    """The `Reduce` of a single worker."""
+    return counts
+
+
+class Part:
+    """A small immutable value with a symbol for tables, the batch fields it reads, and whether it needs the policy's entropy."""
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Fields of `Trajectories` that must be there before the model is run."""
+    needs_entropy: ClassVar[bool] = False
+
+    def symbol(self) -> str:
+        """A short name with its settings, for tables."""
+        settings = [
+            f"{f.name}={_short(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if f.repr and getattr(self, f.name) != f.default
+        ]
+        return type(self).__name__ + (f"({', '.join(settings)})" if settings else "")
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Part):
+        return value.symbol()
+    if isinstance(value, tuple):
+        return "+".join(_short(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(getattr(value, "name", value)).lower()

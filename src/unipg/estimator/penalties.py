@@ -1,0 +1,107 @@
+"""Penalties and further losses that are added to a policy gradient: KL, entropy, the critic's value loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError, nearest
+from unipg.estimator.advantages import GAE, Planning
+from unipg.estimator.policy_gradient import Record, Term
+from unipg.shapes import Float
+from unipg.trajectories import Evaluation, Trajectories
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def kl_estimate(log_prob: Float[Tensor, "*N"], anchor_log_prob: Float[Tensor, "*N"], estimator: KLEstimator) -> Float[Tensor, "*N"]:
+    """Per-sample estimate of KL(pi_theta || pi_anchor) from samples of pi_theta, d = log pi_theta − log pi_anchor.
+
+        k1 = d        unbiased, noisy, may be negative
+        k2 = d² / 2   biased value, low variance; its GRADIENT is the unbiased one of the KL
+        k3 = exp(−d) − 1 + d   unbiased value, never negative; its gradient is that of KL(pi_anchor || pi_theta) as seen from pi_theta
+
+    Source: Schulman 2020, "Approximating KL divergence".
+    """
+    d = log_prob - anchor_log_prob
+    if estimator == "k1":
+        return d
+    if estimator == "k2":
+        return 0.5 * d * d
+    if estimator == "k3":
+        return torch.expm1(-d) + d
+    raise InputError(f"KL estimator '{estimator}' does not exist; {nearest(str(estimator), ['k1', 'k2', 'k3'])}")
+
+
+@dataclass(frozen=True)
+class KLPenalty(Term):
+    """weight · KL(pi_theta || pi_anchor) in the loss, estimated per token.
+
+    Only `k2` and `k3` exist here. `k1` as a loss has the gradient ∇log pi_theta, which does not contain the anchor and is zero on average:
+    put k1 in the reward (`kl_in_reward`), where it is right, or use k2, whose gradient is what k1 was meant to have.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"anchor_log_prob"})
+    estimator: Literal["k2", "k3"] = field(default="k3", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.estimator not in ("k2", "k3"):
+            raise InputError(
+                f"KLPenalty(estimator='{self.estimator}'): accepted in the loss: k2, k3; the gradient of k1 as a loss has no anchor in it, "
+                "use k1 in the reward (kl_in_reward) or k2 here"
+            )
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        return kl_estimate(now.log_prob, batch.require("anchor_log_prob", "KLPenalty"), self.estimator), None
+
+
+def kl_in_reward(batch: Trajectories, weight: float, estimator: KLEstimator = "k1") -> Trajectories:
+    """The batch with `weight` · KL estimate subtracted from the reward of each policy step (old policy against anchor)."""
+    old = batch.require("old_log_prob", "kl_in_reward")
+    kl = kl_estimate(old, batch.require("anchor_log_prob", "kl_in_reward"), estimator)
+    penalty = torch.where(batch.mask, weight * kl, 0)
+    so_far = 0 if batch.step_reward is None else torch.where(batch.mask, batch.step_reward, 0)
+    return batch.replace(step_reward=so_far - penalty)
+
+
+@dataclass(frozen=True)
+class EntropyBonus(Term):
+    """−weight · H(pi_theta) per token: rewards staying undecided. The entropy is exact, over the whole distribution."""
+
+    needs_entropy: ClassVar[bool] = True
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        return -now.entropy_of("EntropyBonus"), None
+
+
+@dataclass(frozen=True)
+class ValueLoss(Term):
+    """weight · ½ (V − target)², target = raw GAE advantage + V_old, the critic's regression.
+
+    `clip`: PPO2's clipping of the value's change, max of the two squared errors; None for none.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    gae: GAE = field(default=GAE(), kw_only=True)
+    clip: float | None = field(default=None, kw_only=True)
+
+    @property
+    def reads_value(self) -> bool:
+        return True
+
+    def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+        return {"target": self.gae.raw(batch, planning) + batch.require("value", "ValueLoss")}
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        if now.value is None:
+            raise InputError("ValueLoss needs a policy with a value head")
+        target = batch.require(f"{name}/target", "ValueLoss")
+        error = (now.value - target) ** 2
+        if self.clip is not None:
+            old = batch.require("value", "ValueLoss")
+            clipped = old + (now.value - old).clamp(-self.clip, self.clip)
+            error = torch.maximum(error, (clipped - target) ** 2)
+        return 0.5 * error, None

@@ -1,0 +1,321 @@
+"""The estimator: four parts, how they multiply, and how several of them add up.
+
+    coefficient = 1_stable · Â · exp(log pi_theta − log pi_ref)       detached
+    loss        = − sum_{b,t} weight[b,t] · coefficient[b,t] · log pi_theta[b,t]
+
+The gradient of the loss is the paper's formula. Compare methods by gradients and coefficients, never by loss values.
+
+Three moments, so that no result depends on how a batch is cut: `prepare` sees the whole rollout batch (advantages, group statistics), `plan`
+sees the whole batch of one optimiser step (weights, from global counts), `loss` sees a micro-batch and only sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError, nearest
+from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
+from unipg.estimator.aggregation import Aggregate, TokenMean
+from unipg.estimator.likelihoods import Likelihood, Stepwise
+from unipg.estimator.masks import Everything, Mask
+from unipg.estimator.parts import Part, Weight, weight_at
+from unipg.estimator.references import CurrentPolicy, Reference
+from unipg.shapes import Bool, Float
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+LOG_RATIO_LIMIT = 20.0
+"""A token whose log pi_theta − log pi_ref exceeds this is masked and counted as `overflow`: exp would only add noise, then inf."""
+
+Surrogate = Literal["score", "ratio"]
+
+
+def coefficient(
+    log_prob: Float[Tensor, "B T"],
+    log_reference: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    stable: Bool[Tensor, "B T"],
+) -> Float[Tensor, "B T"]:
+    """1_stable · Â · pi_theta / pi_ref, detached: what multiplies ∇log pi. Silent where `stable` is 0, whatever stands there."""
+    log_weight = (log_prob - log_reference).detach()
+    stable = stable & (log_weight <= LOG_RATIO_LIMIT)
+    return torch.where(stable, torch.where(stable, advantage, 0).detach() * torch.exp(torch.where(stable, log_weight, 0)), 0)
+
+
+def per_token_loss(
+    log_prob: Float[Tensor, "B T"],
+    log_reference: Float[Tensor, "B T"],
+    advantage: Float[Tensor, "B T"],
+    stable: Bool[Tensor, "B T"],
+    surrogate: Surrogate = "score",
+) -> Float[Tensor, "B T"]:
+    """−1_stable · Â · (score: sg(pi_theta/pi_ref)·log pi_theta; ratio: pi_theta/sg(pi_ref)), with the graph. Equal gradients.
+
+    Both are silent where `stable` is 0. Masked positions must be excluded through `stable`.
+    """
+    factor = coefficient(log_prob, log_reference, advantage, stable)
+    live = factor != 0
+    if surrogate == "score":
+        return -factor * torch.where(live, log_prob, 0)
+    log_weight = torch.where(live, log_prob - log_reference.detach(), 0)
+    return -torch.where(live, advantage.detach(), 0) * torch.where(live, log_weight.exp(), 0)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a term saw in one micro-batch, before any truncation; for diagnostics only. All detached, `[N]` over its own tokens."""
+
+    term: str
+    log_ratio: Tensor
+    advantage: Tensor
+    stable: Tensor
+    coefficient: Tensor
+
+
+@dataclass(frozen=True)
+class Term(Part):
+    """One summand of an objective: which rows it takes, how it is aggregated, and its weight.
+
+    `rows`: sources of the rows it takes. `counted`: sources of the rows in its normalisation group, where they are more than those.
+    `row_weight`: name of a planned `[B]` tensor of weights (a gate's); a row of weight 0 still counts in the denominator unless
+    `count_weightless` is off. `name`: how it is called in metrics.
+    """
+
+    rows: tuple[Source, ...] = ROLLOUTS
+    counted: tuple[Source, ...] | None = None
+    aggregate: Aggregate = TokenMean()
+    weight: Weight = 1.0
+    row_weight: str | None = None
+    count_weightless: bool = True
+    name: str = ""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the batch that must be there."""
+        return self.needs
+
+    @property
+    def reads_entropy(self) -> bool:
+        return self.needs_entropy
+
+    @property
+    def reads_value(self) -> bool:
+        """Whether the current critic is evaluated."""
+        return False
+
+    def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+        """Tensors computed once on the whole rollout batch; kept as `planned["<name>/<key>"]`."""
+        return {}
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        """[B,T] loss of each token with the graph, finite everywhere, 0 or weightless where `batch.mask` is 0."""
+        raise NotImplementedError(type(self).__name__)
+
+    def is_silent(self, batch: Trajectories, name: str) -> Tensor:
+        """[B,T] bool: tokens whose loss provably has no gradient, known before the policy is run."""
+        return torch.zeros_like(batch.mask)
+
+    def token_weights(self, batch: Trajectories, planning: Planning) -> Tensor:
+        """[B,T] weights of this term's tokens over a whole optimiser step."""
+        counted = batch.rows_from(*(self.counted or self.rows))
+        weight = batch.rows_from(*self.rows).double()
+        if self.row_weight is not None:
+            weight = weight * batch.require(self.row_weight, f"term '{self.name or type(self).__name__}'").double()
+            counted = counted if self.count_weightless else counted & (weight != 0)
+        shares = self.aggregate(batch.mask & counted.unsqueeze(1), planning.reduce)
+        return weight_at(self.weight, planning.progress) * shares * weight.unsqueeze(1)
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective((self,)) + other
+
+    def __rmul__(self, factor: float) -> Term:
+        if isinstance(self.weight, float | int):
+            return dataclasses.replace(self, weight=factor * self.weight)
+        scaled = dataclasses.replace(self.weight, start=factor * self.weight.start, end=factor * self.weight.end)
+        return dataclasses.replace(self, weight=scaled)
+
+    __mul__ = __rmul__
+
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Tensor:
+        return Objective((self,))(now, batch, planning)
+
+
+@dataclass(frozen=True)
+class PolicyGradient(Term):
+    """The formula with its four parts.
+
+        PolicyGradient(mask=RatioClip(0.2, 0.2), reference=OldPolicy(), advantage=GroupStandardized(), aggregate=SequenceMeanTokenMean())
+
+    is GRPO. `surrogate` changes the loss's value, never its gradient.
+    """
+
+    advantage: Advantage = field(kw_only=True)
+    reference: Reference = field(default=CurrentPolicy(), kw_only=True)
+    mask: Mask = field(default=Everything(), kw_only=True)
+    likelihood: Likelihood = field(default=Stepwise(), kw_only=True)
+    surrogate: Surrogate = field(default="score", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.surrogate not in ("score", "ratio"):
+            raise InputError(f"surrogate '{self.surrogate}' does not exist; {nearest(str(self.surrogate), ['score', 'ratio'])}")
+        for name, kind in (("advantage", Advantage), ("reference", Reference), ("mask", Mask), ("likelihood", Likelihood)):
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} must be {kind.__name__} values such as those in unipg.estimator, not {getattr(self, name)!r}")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        ratio = self.mask.ratio_field
+        return self.reference.needs | self.mask.needs | self.advantage.reads | (frozenset({ratio}) if ratio else frozenset())
+
+    @property
+    def reads_entropy(self) -> bool:
+        return self.advantage.reads_entropy or self.mask.needs_entropy
+
+    def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+        return {} if self.advantage.is_dynamic else {"advantage": self.advantage(batch, None, planning)}
+
+    def is_silent(self, batch: Trajectories, name: str) -> Tensor:
+        if self.advantage.is_dynamic:
+            return torch.zeros_like(batch.mask)
+        return batch.require(f"{name}/advantage", "PolicyGradient") == 0
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        log_prob = self.likelihood(now)
+        lp = log_prob.detach()
+        log_reference = self.reference(lp, batch)
+        if self.advantage.is_dynamic:
+            advantage = self.advantage(batch, now.detach(), planning)
+        else:
+            advantage = batch.require(f"{name}/advantage", "PolicyGradient")
+        mine = batch.mask & batch.rows_from(*self.rows).unsqueeze(1)
+        ratio_field = self.mask.ratio_field
+        log_ratio = lp - (log_reference if ratio_field is None else batch.require(ratio_field, type(self.mask).__name__))
+        log_ratio = torch.where(mine, log_ratio, 0)
+        advantage = torch.where(mine, advantage, 0).to(lp.dtype)
+        stable = self.mask(log_ratio, advantage, batch) & mine
+        loss = per_token_loss(log_prob, log_reference, advantage, stable, self.surrogate)
+        factor = coefficient(lp, log_reference, advantage, stable)
+        return loss, Record(name, log_ratio[mine], advantage[mine], stable[mine], factor[mine])
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A sum of terms. A sum of weighted estimators is an estimator: SFT + RL hybrids, KL, entropy and value losses are all terms."""
+
+    terms: tuple[Term, ...]
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective(self.terms + (other.terms if isinstance(other, Objective) else (other,)))
+
+    def __rmul__(self, factor: float) -> Objective:
+        return Objective(tuple(factor * term for term in self.terms))
+
+    __mul__ = __rmul__
+
+    def named(self) -> Iterator[tuple[str, Term]]:
+        """Each term with its unique name."""
+        seen: dict[str, int] = {}
+        for term in self.terms:
+            name = term.name or _snake(type(term).__name__)
+            seen[name] = seen.get(name, 0) + 1
+            yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), term
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the batch that must be there."""
+        return frozenset().union(*(t.reads for t in self.terms))
+
+    @property
+    def reads_entropy(self) -> bool:
+        return any(t.reads_entropy for t in self.terms)
+
+    @property
+    def reads_value(self) -> bool:
+        return any(t.reads_value for t in self.terms)
+
+    def prepare(self, batch: Trajectories, planning: Planning | None = None) -> Trajectories:
+        """On the whole rollout batch: advantages, value targets. `planning` carries progress and the sum over workers."""
+        planning = planning or Planning()
+        quiet = silence(batch)
+        planned = {f"{name}/{k}": v for name, term in self.named() for k, v in term.prepared(quiet, planning).items()}
+        return batch.replace(planned={**batch.planned, **planned})
+
+    def plan(self, batch: Trajectories, planning: Planning | None = None) -> Trajectories:
+        """On the whole batch of one optimiser step: the weight of every token in every term, from global counts."""
+        planning = planning or Planning()
+        weights = {f"{name}/weight": term.token_weights(batch, planning) for name, term in self.named()}
+        return batch.replace(planned={**batch.planned, **weights})
+
+    def active_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
+        """[B] bool: rows of a planned batch that can move the policy. The others have provably zero gradient and need no forward."""
+        active = torch.zeros_like(batch.mask)
+        for name, term in self.named():
+            active |= (batch.require(f"{name}/weight", name) != 0) & ~term.is_silent(batch, name)
+        return active.any(1)
+
+    def loss(
+        self, now: Evaluation, batch: Trajectories, planning: Planning | None = None, *, records: list[Record] | None = None
+    ) -> Float[Tensor, ""]:
+        """The loss of a micro-batch of a planned batch; the losses of all micro-batches add up to the loss of the whole.
+
+        Without `old_log_prob` in the batch the current policy is taken to be the old one: the ratio is 1, to the last bit.
+        """
+        planning = planning or Planning()
+        if now.log_prob.shape != batch.mask.shape:
+            raise InputError(f"log_prob is {list(now.log_prob.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
+        quiet = silence(batch)
+        quiet_now = Evaluation(*(None if t is None else torch.where(batch.mask, t, 0) for t in (now.log_prob, now.entropy, now.value)))  # type: ignore[arg-type]
+        if quiet.old_log_prob is None and "old_log_prob" in self.reads:
+            quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
+        total = quiet_now.log_prob.sum() * 0.0  # an empty group gives 0 and a usable graph
+        for name, term in self.named():
+            weight = batch.require(f"{name}/weight", name).to(now.log_prob.dtype)
+            loss, record = term.per_token(quiet_now, quiet, name, planning)
+            total = total + (weight * loss).sum()
+            if records is not None and record is not None:
+                records.append(record)
+        return total
+
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:
+        """Prepare, plan and evaluate a whole batch at once: the estimator on tensors, without model or trainer."""
+        planning = planning or Planning()
+        check_log_probs(now.log_prob, batch, "log_prob")
+        for name in ("old_log_prob", "behaviour_log_prob", "anchor_log_prob"):
+            if getattr(batch, name) is not None and name in self.reads:
+                check_log_probs(getattr(batch, name), batch, name)
+        return self.loss(now, self.plan(self.prepare(batch, planning), planning), planning)
+
+
+def silence(batch: Trajectories) -> Trajectories:
+    """The batch with every floating `[B,T]` tensor 0 where the policy did not act, so that nothing there can leak."""
+    shape = batch.mask.shape
+
+    def quiet(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or not tensor.is_floating_point() or tensor.shape != shape:
+            return tensor
+        return torch.where(batch.mask, tensor, 0)
+
+    fields = ("step_reward", "behaviour_log_prob", "old_log_prob", "anchor_log_prob", "value", "bootstrap_value")
+    return batch.replace(**{name: quiet(getattr(batch, name)) for name in fields}, planned={k: quiet(v) for k, v in batch.planned.items()})
+
+
+def check_log_probs(log_prob: Tensor, batch: Trajectories, name: str) -> None:
+    """Refuses NaN, +inf and −inf (a sampled action of probability 0) where the policy acted, naming row and position."""
+    if log_prob.shape != batch.mask.shape:
+        raise InputError(f"{name} is {list(log_prob.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
+    bad = batch.mask & ~torch.isfinite(log_prob.detach())
+    if bad.any():
+        row, step = (int(i) for i in bad.nonzero()[0])
+        value = float(log_prob[row, step])
+        why = " (an action that was sampled cannot have probability 0)" if value == float("-inf") else ""
+        raise InputError(f"{name} is {value} at row {row}, position {step}{why}")

@@ -1,0 +1,252 @@
+"""The one carrier: what was done, how likely it was, how it was rewarded.
+
+Belongs here: the fields every method shares and the row operations on them (select, join, pad, move). Does not belong here: how a
+trajectory is drawn (`rollouts/`), scored (`tasks/`) or turned into a gradient (`estimator/`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError, nearest
+
+
+class Source(enum.IntEnum):
+    """Where a row comes from. What makes SFT differ from REINFORCE with advantage 1 is only this."""
+
+    ROLLOUT = 0
+    DEMONSTRATION = 1
+    PREFERENCE = 2
+    REPLAY = 3
+
+
+@dataclass
+class Trajectories:
+    """A batch of `B` trajectories of at most `T` tokens or steps, padded on the right.
+
+    Language: `action` holds prompt, answer and (in several turns) environment tokens in order; `mask` is 1 on the tokens the policy
+    chose. Control: `observation [B,T,…]` and `action [B,T,…]` per step. Everything here is detached; the graph lives in `Evaluation`.
+
+    Shapes: `[B,T]` per token or step, `[B]` per row. Entries where `mask` is 0 may hold anything, NaN included.
+    """
+
+    action: Tensor
+    """[B,T] token ids or discrete actions (int64), or [B,T,A] continuous actions."""
+    mask: Tensor
+    """[B,T] bool: 1 where the policy chose the action."""
+    present: Tensor | None = None
+    """[B,T] bool: 1 where there is anything at all (prompt, answer, environment); 0 is padding. Default: all 1."""
+    observation: Tensor | None = None
+    """[B,T,…] what a control policy saw before each step; language policies read `action` itself."""
+    group: Tensor | None = None
+    """[B] int64: which prompt or start state the row answers. Default: each row its own group."""
+    source: Tensor | None = None
+    """[B] int64: a `Source`. Default: all rollouts."""
+    reward: Tensor | None = None
+    """[B] outcome of the whole trajectory, earned at its last policy step."""
+    step_reward: Tensor | None = None
+    """[B,T] reward after each step (control; penalties put in the reward)."""
+    terminated: Tensor | None = None
+    """[B,T] bool: the episode ended after this step (end of sequence); nothing follows."""
+    truncated: Tensor | None = None
+    """[B,T] bool: a limit stopped it after this step; `bootstrap_value` says what would have followed. A row that ends with neither
+    flag is cut by the window and goes on elsewhere."""
+    behaviour_log_prob: Tensor | None = None
+    """[B,T] log-probability under the policy that sampled, as the sampler recorded it."""
+    old_log_prob: Tensor | None = None
+    """[B,T] log-probability under the policy as it was when this batch was assembled, taken by the training network."""
+    anchor_log_prob: Tensor | None = None
+    """[B,T] log-probability under the policy a KL is measured against."""
+    value: Tensor | None = None
+    """[B,T] the critic's value before each step, when the batch was assembled."""
+    bootstrap_value: Tensor | None = None
+    """[B,T] the critic's value of the state after a step at which the trajectory is truncated or cut by the window."""
+    planned: dict[str, Tensor] = field(default_factory=dict)
+    """What planning adds, by name: [B], [B,T] … (`<term>/advantage`, `<term>/weight`, gate weights)."""
+    annotations: dict[str, list[Any]] = field(default_factory=dict)
+    """Free-form facts per row that advantages and reports read (extracted answers, strata, tool calls)."""
+
+    def __post_init__(self) -> None:
+        rows, steps = self.mask.shape[:2]
+        if self.action.shape[:2] != self.mask.shape:
+            raise InputError(f"action is {list(self.action.shape)} but mask is {list(self.mask.shape)}; they must share [B,T]")
+        device = self.mask.device
+        self.mask = self.mask.bool()
+        if self.present is None:
+            self.present = torch.ones(rows, steps, dtype=torch.bool, device=device)
+        if self.group is None:
+            self.group = torch.arange(rows, device=device)
+        if self.source is None:
+            self.source = torch.full((rows,), int(Source.ROLLOUT), device=device)
+        for name in self.tensor_fields():
+            tensor = getattr(self, name)
+            want = (rows,) if name in _ROW_FIELDS else (rows, steps)
+            if tensor is not None and tuple(tensor.shape[: len(want)]) != want:
+                raise InputError(f"{name} is {list(tensor.shape)} but must start with {list(want)}")
+
+    @classmethod
+    def tensor_fields(cls) -> list[str]:
+        return [f.name for f in dataclasses.fields(cls) if f.name not in ("planned", "annotations")]
+
+    def __len__(self) -> int:
+        return self.mask.shape[0]
+
+    def require(self, name: str, who: str) -> Tensor:
+        """The field or planned tensor `name`, or an error that says who needed it."""
+        tensor = self.planned.get(name) if name in self.planned else getattr(self, name, None)
+        if tensor is None:
+            have = [f for f in self.tensor_fields() if getattr(self, f) is not None] + list(self.planned)
+            raise InputError(f"{who} needs the field '{name}', which this batch does not carry; {nearest(name, have)}")
+        return tensor
+
+    def rows_from(self, *sources: Source) -> Tensor:
+        """[B] bool: the rows that come from any of `sources`."""
+        assert self.source is not None
+        return torch.isin(self.source, torch.tensor([int(s) for s in sources], device=self.source.device))
+
+    def total_reward(self) -> Tensor:
+        """[B] outcome plus the sum of the step rewards over the policy's own steps."""
+        if self.reward is None and self.step_reward is None:
+            self.require("reward", "the advantage")
+        total = torch.zeros(len(self), device=self.mask.device, dtype=_float_of(self.reward, self.step_reward))
+        if self.reward is not None:
+            total = total + self.reward
+        if self.step_reward is not None:
+            total = total + torch.where(self.mask, self.step_reward, 0).sum(1)
+        return total
+
+    def last_step(self) -> Tensor:
+        """[B] index of the last policy step of each row (0 for a row without one)."""
+        steps = torch.arange(self.mask.shape[1], device=self.mask.device)
+        return torch.where(self.mask, steps, -1).amax(1).clamp_min(0)
+
+    def _map(self, change: Callable[[Tensor], Tensor], annotations: Callable[[list[Any]], list[Any]] = list) -> Trajectories:
+        values = {n: None if (t := getattr(self, n)) is None else change(t) for n in self.tensor_fields()}
+        planned = {name: change(tensor) for name, tensor in self.planned.items()}
+        return Trajectories(**values, planned=planned, annotations={k: annotations(v) for k, v in self.annotations.items()})
+
+    def select(self, rows: Tensor | Sequence[int]) -> Trajectories:
+        """The given rows (int64 indices or a [B] bool mask), in that order."""
+        index = torch.as_tensor(rows, device=self.mask.device)
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(-1)
+        index = index.long()
+        order = index.tolist() if self.annotations else []
+        return self._map(lambda t: t[index], lambda items: [items[i] for i in order])
+
+    def trim(self) -> Trajectories:
+        """Without the columns that are padding in every row."""
+        assert self.present is not None
+        used = self.present.any(0).nonzero()
+        steps = int(used.max()) + 1 if len(used) else 1
+        if steps == self.mask.shape[1]:
+            return self
+        width = self.mask.shape[1]
+        return self._map(lambda t: t[:, :steps] if t.ndim > 1 and t.shape[1] == width else t)
+
+    def to(self, device: torch.device | str) -> Trajectories:
+        return self._map(lambda t: t.to(device))
+
+    def replace(self, **changes: Any) -> Trajectories:
+        """A shallow copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def with_planned(self, **tensors: Tensor) -> Trajectories:
+        """A shallow copy with more planned tensors; `__` in a keyword stands for `/`."""
+        return dataclasses.replace(self, planned={**self.planned, **{k.replace("__", "/"): v for k, v in tensors.items()}})
+
+    def as_steps(self) -> Trajectories:
+        """Every policy step as a row of its own `[N,1]`: for policies without memory, whose steps may be shuffled and split freely.
+
+        `[B]` fields are repeated for each of the row's steps; steps where `mask` is 0 are left out.
+        """
+        rows, steps = self.mask.shape
+        keep = self.mask.reshape(-1)
+        owner = torch.arange(rows, device=self.mask.device).repeat_interleave(steps)[keep]
+
+        def flatten(tensor: Tensor) -> Tensor:
+            if tensor.ndim > 1 and tensor.shape[1] == steps:
+                return tensor.reshape(rows * steps, 1, *tensor.shape[2:])[keep]
+            return tensor[owner]
+
+        owners = owner.tolist() if self.annotations else []
+        return self._map(flatten, lambda items: [items[i] for i in owners])
+
+    @staticmethod
+    def join(batches: Iterable[Trajectories]) -> Trajectories:
+        """Rows of several batches, padded to the longest. A field that some batches lack is filled with zeros for their rows."""
+        parts = [b for b in batches if b is not None]
+        if not parts:
+            raise InputError("nothing to join: no trajectories were given")
+        if len(parts) == 1:
+            return parts[0]
+        width = max(b.mask.shape[1] for b in parts)
+
+        def pad(tensor: Tensor, steps: int) -> Tensor:
+            if tensor.ndim < 2 or tensor.shape[1] != steps or steps == width:
+                return tensor
+            return torch.nn.functional.pad(tensor, (0, 0) * (tensor.ndim - 2) + (0, width - steps))
+
+        def column(tensors: list[Tensor | None]) -> Tensor | None:
+            some = next((t for t in tensors if t is not None), None)
+            if some is None:
+                return None
+            filled = []
+            for batch, tensor in zip(parts, tensors, strict=True):
+                steps = batch.mask.shape[1]
+                if tensor is None:
+                    per_step = some.ndim > 1
+                    shape = (len(batch), width, *some.shape[2:]) if per_step else (len(batch),)
+                    filled.append(torch.zeros(shape, dtype=some.dtype, device=some.device))
+                else:
+                    filled.append(pad(tensor, steps))
+            return torch.cat(filled)
+
+        values: dict[str, Any] = {n: column([getattr(b, n) for b in parts]) for n in Trajectories.tensor_fields()}
+        names = dict.fromkeys(name for b in parts for name in b.planned)
+        planned = {name: column([b.planned.get(name) for b in parts]) for name in names}
+        keys = dict.fromkeys(key for b in parts for key in b.annotations)
+        annotations = {key: [item for b in parts for item in b.annotations.get(key, [None] * len(b))] for key in keys}
+        return Trajectories(**values, planned={k: v for k, v in planned.items() if v is not None}, annotations=annotations)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values for a checkpoint; `Trajectories(**state)` restores it."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+_ROW_FIELDS = frozenset({"group", "source", "reward"})
+
+
+def _float_of(*tensors: Tensor | None) -> torch.dtype:
+    for tensor in tensors:
+        if tensor is not None and tensor.is_floating_point():
+            return tensor.dtype
+    return torch.get_default_dtype()
+
+
+@dataclass
+class Evaluation:
+    """What the current policy says of a batch: the only place where the graph lives."""
+
+    log_prob: Tensor
+    """[B,T] log-probability of each action, with the graph."""
+    entropy: Tensor | None = None
+    """[B,T] entropy of the distribution each action was drawn from, in nats."""
+    value: Tensor | None = None
+    """[B,T] the critic's value before each step."""
+
+    def detach(self) -> Evaluation:
+        return Evaluation(*(None if t is None else t.detach() for t in (self.log_prob, self.entropy, self.value)))  # type: ignore[arg-type]
+
+    def entropy_of(self, who: str) -> Tensor:
+        """[B,T] the entropy, or an error that says who needed it."""
+        if self.entropy is None:
+            raise InputError(f"{who} needs the policy's entropy, which was not evaluated")
+        return self.entropy
