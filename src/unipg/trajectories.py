@@ -128,7 +128,7 @@ class Trajectories:
         return torch.where(self.mask, steps, -1).amax(1).clamp_min(0)
 
     def _map(self, change: Callable[[Tensor], Tensor], annotations: Callable[[list[Any]], list[Any]] = list) -> Trajectories:
-        values = {n: None if (t := getattr(self, n)) is None else change(t) for n in self.tensor_fields()}
+        values: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else change(t) for n in self.tensor_fields()}
         planned = {name: change(tensor) for name, tensor in self.planned.items()}
         return Trajectories(**values, planned=planned, annotations={k: annotations(v) for k, v in self.annotations.items()})
 

@@ -1,7 +1,7 @@
 """Aggregation: how per-token terms become one number, normalised globally.
 
-An aggregate is a weight `[B,T]` per token, computed once from the whole optimiser step's batch (and, with several workers, from counts summed
-over all of them). A micro-batch's loss is then a plain weighted sum, so the gradient cannot depend on how the batch was cut.
+An aggregate is a weight `[B,T]` per token, computed once from the whole optimiser step's batch (with several workers, from counts
+summed over all of them). A micro-batch's loss is then a plain weighted sum, so the gradient cannot depend on how the batch was cut.
 
     loss = - sum_{b,t} weight[b,t] · x[b,t]
 

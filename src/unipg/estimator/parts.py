@@ -70,11 +70,11 @@ class Part:
     needs_entropy: ClassVar[bool] = False
 
     def symbol(self) -> str:
-        """A short name with its settings, for tables."""
+        """A short name with its settings, for tables. Settings that are switched off (None) and default row sources are left out."""
         settings = [
-            f"{f.name}={_short(getattr(self, f.name))}"
+            f"{f.name}={_short(value)}"
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if f.repr and getattr(self, f.name) != f.default
+            if (value := getattr(self, f.name)) is not None and not (isinstance(value, tuple) and value == f.default)
         ]
         return type(self).__name__ + (f"({', '.join(settings)})" if settings else "")
 

@@ -5,8 +5,8 @@
 
 The gradient of the loss is the paper's formula. Compare methods by gradients and coefficients, never by loss values.
 
-Three moments, so that no result depends on how a batch is cut: `prepare` sees the whole rollout batch (advantages, group statistics), `plan`
-sees the whole batch of one optimiser step (weights, from global counts), `loss` sees a micro-batch and only sums.
+Three moments, so that no result depends on how a batch is cut: `prepare` sees the whole rollout batch (advantages, group statistics),
+`plan` sees the whole batch of one optimiser step (weights, from global counts), `loss` sees a micro-batch and only sums.
 """
 
 from __future__ import annotations

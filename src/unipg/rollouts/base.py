@@ -1,0 +1,77 @@
+"""What the loop asks of a source of experience."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unipg.policies.base import Policy
+from unipg.trajectories import Trajectories
+
+
+class Interrupted(Exception):
+    """Raised inside `collect` when the user asked to stop; the iteration is given up and can be repeated exactly."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one call of `collect` is asked for."""
+
+    iteration: int
+    round: int = 0
+    """0, and 1, 2 … while a batch is topped up (dynamic sampling)."""
+    share: float = 1.0
+    """Share of the full number of prompts that is still missing, in (0, 1]."""
+    rollouts: int = 1
+    """Rollouts per prompt; 0 for none."""
+    demonstrations: bool = False
+    """Whether rows with the prompts' demonstrations are wanted."""
+    score_demonstrations: bool = False
+    value: bool = False
+    """Whether the critic's values are wanted with the trajectories."""
+    seed: int = 0
+    """The run's seed; draw with `seeding.generator(seed, "…", iteration, round)`."""
+    should_stop: Callable[[], bool] = bool
+    """Polled during long sampling; when true, raise `Interrupted`."""
+
+
+@dataclass
+class EvaluationResult:
+    """Held-out performance on one task."""
+
+    task: str
+    metrics: dict[str, dict[str, float]]
+    """By name (`pass@1`, `return`): `value`, `low`, `high` (95 % interval) and `n`."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """A few answers: `prompt`, `answer`, `expected`, `reward`."""
+
+
+class Experience(ABC):
+    """Chooses what is asked, draws trajectories from the policy, and scores them."""
+
+    max_new_tokens: int
+    """Limit on the policy's own tokens (or steps) in one trajectory."""
+
+    @abstractmethod
+    def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+        """Scored trajectories, and metrics of the collection (`verifier/failures`, `length/mean` …)."""
+
+    def update(self, batch: Trajectories) -> None:
+        """Called after the step with the prepared batch; samplers learn from it."""
+
+    def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
+        """Held-out performance; `progress` is told the finished share in [0, 1]."""
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly (sampler position, running environments)."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+
+    def save(self, folder: Path) -> None:
+        """Writes what belongs beside the saved policy (a tokenizer)."""

@@ -1,0 +1,41 @@
+"""Items, tasks and verifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+Messages = list[dict[str, str]]
+"""A conversation: `[{"role": "user", "content": "…"}]`."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt and what is known about it."""
+
+    index: int
+    """Its place in the task; stable over runs."""
+    prompt: str | Messages
+    demonstrations: tuple[str, ...] = ()
+    """Good answers as text, without the prompt."""
+    expected: str | None = None
+    """The reference answer, where there is one."""
+    fields: dict[str, Any] = field(default_factory=dict)
+    """The whole row it came from, for verifiers."""
+    place: str = ""
+    """Where it came from, for errors: `train.jsonl line 7`."""
+
+
+class Verifier(Protocol):
+    """Scores one answer. Any Python callable of this shape will do."""
+
+    def __call__(self, answer: str, item: Item) -> float: ...
+
+
+class Task(Protocol):
+    """A fixed sequence of items with one verifier."""
+
+    name: str
+    items: Sequence[Item]
+    verifier: Verifier
