@@ -25,5 +25,5 @@ def seed_everything(seed: int, *names: object) -> None:
 
     value = derived_seed(seed, *names)
     random.seed(value)
-    numpy.random.seed(value % 2**32)
+    numpy.random.seed(value % 2**32)  # noqa: NPY002  (user code may use the global generator)
     torch.manual_seed(value)
