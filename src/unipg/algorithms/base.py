@@ -40,11 +40,16 @@ class Algorithm:
     """The coefficient on ∇log pi, and what is summed."""
     deviations: ClassVar[tuple[str, ...]] = ()
     """Where paper and released code differ, and which one the default follows."""
+    bias: ClassVar[str] = ""
+    """Why the expected gradient does not point along that of the expected reward (or of the demonstrations' likelihood); empty: it does."""
     claim: ClassVar[str] = ""
+    """The script that checks the published claim."""
     demonstrations: ClassVar[Literal["none", "optional", "required"]] = "none"
     uses_rollouts: ClassVar[bool] = True
     scores_demonstrations: ClassVar[bool] = False
     """Whether the demonstrations' own rewards are read."""
+    counts_successes: ClassVar[bool] = False
+    """Whether rewards must be 0 or 1 unless a threshold is given."""
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
 

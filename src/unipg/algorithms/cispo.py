@@ -15,6 +15,7 @@ class CISPO(Algorithm):
     title = "Clipped importance-sampling policy optimisation"
     paper = "arXiv 2506.13585"
     equation = "coefficient = clip(r, 1 − low, 1 + high) · (R_j − mean_G R) / (std_G R + 1e-6)"
+    bias = "Dividing by the group's own standard deviation; off policy also the truncation of the weight."
     needs_group = 2
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2")
@@ -36,6 +37,7 @@ class MaskedCISPO(Algorithm):
     title = "CISPO with a mask"
     paper = "arXiv 2509.04419, Table 1, row 5"
     equation = "coefficient = 1_Clip · (R_j − mean_G R) / (std_G R + 1e-6) · r"
+    bias = "Dividing by the group's own standard deviation; off policy also the mask."
     deviations = ("The published CISPO drops no token (algorithm `cispo`); the unifying paper's table has this masked form.",)
     needs_group = 2
 

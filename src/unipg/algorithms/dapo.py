@@ -18,6 +18,7 @@ class DAPO(Algorithm):
     title = "Decoupled clip and dynamic sampling policy optimisation"
     paper = "arXiv 2503.14476"
     equation = "coefficient = 1_Clip(0.2, 0.28) · (R_j − mean_G R) / (std_G R + 1e-6) · r;  token mean"
+    bias = "Dividing by the group's own standard deviation, and prompts without signal are dropped."
     needs_group = 2
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2; the paper uses 16")

@@ -18,6 +18,7 @@ class DFT(SFT):
     title = "Dynamic fine-tuning"
     paper = "arXiv 2508.05629"
     equation = "coefficient = pi_theta;  token mean over demonstrations"
+    bias = "Tokens are weighted by their own probability, so likely tokens learn faster: a biased gradient of the likelihood, by design."
 
     def objective(self, setting: Setting) -> PolicyGradient:
         return PolicyGradient(

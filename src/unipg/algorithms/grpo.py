@@ -17,6 +17,7 @@ class GRPO(Algorithm):
     title = "Group relative policy optimisation"
     paper = "arXiv 2402.03300"
     equation = "coefficient = 1_Clip · (R_j − mean_G R) / (std_G R + 1e-6) · r,  r = pi_theta / pi_old"
+    bias = "Dividing by the group's own standard deviation favours prompts that are nearly solved or nearly failed."
     deviations = ("KL: the paper adds 0.04 · k3 to the loss, most code of 2025 leaves it out; default 0, set kl: 0.04 for the paper's.",)
     needs_group = 2
 

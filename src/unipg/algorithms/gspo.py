@@ -15,6 +15,7 @@ class GSPO(Algorithm):
     title = "Group sequence policy optimisation"
     paper = "arXiv 2507.18071"
     equation = "coefficient = 1_SeqClip · (R_j − mean_G R) / (std_G R + 1e-6) · s;  mean over rows of the mean over tokens"
+    bias = "Dividing by the group's own standard deviation; off policy the sequence ratio is a geometric mean."
     needs_group = 2
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2")

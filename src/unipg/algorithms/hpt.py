@@ -46,6 +46,7 @@ class HPT(Algorithm):
     title = "Hybrid post-training"
     paper = "arXiv 2509.04419"
     equation = "P > gamma: (R_j − mean_G R) · r, sum / limit on new tokens;  else: 1 on the demonstration, token mean"
+    bias = "Gated prompts follow the demonstration instead of the reward; the entropy bonus is added."
     deviations = (
         "The paper's equation 11 prints a clip and a division by the std; the released scripts run neither: clip and use_std, default off.",
         "The released code averages SFT per micro-batch and sums RL over the padded width, so their ratio depends on the batch; here both "
@@ -53,6 +54,7 @@ class HPT(Algorithm):
     )
     claim = "benchmarks/claims/hpt.py"
     demonstrations = "required"
+    counts_successes = True
 
     rollouts: int = setting(8, "rollouts per prompt", "arXiv 2509.04419")
     gamma: float = setting(0.0, "supervise where the success rate is at most this; −1: never, 1: always", "0 for Qwen2.5, 2/8 for Llama")

@@ -31,6 +31,7 @@ class LUFFY(Algorithm):
     title = "Learning to reason under off-policy guidance"
     paper = "arXiv 2504.14945; arXiv 2509.04419, Table 1, row 8"
     equation = "rollouts: Â · r;  demonstrations: Â · f'(pi_theta) · pi_theta, f(p) = p / (p + shape);  Â = R_j − mean_{G_on ∪ G_off} R"
+    bias = "Demonstrations are not importance-corrected (pi_ref = 1) and enter the baseline."
     deviations = (
         "The table divides Â by the group's std; the scripts do not: use_std, default off as in the scripts.",
         "The table takes the mean over rollouts and demonstrations, the released code over rollouts only: union_baseline, default on.",

@@ -17,6 +17,7 @@ class ReinforcePlusPlus(KLInReward, Algorithm):
     title = "REINFORCE++"
     paper = "arXiv 2501.03262"
     equation = "coefficient = 1_Clip · Â · r,  Â = (G_t − mean_batch) / std_batch,  r = pi_theta / pi_old"
+    bias = "Whitening divides by a standard deviation that depends on the sampled batch."
 
     rollouts: int = setting(8, "rollouts per prompt")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 2501.03262")

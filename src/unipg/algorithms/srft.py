@@ -32,6 +32,7 @@ class SRFT(Algorithm):
     title = "Supervised reinforcement fine-tuning"
     paper = "arXiv 2506.19767; arXiv 2509.04419, Table 1, row 7"
     equation = "demonstrations: 0.5·exp(−H) + Â · pi_theta;  rollouts: +0.1·exp(H) if R > 0 else −1"
+    bias = "A sum of three estimators with different objectives; the entropy weights are not importance weights."
     deviations = (
         "Reinforcement on demonstrations: the table weights by pi_theta, the released code reshapes by p / (p + 0.1): variant.",
         "The table divides Â by the group's std; the scripts do not: use_std, default off as in the scripts.",

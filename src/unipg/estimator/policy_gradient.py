@@ -121,6 +121,13 @@ class Term(Part):
         """[B,T] bool: tokens whose loss provably has no gradient, known before the policy is run."""
         return torch.zeros_like(batch.mask)
 
+    def touches(self, batch: Trajectories, name: str) -> Tensor:
+        """[B,T] bool: tokens of a prepared batch that this term may move, whatever its weight is at the moment."""
+        rows = batch.rows_from(*self.rows)
+        if self.row_weight is not None:
+            rows = rows & (batch.require(self.row_weight, f"term '{name}'") != 0)
+        return batch.mask & rows.unsqueeze(1) & ~self.is_silent(batch, name)
+
     def token_weights(self, batch: Trajectories, planning: Planning) -> Tensor:
         """[B,T] weights of this term's tokens over a whole optimiser step."""
         counted = batch.rows_from(*(self.counted or self.rows))
@@ -256,12 +263,9 @@ class Objective:
         weights = {f"{name}/weight": term.token_weights(batch, planning) for name, term in self.named()}
         return batch.replace(planned={**batch.planned, **weights})
 
-    def active_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
-        """[B] bool: rows of a planned batch that can move the policy. The others have provably zero gradient and need no forward."""
-        active = torch.zeros_like(batch.mask)
-        for name, term in self.named():
-            active |= (batch.require(f"{name}/weight", name) != 0) & ~term.is_silent(batch, name)
-        return active.any(1)
+    def touched_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
+        """[B] bool: rows of a prepared batch that can move the policy. The others have provably zero gradient and need no forward."""
+        return torch.stack([term.touches(batch, name) for name, term in self.named()]).any(0).any(1)
 
     def loss(
         self, now: Evaluation, batch: Trajectories, planning: Planning | None = None, *, records: list[Record] | None = None

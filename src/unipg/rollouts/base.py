@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from unipg.policies.base import Policy
@@ -34,6 +33,9 @@ class Demand:
     """Whether the critic's values are wanted with the trajectories."""
     seed: int = 0
     """The run's seed; draw with `seeding.generator(seed, "…", iteration, round)`."""
+    worker: int = 0
+    workers: int = 1
+    """Which share of the prompts is this worker's: every `workers`-th, from `worker` on."""
     should_stop: Callable[[], bool] = bool
     """Polled during long sampling; when true, raise `Interrupted`."""
 
@@ -72,6 +74,3 @@ class Experience(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
-
-    def save(self, folder: Path) -> None:
-        """Writes what belongs beside the saved policy (a tokenizer)."""

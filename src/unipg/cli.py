@@ -1,0 +1,218 @@
+"""The command line: thin; parses, calls, prints."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from unipg.errors import InputError, nearest
+
+COMMANDS = ("algorithms", "explain", "train", "evaluate", "report")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one-line errors."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see '{self.prog} --help'")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+            raise InputError(f"command '{arguments[0]}' does not exist; {nearest(arguments[0], COMMANDS)}")
+        options = _parser().parse_args(arguments)
+        return int(options.run(options) or 0)
+    except InputError as error:
+        print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("unipg: stopped at once; the last checkpoint is good: continue with --resume", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output (head) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from unipg import __version__
+
+    parser = _Parser(prog="unipg", description="One policy-gradient estimator, four interchangeable parts, every algorithm.")
+    parser.add_argument("--version", action="version", version=f"unipg {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    table = commands.add_parser("algorithms", help="the live table: every algorithm by its four parts")
+    table.add_argument("--json", action="store_true", help="as a list of objects")
+    table.set_defaults(run=_algorithms)
+
+    explain = commands.add_parser("explain", help="one algorithm: equation, parts, hyper-parameters, sources")
+    explain.add_argument("name")
+    explain.set_defaults(run=_explain)
+
+    train = commands.add_parser("train", help="train what a recipe says")
+    train.add_argument("recipe", help="a YAML file")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25 training.iterations=10")
+    train.add_argument("--resume", action="store_true", help="continue the run in the recipe's output folder")
+    train.add_argument("--report", action="store_true", help="write the HTML report into the run folder at the end")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="pass@1, pass@k and maj@k with intervals on named tasks")
+    evaluate.add_argument("model", help="a hub name, a model folder or a run folder")
+    evaluate.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        metavar="NAME[:{OPTIONS}]",
+        help="a reasoning-gym task, or a data file, with options in YAML, e.g. 'chain_sum:{max_digits: 2}'; may be repeated",
+    )
+    evaluate.add_argument("--recipe", help="take held-out tasks and sampling settings from a recipe")
+    evaluate.add_argument("--items", type=int, help="items of each task (default 200)")
+    evaluate.add_argument("--samples", type=int, help="sampled answers per item, for pass@k and maj@k (default 0: greedy only)")
+    evaluate.add_argument("--k", help="the k of pass@k and maj@k, e.g. 1,4,8 (default: 1 and all samples)")
+    evaluate.add_argument("--temperature", type=float, help="of sampled answers (default 1)")
+    evaluate.add_argument("--max-new-tokens", type=int, help="limit on an answer's tokens (default 64)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument("--threads", type=int)
+    evaluate.add_argument("--json", metavar="FILE", help="write the results, with sampled answers, to this file")
+    evaluate.set_defaults(run=_evaluate)
+
+    report = commands.add_parser("report", help="one self-contained HTML page of one or several runs")
+    report.add_argument("runs", nargs="+", help="run folders")
+    report.add_argument("--output", help="the page (default: report.html in the first run's folder)")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _algorithms(options: argparse.Namespace) -> None:
+    from unipg.algorithms.base import registered, table_row
+
+    rows = [table_row(a) for a in registered().values()]
+    if options.json:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{len(rows)} algorithms: 1_stable · (1/pi_ref) · Â · ∇pi_theta", title_justify="left")
+    for column in ("name", "mask", "reference", "advantage", "likelihood", "data"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(row[c].replace(" | ", "\n") for c in ("name", "mask", "reference", "advantage", "likelihood", "data")))
+    Console().print(table)
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from unipg.algorithms.base import algorithm_named
+    from unipg.reports.explain import explanation
+
+    text = explanation(algorithm_named(options.name))
+    console = Console()
+    console.print(Markdown(text)) if console.is_terminal else print(text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from unipg.terminal import TrainingDisplay
+    from unipg.training.recipe import load_recipe
+    from unipg.training.run import run_recipe
+    from unipg.training.trainer import Stopped
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    console = Console()
+    command = "unipg train " + shlex.join([options.recipe, *options.overrides, *(["--resume"] if options.resume else [])])
+    folder = Path(recipe.output)
+    if options.resume and _status(folder) == "finished":
+        console.print(f"{folder} is finished: nothing left to do")
+        return 0
+    try:
+        with TrainingDisplay(console, recipe.build_algorithm().name) as display:
+            run_recipe(recipe, resume=options.resume, observer=display, command=command)
+    except Stopped:
+        resume = shlex.join(["unipg", "train", options.recipe, *options.overrides, "--resume"])
+        console.print(f"stopped; nothing is lost. Continue with:  {resume}", soft_wrap=True)
+        return 130
+    if os.environ.get("RANK", "0") != "0":
+        return 0
+    shown = [("metrics", folder / "metrics.jsonl"), ("model", folder / "model")]
+    if options.report:
+        from unipg.reports import write_report
+
+        shown.append(("report", write_report([folder], folder / "report.html")))
+    for label, path in shown:
+        console.print(f"{label:8} {path}", soft_wrap=True, highlight=False)
+    if not options.report:
+        console.print(f"next     unipg report {folder}", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _status(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    import dataclasses
+
+    from rich.console import Console
+
+    from unipg.evaluation import evaluate_model
+    from unipg.terminal import evaluation_table
+
+    results = evaluate_model(
+        options.model,
+        tasks=options.task,
+        recipe=options.recipe,
+        items=options.items,
+        samples=options.samples,
+        k=None if options.k is None else _numbers(options.k),
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        seed=options.seed,
+        device=options.device,
+        threads=options.threads,
+        console=Console(),
+    )
+    Console().print(evaluation_table(results))
+    if options.json:
+        _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--k is '{text}'; accepted: whole numbers separated by commas") from None
+
+
+def _write_json(path: Path, content: Any) -> None:
+    try:
+        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be written: {error.strerror}") from error
+
+
+def _report(options: argparse.Namespace) -> None:
+    from unipg.reports import write_report
+
+    runs = [Path(run) for run in options.runs]
+    output = Path(options.output) if options.output else runs[0] / "report.html"
+    print(write_report(runs, output))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""Causal language models from `transformers` as policies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unipg.errors import InputError, missing_package, nearest
+from unipg.estimator.likelihoods import categorical_log_prob, check_temperature, token_log_prob
+from unipg.policies.base import Policy
+from unipg.trajectories import Evaluation, Trajectories
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+class CausalLanguageModel(Policy):
+    """log pi(token | what came before) of a Hugging Face causal language model, at the temperature that rollouts are sampled at.
+
+    Only positions where the policy acted are projected onto the vocabulary. With `value_head`, a linear head on the last hidden state
+    estimates the value before each token.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, value_head: bool = False) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.temperature = check_temperature(temperature)
+        self.has_value = value_head
+        parts: dict[str, nn.Module] = {"model": model}
+        if value_head:
+            head = nn.Linear(_hidden_size(model), 1).to(device=model.device, dtype=torch.float32)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            parts["value_head"] = head
+        self.module = nn.ModuleDict(parts)
+        self._trunk, self._head = _trunk_and_head(model)
+
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+        """[B,T] log-probabilities of `batch.action` (token ids) where `batch.mask` is 1; see `Policy.evaluate`.
+
+        Rows are padded on the right, so causal attention alone keeps padding out of sight.
+        """
+        mask, tokens = batch.mask, batch.action
+        if bool(mask[:, 0].any()):
+            raise InputError("the first token of a row has no context to be predicted from: its mask must be 0")
+        chosen = mask[:, 1:]
+        tokens = torch.where(batch.present, tokens, 0) if batch.present is not None else tokens
+        target = tokens[:, 1:][chosen]
+        hidden: Tensor | None = None
+        if self._trunk is not None:
+            hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
+            log_prob, h = token_log_prob(
+                hidden, self._head.weight, target, bias=self._head.bias, temperature=self.temperature, entropy=entropy
+            )
+        else:  # a model that does more to its logits than one projection
+            out = self.model(input_ids=tokens[:, :-1], use_cache=False, output_hidden_states=value)
+            logits = out.logits[chosen]
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+            log_prob, h = categorical_log_prob(logits, target, entropy=entropy)
+            hidden = out.hidden_states[-1][chosen] if value else None
+        values = None
+        if value:
+            assert hidden is not None
+            values = self.module["value_head"](hidden.to(torch.float32)).squeeze(-1)
+        return Evaluation(_place(log_prob, mask), _place(h, mask) if entropy else None, _place(values, mask) if value else None)
+
+    @contextmanager
+    def sampling(self) -> Iterator[Any]:
+        """The model in evaluation mode without gradients."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield self.model
+        finally:
+            self.model.train(was_training)
+
+    def frozen_copy(self) -> CausalLanguageModel:
+        """The policy as it is now, never to be trained: an anchor for KL penalties. With adapters, the base model without them."""
+        if hasattr(self.model, "disable_adapter"):
+            return _BaseOfAdapter(self.model, self.tokenizer, temperature=self.temperature)
+        model = copy.deepcopy(self.model).eval().requires_grad_(False)
+        return CausalLanguageModel(model, self.tokenizer, temperature=self.temperature)
+
+    def save(self, folder: Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class _BaseOfAdapter(CausalLanguageModel):
+    """The base model of a `peft` model, reached by switching the adapters off."""
+
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+        with self.model.disable_adapter():
+            return super().evaluate(batch, entropy=entropy, value=value)
+
+
+def _place(values: Tensor | None, mask: Tensor) -> Tensor:
+    """[N] values of the chosen positions, back at their places in [B,T]."""
+    assert values is not None
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
+
+
+def _hidden_size(model: Any) -> int:
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return int(config.hidden_size)
+
+
+def _trunk_and_head(model: Any) -> tuple[Any, Any]:
+    """The model without its output projection, and the projection; (None, None) where logits are not just one projection."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    trunk, head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
+    if trunk is None or not isinstance(head, nn.Linear):
+        return None, None
+    probe = torch.arange(4, device=base.device).unsqueeze(0) % base.get_input_embeddings().weight.shape[0]
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected = model(input_ids=probe, use_cache=False).logits
+        hidden = trunk(input_ids=probe, use_cache=False).last_hidden_state
+        same = torch.allclose(head(hidden).float(), expected.float(), rtol=1e-4, atol=1e-4)
+    model.train(was_training)
+    return (trunk, head) if same else (None, None)
+
+
+@dataclass(frozen=True)
+class ScratchModel:
+    """A small model built from scratch, with a tokenizer trained on the task's own text."""
+
+    architecture: str = "qwen3"
+    """A causal architecture of transformers: qwen3, llama, gpt2 …"""
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    intermediate_size: int = 384
+    max_positions: int = 1024
+    vocabulary: int = 512
+    """Largest number of tokens of the byte-level BPE tokenizer. Digits are always single tokens."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters through `peft` (extra `lora`)."""
+
+    r: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target: str | list[str] = "all-linear"
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Which language model is trained."""
+
+    model: str | None = None
+    """A hub name or a local folder with a Hugging Face checkpoint."""
+    scratch: ScratchModel | None = None
+    """Instead of `model`: build a new one."""
+    tokenizer: str | None = None
+    """A hub name or folder; default: the model's own."""
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    attention: str | None = None
+    """transformers' attention implementation (sdpa, flash_attention_2, eager); default: its choice."""
+    lora: Lora | None = None
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    anchor: str | None = None
+    """The model that KL penalties are measured against; default: the model as it is at the start."""
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.scratch is None):
+            raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
+
+    def build(
+        self, texts: list[str], *, temperature: float, value_head: bool, device: torch.device | str, seed: int
+    ) -> CausalLanguageModel:
+        """The policy. `texts` are the task's prompts and demonstrations; a tokenizer built from scratch learns from them."""
+        torch.manual_seed(seed)
+        if self.scratch is not None:
+            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts, self.scratch.vocabulary)
+            model = build_model(self.scratch, tokenizer).to(DTYPES[self.dtype])
+        else:
+            assert self.model is not None
+            tokenizer = load_tokenizer(self.tokenizer or self.model, self.trust_remote_code)
+            model = load_model(self.model, self.dtype, self.attention, self.trust_remote_code)
+        if self.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if self.lora is not None:
+            model = add_lora(model, self.lora)
+        return CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, value_head=value_head)
+
+    def build_anchor(self, policy: CausalLanguageModel) -> CausalLanguageModel:
+        """The frozen policy that KL penalties are measured against."""
+        if self.anchor is None:
+            return policy.frozen_copy()
+        model = load_model(self.anchor, self.dtype, self.attention, self.trust_remote_code).to(policy.device)
+        return CausalLanguageModel(model.eval().requires_grad_(False), policy.tokenizer, temperature=policy.temperature)
+
+
+def load_model(name: str, dtype: str = "float32", attention: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A causal language model from a hub name or a folder; InputError in one line when it cannot be read."""
+    from transformers import AutoModelForCausalLM
+
+    _check_folder(name)
+    options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    try:
+        return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
+    except Exception as error:
+        raise InputError(f"the model '{name}' cannot be loaded: {first_line(error)}") from error
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """A tokenizer from a hub name or a folder, with padding and end-of-sequence tokens settled."""
+    from transformers import AutoTokenizer
+
+    _check_folder(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise InputError(f"the tokenizer of '{name}' cannot be loaded: {first_line(error)}") from error
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"the tokenizer of '{name}' has no end-of-sequence token: answers could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _check_folder(name: str) -> None:
+    path = Path(name)
+    looks_local = path.exists() or name.startswith((".", "/", "~", "runs/"))
+    if looks_local and not (path / "config.json").is_file():
+        what = "has no config.json" if path.is_dir() else "does not exist" if not path.exists() else "is not a folder"
+        raise InputError(f"the model folder '{name}' {what}; accepted: a folder written by save_pretrained, or a hub name")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, for one-line messages."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens learnt from `texts`; each digit is a token of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    if vocabulary < 260:
+        raise InputError(f"policy.scratch.vocabulary is {vocabulary}; accepted: 260 or more (256 bytes and the special tokens)")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|pad|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
+
+
+def build_model(scratch: ScratchModel, tokenizer: Any) -> Any:
+    """A randomly initialised causal language model of the named architecture."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    if scratch.architecture not in CONFIG_MAPPING:
+        hint = nearest(scratch.architecture, ["qwen3", "qwen2", "llama", "gpt2", "mistral", "gemma"])
+        raise InputError(f"policy.scratch.architecture '{scratch.architecture}' does not exist; {hint}")
+    if scratch.hidden_size % scratch.heads:
+        raise InputError(f"policy.scratch.hidden_size ({scratch.hidden_size}) must be a multiple of heads ({scratch.heads})")
+    sizes = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": scratch.hidden_size,
+        "num_hidden_layers": scratch.layers,
+        "num_attention_heads": scratch.heads,
+        "num_key_value_heads": scratch.heads,
+        "head_dim": scratch.hidden_size // scratch.heads,
+        "intermediate_size": scratch.intermediate_size,
+        "max_position_embeddings": scratch.max_positions,
+        "tie_word_embeddings": True,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[scratch.architecture](**sizes))
+
+
+def add_lora(model: Any, lora: Lora) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ModuleNotFoundError:
+        raise missing_package("peft", "lora", "policy.lora") from None
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)

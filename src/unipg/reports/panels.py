@@ -1,0 +1,243 @@
+"""What a run is looked at for: which charts each section of the page has, and the sentence that says how to read each.
+
+Metrics that are named nowhere here are drawn too, by `other_charts`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from unipg.reports.charts import (
+    Chart,
+    Curve,
+    Panel,
+    curves,
+    evaluation_chart,
+    fan_charts,
+    heat_maps,
+    line_chart,
+    stacked_bars,
+)
+from unipg.reports.run import Run, Series
+from unipg.reports.text import duration, is_percent, metrics_of, percent, tasks_of
+
+LEARNING = (
+    Panel(
+        "Training return",
+        {"return/last_100": "return"},
+        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: one standard deviation around it. "
+        "Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
+        band=True,
+    ),
+    Panel(
+        "Training reward",
+        {"reward/mean": "mean reward"},
+        "Mean reward of the trajectories of each iteration. Points: iterations, line: smoothed, band: one standard deviation around it. "
+        "Healthy: rises, then holds. It may fall while the evaluation rises if the prompts become harder.",
+        band=True,
+    ),
+    Panel(
+        "Spread of the reward",
+        {"reward/std": "standard deviation", "reward/max": "highest"},
+        "Methods that compare answers to one prompt learn from differences: a standard deviation near zero leaves nothing to learn.",
+    ),
+    Panel(
+        "Success rate of the groups",
+        {"groups/success_rate": "success rate"},
+        "Share of answers that succeed, mean over prompts. Most is learned from prompts between the two ends; near 0 % or 100 % little is.",
+        percent=True,
+    ),
+)
+
+OPTIMISATION = (
+    Panel(
+        "Loss",
+        {"loss": "loss"},
+        "Good for spotting jumps only: the loss of a policy gradient does not measure progress, and its values are not comparable between "
+        "algorithms.",
+    ),
+    Panel(
+        "Gradient norm",
+        {"gradient_norm": "gradient norm"},
+        "Healthy: the same order of magnitude throughout. Growing spikes announce instability; zero means that nothing is learned.",
+    ),
+    Panel(
+        "Entropy",
+        {"entropy": "entropy"},
+        "How undecided the policy is. Healthy: falls slowly. An early drop to zero means it has stopped exploring; a steady rise means it "
+        "drifts into noise.",
+        unit="nats",
+    ),
+    Panel(
+        "Divergence from the anchor",
+        {"kl/anchor": "KL"},
+        "Kullback-Leibler divergence from the anchor policy. Healthy: grows slowly and levels off.",
+        unit="nats",
+    ),
+    Panel("Learning rate", {"learning_rate": "learning rate"}, "As set by the schedule."),
+    Panel(
+        "Length",
+        {"length/mean": "mean length"},
+        "Tokens or steps of a trajectory. Longer without better rewards is padding; a collapse to very short answers is giving up.",
+    ),
+    Panel(
+        "Truncated",
+        {"length/truncated_fraction": "truncated"},
+        "Share of trajectories cut off by the length limit. Healthy: near zero; otherwise answers count as wrong because they are cut.",
+        percent=True,
+    ),
+    Panel(
+        "Groups without signal",
+        {"groups/no_signal_fraction": "no signal"},
+        "Share of prompts whose answers all got the same reward, so that comparing them teaches nothing. Near 100 % almost all sampling is "
+        "wasted: the prompts are too easy or too hard.",
+        percent=True,
+    ),
+    Panel(
+        "Rows that move the policy",
+        {"rows/active_fraction": "active rows"},
+        "Share of trajectories that carry a weight. The rest was sampled and scored without any effect on the policy.",
+        percent=True,
+    ),
+    Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero."),
+)
+
+GATE = {"gate/offline_fraction": "offline fraction"}
+EFFECTIVE = {"ratio/ess": "effective sample size"}
+QUANTILES = ("ratio/q01", "ratio/q25", "ratio/q50", "ratio/q75", "ratio/q99", "ratio/max")
+SIDES = {
+    "blocked_positive": "blocked, advantage above 0",
+    "blocked_negative": "blocked, advantage below 0",
+    "overflow": "overflow",
+}
+MOMENTS = {"mean": "mean", "std": "standard deviation"}
+THROUGHPUT = ("rollout", "update")
+
+
+def _terms(runs: Sequence[Run], prefix: str, leaves: dict[str, str]) -> list[str]:
+    """`term` of the metrics `prefix/term/leaf`, in the order in which they were written."""
+    keys = [key for run in runs for key in run.metrics if key.startswith(f"{prefix}/") and key.count("/") >= 2]
+    return list(dict.fromkeys(key.split("/", 1)[1].rpartition("/")[0] for key in keys if key.rpartition("/")[2] in leaves))
+
+
+def _panels(runs: Sequence[Run], panels: Sequence[Panel]) -> list[Chart]:
+    return [chart for panel in panels for chart in line_chart(runs, curves(runs, panel.keys), panel)]
+
+
+def learning_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Evaluations first, then training reward."""
+    ranked = sorted(
+        ((rank, metric, task) for task in tasks_of(runs) for rank, metric in enumerate(metrics_of(runs, task))), key=lambda item: item[0]
+    )
+    caption = "Held-out performance with its 95 % interval. Two points whose intervals overlap may differ by chance only."
+    charts = [evaluation_chart(runs, task, metric, is_percent(metric), caption) for _, metric, task in ranked]
+    return [chart for chart in charts if chart.data] + _panels(runs, LEARNING)
+
+
+def gate_charts(runs: Sequence[Run]) -> list[Chart]:
+    """How much is learned from demonstrations."""
+    caption = (
+        "Share of the prompts that were learned from demonstrations instead of from the policy's own answers. Healthy: high while the "
+        "policy fails, falling as it succeeds. Stuck at 100 % it never learns from its own answers; at 0 % the demonstrations are unused."
+    )
+    return line_chart(runs, curves(runs, GATE), Panel("Offline fraction", GATE, caption, percent=True))
+
+
+def distribution_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Heat-maps of the histograms."""
+    known = {
+        "success_rate": (
+            "Success rate of the prompts",
+            "Each column is one iteration: how its prompts spread from never solved (0) to always solved (1). Healthy: mass moves upwards "
+            "and does not sit only at the two ends, where comparing answers teaches nothing.",
+        ),
+        "reward": ("Reward", "Each column is one iteration: how its rewards spread. Healthy: mass moves upwards."),
+        "log_ratio": (
+            "Log importance ratio",
+            "Current policy against the one that sampled, per token, before any clipping. Healthy: narrow and centred on 0. Widening means "
+            "the data are becoming stale for this policy.",
+        ),
+    }
+    found = dict.fromkeys(name for run in runs for name in run.histograms)
+    advantage = "Each column is one iteration: what the update was weighted with. Healthy: both signs, no few extreme values that rule the rest."
+    names = ["success_rate", "reward", *(name for name in found if name.startswith("advantage/")), "log_ratio"]
+    charts = []
+    for name in dict.fromkeys([*names, *found]):
+        title, caption = known.get(name, (name.replace("_", " ").replace("/", " · "), "Each column is one iteration: how the values spread."))
+        if name.startswith("advantage/"):
+            title, caption = f"Advantage · {name.partition('/')[2]}", advantage
+        charts += heat_maps(runs, name, title, caption)
+    for term in _terms(runs, "advantage", MOMENTS):
+        keys = {f"advantage/{term}/{leaf}": label for leaf, label in MOMENTS.items()}
+        caption = "Healthy: mean near zero for methods with a baseline, and a standard deviation that does not vanish."
+        charts += line_chart(runs, curves(runs, keys), Panel(f"Advantage · {term}", keys, caption))
+    return charts
+
+
+def ratio_charts(runs: Sequence[Run]) -> list[Chart]:
+    """How far the policy is from the one that sampled, and what the mask held back."""
+    fan = (
+        "Current policy's likelihood over the sampling policy's, per token, before any clipping, on a log axis: 1 means no difference. "
+        "Healthy: the bands hug 1. A rising maximum says that single tokens could rule the update."
+    )
+    charts = fan_charts(runs, "Importance ratio", fan, (QUANTILES[0], QUANTILES[4]), QUANTILES[1:4:2], {"ratio/q50": "median", "ratio/max": "maximum"})
+    caption = (
+        "What the weighted tokens are worth in equally weighted ones; as a share, 100 % is as good as freshly sampled. Healthy: above about "
+        "half. Falling means a few tokens carry the gradient."
+    )
+    charts += line_chart(runs, curves(runs, EFFECTIVE), Panel("Effective sample size", EFFECTIVE, caption, percent=True))
+    for term in _terms(runs, "mask", SIDES):
+        keys = {f"mask/{term}/{side}": label for side, label in SIDES.items()}
+        caption = (
+            "Share of this term's tokens that the stabilization mask keeps from moving the policy, by the sign of their advantage; overflow "
+            "counts ratios too large to compute with. Healthy: a few percent; near zero the mask is idle, above a third the update is mostly blocked."
+        )
+        charts += line_chart(runs, curves(runs, keys), Panel(f"Masked tokens · {term}", keys, caption, percent=True))
+    return charts
+
+
+def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Loss, gradient, entropy, lengths."""
+    return _panels(runs, OPTIMISATION)
+
+
+def time_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Where the time went, and how fast tokens were sampled and learned from."""
+    keys = {key: key.removeprefix("time/") for run in runs for key in run.metrics if key.startswith("time/")}
+    charts = stacked_bars(runs, keys, "Time of an iteration", lambda run: _totals(run, keys), "seconds")
+    caption = "Tokens sampled and learned from in a second. Healthy: steady. A slow fall usually means longer answers."
+    return charts + line_chart(runs, _throughput(runs), Panel("Tokens per second", {}, caption))
+
+
+def _totals(run: Run, keys: dict[str, str]) -> str:
+    totals = {curve.label: sum(v for v in curve.series.values if v - v == 0) for curve in curves([run], keys)}
+    whole = sum(totals.values())
+    parts = ", ".join(f"{label} {percent(total / whole)}" for label, total in totals.items()) if whole > 0 else ""
+    return f"Altogether {duration(whole)}: {parts}. The tallest part is where faster settings help most." if parts else ""
+
+
+def _throughput(runs: Sequence[Run]) -> list[Curve]:
+    found = []
+    for part in THROUGHPUT:
+        for index, run in enumerate(runs):
+            tokens, seconds = run.metrics.get(f"tokens/{part}", Series()), run.metrics.get(f"time/{part}", Series())
+            taken = dict(zip(seconds.iterations, seconds.values, strict=True))
+            rate = [(i, t / s) for i, t in zip(tokens.iterations, tokens.values, strict=True) if (s := taken.get(i, 0.0)) > 0]
+            if rate:
+                found.append(Curve(index, part, Series([i for i, _ in rate], [r for _, r in rate])))
+    return found
+
+
+def other_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
+    """Every metric that no other section shows, by the part of its name before the first slash."""
+    shown = {key for panel in (*LEARNING, *OPTIMISATION) for key in panel.keys} | GATE.keys() | EFFECTIVE.keys() | set(QUANTILES)
+    shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
+    shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
+    charts: dict[str, list[Chart]] = {}
+    for key in sorted({key for run in runs for key in run.metrics} - shown):
+        prefix, slash, rest = key.partition("/")
+        if prefix == "time":
+            continue
+        panel = Panel(key, {key: rest or key}, "")
+        charts.setdefault(prefix if slash else "general", []).extend(line_chart(runs, curves(runs, panel.keys), panel, height=220))
+    return {prefix: found for prefix, found in charts.items() if found}

@@ -1,0 +1,375 @@
+"""Rollouts in Gymnasium environments, many side by side, for policies that act on observations."""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import importlib
+import io
+import pickle
+import warnings
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError, missing_package, nearest
+from unipg.estimator.policy_gradient import check_log_probs
+from unipg.policies.actor_critic import Controller
+from unipg.policies.base import Policy
+from unipg.reports.statistics import mean_interval
+from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
+from unipg.seeding import derived_seed, generator
+from unipg.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    import gymnasium
+
+RECENT = 100
+"""Finished episodes that the running mean `return/last_100` looks back on."""
+SIDE_BY_SIDE = 64
+"""Evaluation episodes that run at the same time."""
+
+
+@dataclass(frozen=True)
+class EnvironmentRecipe:
+    """Which environment, how many of it, and how long a window is collected."""
+
+    id: str
+    """Gymnasium's name, `CartPole-v1`; `module:Name-v0` imports the module that registers it first."""
+    count: int = 8
+    """Environments that run side by side: rows of a batch."""
+    steps: int = 128
+    """Steps of each environment in one batch. Episodes go on across batches."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the environment (`max_episode_steps: 200`)."""
+    evaluation_episodes: int = 20
+    vectorized: bool | None = None
+    """True: the environment's own array implementation; False: one object per row, stepped in turn; null: the first where there is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("count", "steps", "evaluation_episodes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"environment.{name} is {getattr(self, name)}; accepted: 1 or more")
+
+    def build(self, seed: int) -> EnvironmentRollouts:
+        """The environments, not yet reset. `seed` decides their start states."""
+        return EnvironmentRollouts(self, seed)
+
+
+class EnvironmentRollouts(Experience):
+    """Windows of `steps` steps from `count` environments that go on from call to call.
+
+    After an episode ends the environment resets itself. Where it does so in the same step, every step is the policy's; where it takes a
+    step of its own for it (`NEXT_STEP`, most array implementations), that step has `mask` 0.
+
+    `state_dict` holds the running environments, pickled, so that a resumed run goes on with the same numbers. Loading it runs code from
+    the checkpoint, as unpickling does: load only checkpoints you trust. Environments that cannot be pickled (Box2D's) are warned of once;
+    after a resume their episodes start afresh.
+    """
+
+    def __init__(self, recipe: EnvironmentRecipe, seed: int) -> None:
+        self.recipe = recipe
+        self.seed = seed
+        self.max_new_tokens = recipe.steps
+        self._environments = _make(recipe, recipe.count)
+        self._observation: np.ndarray | None = None
+        self._steps = 0
+        self._forget_episodes()
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._picklable = True
+
+    def _forget_episodes(self) -> None:
+        self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
+        self._return = np.zeros(self.recipe.count)
+        self._length = np.zeros(self.recipe.count, np.int64)
+
+    @property
+    def observation_space(self) -> gymnasium.Space:
+        """Of one environment."""
+        return self._environments.single_observation_space
+
+    @property
+    def action_space(self) -> gymnasium.Space:
+        """Of one environment."""
+        return self._environments.single_action_space
+
+    def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+        """The next window [count, steps], a row for each environment; always a whole one, whatever `demand.share` says.
+
+        `behaviour_log_prob` and `old_log_prob` are the same numbers: the network that acts is the one that is trained. With
+        `demand.value`, `bootstrap_value` holds the critic's value of the final observation at each truncated step, and of the next
+        observation where the window cuts an episode.
+
+        Metrics: `return/mean`, `length/mean` and `return/episodes` of the episodes that ended in this window (no means without any),
+        `return/last_100`, and `environment/steps`, the policy's steps since the start. Returns are not discounted.
+
+        `Interrupted` leaves the environments somewhere in the window: restore a `state_dict` from before the call to repeat it.
+        """
+        policy = _controller(policy)
+        if demand.demonstrations:
+            raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
+        rows, steps = self.recipe.count, self.recipe.steps
+        if self._observation is None:
+            seed = derived_seed(self.seed, "environments", self._steps) % 2**31
+            self._observation = _flat(self._environments.reset(seed=seed)[0])
+        current, device = self._observation, policy.device
+        observation = np.empty((steps, rows, current.shape[1]), np.float32)
+        reward = np.empty((steps, rows), np.float32)
+        terminated, truncated = np.empty((steps, rows), bool), np.empty((steps, rows), bool)
+        actions: list[Tensor] = []
+        finals: list[tuple[int, int, np.ndarray]] = []  # row, step, observation after it
+        noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round)).to(device)
+        same_step = _resets_in_same_step(self._environments)
+        for t in range(steps):
+            if demand.should_stop():
+                raise Interrupted
+            observation[t] = current
+            action = policy.act(torch.from_numpy(current).to(device), noise[t])
+            actions.append(action)
+            following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(action))
+            current = _flat(following)
+            if truncated[t].any():
+                last = infos["final_obs"] if same_step else current
+                finals += [(row, t, _flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(truncated[t]).tolist()]
+        ended = terminated | truncated
+        mask = np.ones((steps, rows), bool)
+        if not same_step:
+            mask = ~np.concatenate([self._resetting[None], ended[:-1]])
+            self._resetting = ended[-1]
+        finals += [(row, steps - 1, current[row]) for row in np.flatnonzero(mask[-1] & ~ended[-1]).tolist()]
+        self._observation = current
+        _check_finite(self.recipe.id, observation, reward, mask)
+        metrics = self._count_episodes(reward, ended, mask)
+        truncated &= ~terminated  # an end is an end, also at the limit
+        fields = {"observation": observation, "mask": mask, "step_reward": reward, "terminated": terminated, "truncated": truncated}
+        tensors: dict[str, Any] = {name: torch.from_numpy(array.swapaxes(0, 1).copy()).to(device) for name, array in fields.items()}
+        batch = Trajectories(action=torch.stack(actions, 1), **tensors)
+        return _evaluated(batch, policy, finals if demand.value else None), metrics
+
+    def _count_episodes(self, reward: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+        """Metrics of a window [T,N]; keeps the sums of the episodes that go on."""
+        reward = np.where(mask, reward, 0).astype(np.float64)
+        since = np.zeros(reward.shape[1], int)
+        returns: list[float] = []
+        lengths: list[int] = []
+
+        def add(row: int, until: int) -> None:
+            self._return[row] += reward[since[row] : until, row].sum()
+            self._length[row] += mask[since[row] : until, row].sum()
+            since[row] = until
+
+        for t, row in np.argwhere(ended):  # in order of time
+            add(row, t + 1)
+            returns.append(float(self._return[row]))
+            lengths.append(int(self._length[row]))
+            self._return[row] = self._length[row] = 0
+        for row in range(reward.shape[1]):
+            add(row, len(reward))
+        self._recent.extend(returns)
+        self._steps += int(mask.sum())
+        metrics = {"return/episodes": float(len(returns)), "environment/steps": float(self._steps)}
+        if returns:
+            metrics |= {"return/mean": float(np.mean(returns)), "length/mean": float(np.mean(lengths))}
+        if self._recent:
+            metrics[f"return/last_{RECENT}"] = float(np.mean(self._recent))
+        return metrics
+
+    def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
+        """Undiscounted return and length of `evaluation_episodes` fresh episodes with the policy's most likely actions.
+
+        They run in environments of their own, each of which plays a number of episodes that is fixed beforehand: the first ones to
+        finish would be the short ones. An environment without a limit on its steps needs one in `options`, or this may not end.
+        """
+        policy = _controller(policy)
+        episodes = self.recipe.evaluation_episodes
+        rows = min(episodes, SIDE_BY_SIDE)
+        environments = _make(self.recipe, rows)
+        try:
+            returns, lengths = _play(environments, policy, episodes, derived_seed(seed, "evaluation") % 2**31, progress or (lambda _: None))
+        finally:
+            environments.close()
+        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns), "length": mean_interval(lengths)})]
+
+    def state_dict(self) -> dict[str, Any]:
+        """`environments` are bytes (None where they cannot be pickled, or have not started), everything else plain values."""
+        started = self._observation is not None
+        return {
+            "environments": self._pickled() if started and self._picklable else None,
+            "observation": torch.from_numpy(self._observation.copy()) if self._observation is not None else None,
+            "resetting": self._resetting.tolist(),
+            "return": self._return.tolist(),
+            "length": self._length.tolist(),
+            "recent": list(self._recent),
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if len(state["return"]) != self.recipe.count:
+            raise InputError(f"environment.count is {self.recipe.count} but the checkpoint holds {len(state['return'])} environments")
+        self._steps = state["steps"]
+        self._recent = deque(state["recent"], RECENT)
+        if state["environments"] is None:
+            self._observation = None
+            self._forget_episodes()
+            return
+        self._environments = pickle.loads(state["environments"])
+        self._observation = state["observation"].numpy().copy()
+        self._resetting = np.array(state["resetting"], bool)
+        self._return = np.array(state["return"])
+        self._length = np.array(state["length"], np.int64)
+
+    def _pickled(self) -> bytes | None:
+        try:
+            return _snapshot(self._environments)
+        except Exception as error:  # whatever a foreign object raises, training goes on
+            self._picklable = False
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            warnings.warn(
+                f"environment '{self.recipe.id}' cannot be saved ({reason}); after a resume its episodes start afresh", stacklevel=3
+            )
+            return None
+
+
+def _make(recipe: EnvironmentRecipe, rows: int) -> gymnasium.vector.VectorEnv:
+    """`rows` environments; whatever is wrong with the recipe is an `InputError`."""
+    try:
+        import gymnasium
+    except ModuleNotFoundError as absent:
+        raise missing_package("gymnasium", "control", f"environment '{recipe.id}'") from absent
+    from gymnasium.envs.registration import VectorizeMode
+
+    module, _, name = recipe.id.rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        spec = gymnasium.spec(name)
+    except (ImportError, gymnasium.error.Error) as error:
+        raise InputError(f"environment '{recipe.id}' does not exist ({_first_line(error)}); {nearest(name, gymnasium.registry)}") from error
+    arrays = spec.vector_entry_point is not None if recipe.vectorized is None else recipe.vectorized
+    if arrays and spec.vector_entry_point is None:
+        raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
+    mode = VectorizeMode.VECTOR_ENTRY_POINT if arrays else VectorizeMode.SYNC
+    own: dict[str, Any] = {} if arrays else {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP, "copy": False}
+    try:
+        environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **recipe.options)
+    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+        raise InputError(f"environment '{recipe.id}' with options {recipe.options} cannot be made: {_first_line(error)}") from error
+    if environments.metadata.get("autoreset_mode") not in (
+        gymnasium.vector.AutoresetMode.NEXT_STEP,
+        gymnasium.vector.AutoresetMode.SAME_STEP,
+    ):
+        raise InputError(f"the array implementation of '{recipe.id}' does not reset itself; set environment.vectorized to false")
+    return environments
+
+
+def _resets_in_same_step(environments: gymnasium.vector.VectorEnv) -> bool:
+    """Whether the observation after an episode's last step is already the next episode's first."""
+    from gymnasium.vector import AutoresetMode
+
+    return environments.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _flat(observation: np.ndarray) -> np.ndarray:
+    """[N,O] float32."""
+    return np.ascontiguousarray(observation, np.float32).reshape(len(observation), -1)
+
+
+def _controller(policy: Policy) -> Controller:
+    if not isinstance(policy, Controller):
+        raise InputError(f"environments need a policy that acts on observations, such as ActorCritic, not {type(policy).__name__}")
+    return policy
+
+
+def _evaluated(batch: Trajectories, policy: Controller, finals: list[tuple[int, int, np.ndarray]] | None) -> Trajectories:
+    """The batch with log-probabilities, and with values where `finals` (row, step, observation after it) are given.
+
+    One pass over the window: as exact as a pass per step, and several times cheaper.
+    """
+    with torch.no_grad():
+        now = policy.evaluate(batch, value=finals is not None)
+    check_log_probs(now.log_prob, batch, "behaviour_log_prob")
+    batch = batch.replace(behaviour_log_prob=now.log_prob, old_log_prob=now.log_prob, value=now.value)
+    if now.value is None:
+        return batch
+    bootstrap = torch.zeros_like(now.value)
+    if finals:
+        row, step = (torch.tensor([final[k] for final in finals], device=bootstrap.device) for k in (0, 1))
+        after = torch.from_numpy(np.stack([final[2] for final in finals])).to(bootstrap.device)
+        bootstrap[row, step] = policy.value(after)
+    return batch.replace(bootstrap_value=bootstrap)
+
+
+def _check_finite(environment: str, observation: np.ndarray, reward: np.ndarray, mask: np.ndarray) -> None:
+    """Refuses NaN and infinity in [T,N,…] from the environment, naming row and step."""
+    for name, bad in (("observation", ~np.isfinite(observation).all(2)), ("reward", ~np.isfinite(reward))):
+        if (bad & mask).any():
+            step, row = np.argwhere(bad & mask)[0]
+            raise InputError(f"environment '{environment}' gave a {name} that is not finite, in row {row} at step {step} of the window")
+
+
+def _play(
+    environments: gymnasium.vector.VectorEnv, policy: Controller, episodes: int, seed: int, progress: Callable[[float], None]
+) -> tuple[list[float], list[float]]:
+    """Return and length of each of `episodes` greedy episodes, shared out evenly before they start."""
+    rows = environments.num_envs
+    left = np.full(rows, episodes // rows)
+    left[: episodes % rows] += 1
+    same_step = _resets_in_same_step(environments)
+    observation = _flat(environments.reset(seed=seed)[0])
+    resetting = np.zeros(rows, bool)
+    total, length = np.zeros(rows), np.zeros(rows)
+    returns: list[float] = []
+    lengths: list[float] = []
+    while left.any():
+        action = policy.mode(torch.from_numpy(observation).to(policy.device))
+        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(action))
+        observation = _flat(following)
+        total += np.where(resetting, 0, reward)
+        length += ~resetting
+        ended = terminated | truncated
+        for row in ended.nonzero()[0]:
+            if left[row]:
+                left[row] -= 1
+                returns.append(float(total[row]))
+                lengths.append(float(length[row]))
+                progress(len(returns) / episodes)
+            total[row] = length[row] = 0
+        if not same_step:
+            resetting = ended
+    return returns, lengths
+
+
+def _snapshot(environments: gymnasium.vector.VectorEnv) -> bytes:
+    """The environments as they stand, pickled; `pickle.loads` restores them."""
+    buffer = io.BytesIO()
+    _pickler()(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(environments)
+    return buffer.getvalue()
+
+
+@functools.cache
+def _pickler() -> type[pickle.Pickler]:
+    import cloudpickle  # type: ignore[import-untyped]
+    from gymnasium.utils import EzPickle
+
+    class Pickler(cloudpickle.Pickler):
+        """cloudpickle, but an `EzPickle` is saved with all it holds: by itself it keeps only its constructor's arguments."""
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, EzPickle):
+                return copyreg.__newobj__, (type(obj),), obj.__dict__, None, None, _set_attributes  # type: ignore[attr-defined]
+            return super().reducer_override(obj)
+
+    return Pickler
+
+
+def _set_attributes(obj: object, attributes: dict[str, Any]) -> None:
+    obj.__dict__.update(attributes)

@@ -1,0 +1,105 @@
+"""What the terminal shows: progress with the time that is left, tables, one-line errors."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unipg.rollouts.base import EvaluationResult
+
+SHOWN = (
+    ("reward/mean", "reward"),
+    ("return/last_100", "return"),
+    ("gate/offline_fraction", "offline"),
+    ("loss", "loss"),
+    ("entropy", "entropy"),
+    ("length/mean", "length"),
+    ("verifier/failures", "failed to score"),
+)
+PLAIN_SECONDS = 10.0
+"""Seconds between lines where the output is not a terminal."""
+
+
+class TrainingDisplay:
+    """A live bar on a terminal; a line now and then elsewhere (a log file)."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console, self.title = console, title
+        self.live = console.is_terminal
+        self.began: float | None = None
+        self.done_at_start = 0
+        self.last_line = 0.0
+        self.progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            transient=False,
+        )
+        self.task: Any = None
+
+    def __enter__(self) -> TrainingDisplay:
+        if self.live:
+            self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.live:
+            self.progress.stop()
+
+    def phase(self, name: str, done: float) -> None:
+        if self.live and name == "evaluate":
+            self._bar(1, f"evaluating {done:.0%}")
+
+    def _bar(self, total: float, facts: str, completed: float | None = None) -> None:
+        if self.task is None:
+            self.task = self.progress.add_task(self.title, total=total, facts=facts)
+        elif completed is None:
+            self.progress.update(self.task, facts=facts)
+        if completed is not None:
+            self.progress.update(self.task, total=total, completed=completed, facts=facts)
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if self.began is None:
+            self.began, self.done_at_start = now - float(metrics.get("time/rollout", 0)) - float(metrics.get("time/update", 0)), done - 1
+        facts = "  ".join(f"{label} {metrics[key]:.3g}" for key, label in SHOWN if metrics.get(key))
+        if self.live:
+            self._bar(total, facts, done)
+        elif now - self.last_line >= PLAIN_SECONDS or done == total:
+            self.last_line = now
+            left = (now - self.began) / max(1, done - self.done_at_start) * (total - done)
+            self.console.print(f"{self.title} {done}/{total}  left {_clock(left)}  {facts}", highlight=False)
+
+    def evaluation(self, results: list[EvaluationResult]) -> None:
+        self.console.print(evaluation_table(results))
+
+
+def evaluation_table(results: list[EvaluationResult]) -> Table:
+    """One row per task and metric, with its 95 % interval."""
+    table = Table(title="held-out evaluation", title_justify="left")
+    for column in ("task", "metric", "value", "95 % interval", "n"):
+        table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+    for result in results:
+        for name, m in result.metrics.items():
+            share = name.startswith(("pass@", "maj@"))
+
+            def shown(value: float, share: bool = share) -> str:
+                return f"{100 * value:.1f} %" if share else f"{value:.4g}"
+
+            interval = f"{shown(m['low'])} – {shown(m['high'])}" if "low" in m else ""
+            table.add_row(result.task, name, shown(m["value"]), interval, f"{m['n']:.0f}")
+    return table
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"

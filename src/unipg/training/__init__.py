@@ -1,0 +1,10 @@
+"""The one loop, optimisation, checkpoints and resume, distribution, tracking.
+
+Belongs here: everything between a recipe and a trained policy that is the same for every method. Does not belong here: anything an
+algorithm, a policy or a task could say itself.
+"""
+
+from unipg.training.optimization import OptimizerRecipe
+from unipg.training.trainer import Trainer, TrainingRecipe
+
+__all__ = ["OptimizerRecipe", "Trainer", "TrainingRecipe"]

@@ -1,0 +1,131 @@
+"""Raw diagnostics of a batch and of its updates: what the ratios, masks, advantages and rewards looked like before any truncation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unipg.estimator.advantages import group_statistics
+from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record
+from unipg.trajectories import Source, Trajectories
+
+QUANTILES = {"q01": 0.01, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q99": 0.99}
+BINS = 20
+MOST_VALUES = 1 << 20
+"""Ratios kept for quantiles; more are thinned evenly."""
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of values between edges."""
+
+    name: str
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass
+class UpdateDiagnostics:
+    """Gathers the estimator's records over the micro-batches of one iteration."""
+
+    records: list[Record] = field(default_factory=list)
+    entropy_sum: float = 0.0
+    entropy_count: int = 0
+
+    def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
+        if entropy is not None:
+            self.entropy_sum += float(torch.where(mask, entropy.detach(), 0).sum())
+            self.entropy_count += int(mask.sum())
+
+    def by_term(self) -> dict[str, list[Record]]:
+        terms: dict[str, list[Record]] = {}
+        for record in self.records:
+            terms.setdefault(record.term, []).append(record)
+        return terms
+
+    def metrics(self) -> dict[str, float]:
+        """Importance-ratio quantiles and effective sample size, share of tokens that each mask silenced by side, advantages."""
+        out: dict[str, float] = {}
+        if self.entropy_count:
+            out["entropy"] = self.entropy_sum / self.entropy_count
+        for number, (name, records) in enumerate(self.by_term().items()):
+            log_ratio = torch.cat([r.log_ratio for r in records]).float()
+            if not len(log_ratio):
+                continue
+            advantage = torch.cat([r.advantage for r in records]).float()
+            stable = torch.cat([r.stable for r in records])
+            prefix = f"mask/{name}"
+            blocked = ~stable
+            out[f"{prefix}/blocked_positive"] = float((blocked & (advantage > 0)).float().mean())
+            out[f"{prefix}/blocked_negative"] = float((blocked & (advantage < 0)).float().mean())
+            out[f"{prefix}/overflow"] = float((log_ratio > LOG_RATIO_LIMIT).float().mean())
+            out[f"advantage/{name}/mean"] = float(advantage.mean())
+            out[f"advantage/{name}/std"] = float(advantage.std(correction=0))
+            if number == 0:
+                out |= ratio_metrics(log_ratio)
+        return out
+
+    def histograms(self) -> list[Histogram]:
+        shown = []
+        for name, records in self.by_term().items():
+            advantage = torch.cat([r.advantage for r in records]).float()
+            if len(advantage):
+                shown.append(histogram(f"advantage/{name}", advantage))
+        first = next(iter(self.by_term().values()), [])
+        if first and len(log_ratio := torch.cat([r.log_ratio for r in first]).float()):
+            shown.append(histogram("log_ratio", log_ratio))
+        return shown
+
+
+def ratio_metrics(log_ratio: Tensor) -> dict[str, float]:
+    """Quantiles and maximum of pi_theta / pi_old over tokens, and the effective sample size (sum w)² / (n · sum w²) in (0, 1]."""
+    stride = max(1, len(log_ratio) // MOST_VALUES)
+    ordered = log_ratio[::stride].sort().values
+    out = {f"ratio/{name}": float(ordered[round(q * (len(ordered) - 1))].exp()) for name, q in QUANTILES.items()}
+    out["ratio/max"] = float(log_ratio.max().exp())
+    weight = torch.exp(log_ratio.double() - log_ratio.max().double())
+    out["ratio/ess"] = float(weight.sum() ** 2 / (len(weight) * (weight**2).sum()))
+    return out
+
+
+def batch_metrics(batch: Trajectories) -> tuple[dict[str, float], list[Histogram]]:
+    """Rewards and groups of a fresh batch."""
+    rollouts = batch.rows_from(Source.ROLLOUT)
+    if batch.reward is None or not rollouts.any():
+        return {}, []
+    assert batch.group is not None
+    reward = batch.reward.float()
+    stats = group_statistics(reward, batch.group, rollouts)
+    _, first = _first_of_each(batch.group[rollouts])
+    mean = stats.mean[rollouts][first]
+    signal = (stats.squares > 0)[rollouts][first]
+    chosen = reward[rollouts]
+    metrics = {
+        "reward/mean": float(chosen.mean()),
+        "reward/std": float(chosen.std(correction=0)),
+        "reward/max": float(chosen.max()),
+        "groups/no_signal_fraction": float((~signal).float().mean()),
+        "groups/all_zero_fraction": float((mean == 0).float().mean()),
+    }
+    return metrics, [histogram("reward", chosen), histogram("success_rate", mean)]
+
+
+def _first_of_each(group: Tensor) -> tuple[Tensor, Tensor]:
+    groups, inverse = group.unique(return_inverse=True)
+    first = torch.full((len(groups),), len(group), dtype=torch.long, device=group.device)
+    first = first.scatter_reduce(0, inverse, torch.arange(len(group), device=group.device), "amin")
+    return groups, first
+
+
+def histogram(name: str, values: Tensor) -> Histogram:
+    values = values[torch.isfinite(values)].float().cpu()
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low == high:
+        low, high = low - 0.5, high + 0.5
+    counts = torch.histc(values, BINS, low, high)
+    edges = torch.linspace(low, high, BINS + 1)
+    return Histogram(name, [round(e, 6) for e in edges.tolist()], [int(c) for c in counts.tolist()])

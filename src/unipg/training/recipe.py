@@ -1,0 +1,257 @@
+"""Recipes: a YAML file becomes typed values, with errors that name the place, and a trainer."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+from unipg.algorithms.base import Algorithm, algorithm_named
+from unipg.errors import InputError, nearest
+from unipg.policies.actor_critic import ActorCriticRecipe
+from unipg.policies.causal_lm import ModelRecipe
+from unipg.rollouts.environments import EnvironmentRecipe
+from unipg.rollouts.prompts import EvaluationRecipe, SamplingRecipe
+from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
+from unipg.training.optimization import OptimizerRecipe
+from unipg.training.tracking import check_trackers
+from unipg.training.trainer import TrainingRecipe
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoggingRecipe:
+    """Where numbers go beside the run folder's own files."""
+
+    trackers: list[str] = field(default_factory=list)
+    """Any of tensorboard, wandb, trackio."""
+    project: str = "unipg"
+
+    def __post_init__(self) -> None:
+        check_trackers(self.trackers)
+
+
+@dataclass(frozen=True)
+class TaskRecipe:
+    """What is asked: give exactly one of the two."""
+
+    reasoning_gym: ReasoningGymRecipe | None = None
+    data: DataRecipe | None = None
+
+    def __post_init__(self) -> None:
+        if (self.reasoning_gym is None) == (self.data is None):
+            raise InputError("task: give exactly one of `reasoning_gym` and `data`")
+
+    def build(self) -> Any:
+        recipe = self.reasoning_gym or self.data
+        assert recipe is not None
+        return recipe.build()
+
+
+@dataclass(frozen=True)
+class HeldOutRecipe(EvaluationRecipe):
+    """Held-out measurement during training."""
+
+    tasks: list[TaskRecipe] = field(default_factory=list)
+    """Held-out tasks; none: no evaluation."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run. Language: `policy`, `task`, `rollouts`, `evaluation`. Control: `environment`, `controller`."""
+
+    algorithm: Any
+    """A name, or a mapping with `name` and hyper-parameters."""
+    output: str = "runs/latest"
+    """The run folder; it must not exist yet, unless the run is resumed."""
+    seed: int = 0
+    threads: int | None = None
+    """CPU threads of torch; default: torch's own."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto: a GPU where there is one."""
+    policy: ModelRecipe | None = None
+    task: TaskRecipe | None = None
+    rollouts: SamplingRecipe = field(default_factory=SamplingRecipe)
+    evaluation: HeldOutRecipe = field(default_factory=HeldOutRecipe)
+    environment: EnvironmentRecipe | None = None
+    controller: ActorCriticRecipe = field(default_factory=ActorCriticRecipe)
+    training: TrainingRecipe = field(default_factory=TrainingRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    logging: LoggingRecipe = field(default_factory=LoggingRecipe)
+
+    def __post_init__(self) -> None:
+        language = self.policy is not None or self.task is not None
+        if language == (self.environment is not None):
+            raise InputError("give either `policy` and `task` (language) or `environment` (control)")
+        if language and (self.policy is None or self.task is None):
+            raise InputError(f"a language recipe needs both `policy` and `task`; `{'task' if self.task is None else 'policy'}` is missing")
+
+    def build_algorithm(self) -> Algorithm:
+        return build_algorithm(self.algorithm)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, every default written out."""
+        plain = dataclasses.asdict(dataclasses.replace(self, algorithm=None))
+        algorithm = self.build_algorithm()
+        plain["algorithm"] = {"name": algorithm.name, **dataclasses.asdict(algorithm)}
+        if self.environment is None:
+            plain = {k: v for k, v in plain.items() if k not in ("environment", "controller")}
+        else:
+            plain = {k: v for k, v in plain.items() if k not in ("policy", "task", "rollouts", "evaluation")}
+        return _plain(plain)
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> str:
+        """What must be the same for a checkpoint to be continued: everything but where and how results are written."""
+        plain = self.as_dict()
+        for name in ("output", "logging", "threads", "evaluation"):
+            plain.pop(name, None)
+        for name in ("save_every", "evaluate_every"):
+            plain["training"].pop(name)
+        return yaml.safe_dump(plain, sort_keys=True)
+
+
+def build_algorithm(section: Any) -> Algorithm:
+    """The algorithm of a recipe's `algorithm` key."""
+    if isinstance(section, str):
+        section = {"name": section}
+    if not isinstance(section, dict) or "name" not in section:
+        raise InputError("algorithm: give a name, or a mapping with `name` and hyper-parameters")
+    kind = algorithm_named(str(section["name"]))
+    return typed(kind, {k: v for k, v in section.items() if k != "name"}, "algorithm")
+
+
+def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
+    """A recipe from a YAML file, with `dotted.key=value` overrides applied."""
+    path = Path(path)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("recipes")
+        known = [str(p) for p in sorted(folder.rglob("*.yaml"))][:40]
+        raise InputError(f"the recipe '{path}' does not exist" + (f"; {nearest(str(path), known)}" if known else ""))
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"'{path}' is {'empty' if values is None else 'not a mapping of keys'}; a recipe starts with `algorithm:`")
+    for override in overrides or []:
+        _override(values, override)
+    recipe = typed(Recipe, values, "")
+    recipe.build_algorithm()
+    return recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as everyone means it."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _override(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"override '{text}' is not of the form dotted.key=value")
+    *path, last = key.split(".")
+    place = values
+    for name in path:
+        if place.get(name) is None:
+            place[name] = {}
+        if isinstance(place[name], str) and name == "algorithm":
+            place[name] = {"name": place[name]}
+        if not isinstance(place[name], dict):
+            raise InputError(f"override '{text}': '{name}' holds a value, not a section")
+        place = place[name]
+    try:
+        place[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"override '{text}': the value is not valid YAML") from error
+
+
+def typed(kind: type[T], values: Any, where: str) -> T:
+    """`kind(**values)` with every key known and every value of its type; nested sections become their own dataclasses."""
+    if not isinstance(values, dict):
+        raise InputError(f"{where or 'the recipe'}: expected a section with keys, got {values!r}")
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(kind)
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in fields:
+            raise InputError(f"{prefix}{key}: this key does not exist; {nearest(str(key), list(fields))}")
+    for name, f in fields.items():
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values:
+            raise InputError(f"{prefix}{name}: this key is missing")
+    arguments = {name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
+    try:
+        return kind(**arguments)
+    except InputError as error:
+        text = str(error)
+        known = not where or text.startswith((where, where.rsplit(".", 1)[-1]))
+        raise error if known else InputError(f"{where}: {text}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the type `hint`, or an error that names the place."""
+    options = list(get_args(hint)) if get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+    if value is None:
+        if type(None) in options or hint is Any:
+            return None
+        raise InputError(f"{where}: a value is missing; expected {_name(hint)}")
+    if hint is Any:
+        return value
+    sections = [o for o in options if dataclasses.is_dataclass(o)]
+    if sections:
+        return typed(sections[0], value, where)  # type: ignore[arg-type]
+    for option in options:
+        if get_origin(option) is list and isinstance(value, list) and dataclasses.is_dataclass(inner := get_args(option)[0]):
+            return [typed(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]  # type: ignore[arg-type]
+        if get_origin(option) is Literal and isinstance(value, str) and value not in get_args(option):
+            raise InputError(f"{where}: '{value}' does not exist; {nearest(value, [str(a) for a in get_args(option)])}")
+    return _coerce(hint, value, where)
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    """Leaf values through jsonargparse's type rules."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    if isinstance(value, bool) and hint in (int, float):
+        raise InputError(f"{where}: expected {_name(hint)}, got {value!r}")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        return parser.parse_object({"value": value}).value
+    except (ArgumentError, TypeError, ValueError):
+        raise InputError(f"{where}: expected {_name(hint)}, got {value!r}") from None
+
+
+def _name(hint: Any) -> str:
+    if hint is type(None):
+        return "null"
+    if get_origin(hint) is Literal:
+        return " or ".join(str(a) for a in get_args(hint))
+    if get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_name(o) for o in get_args(hint))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint) or str(hint).replace("typing.", "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value

@@ -1,0 +1,244 @@
+"""From a recipe to a finished run folder: builds what the recipe names, trains, and records how it went."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipg.algorithms.base import Algorithm
+from unipg.errors import InputError
+from unipg.policies.base import Policy
+from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.rollouts.base import Experience
+from unipg.rollouts.prompts import PromptRollouts
+from unipg.samplers import UniformSampler
+from unipg.training.distribution import Workers
+from unipg.training.recipe import Recipe
+from unipg.training.tracking import Tracker
+from unipg.training.trainer import Observer, Silent, Stopped, Trainer
+
+PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "numpy")
+
+
+def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | None = None, command: str = "") -> dict[str, Any]:
+    """Trains what the recipe says into its output folder, and returns the last metrics row.
+
+    Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
+    """
+    folder = Path(recipe.output)
+    workers = Workers.from_environment()
+    _check_folder(folder, resume)
+    if recipe.threads is not None:
+        if recipe.threads < 1:
+            raise InputError(f"threads is {recipe.threads}; accepted: 1 or more")
+        torch.set_num_threads(recipe.threads)
+    device = pick_device(recipe.device)
+    algorithm = recipe.build_algorithm()
+    policy, experience = build(recipe, algorithm, device)
+    if workers.leads:
+        _make_folder(folder)
+    tracker = Tracker(folder, recipe.logging.trackers, project=recipe.logging.project, config=recipe.as_dict()) if workers.leads else None
+    trainer = Trainer(
+        algorithm,
+        policy,
+        experience,
+        folder=folder,
+        training=recipe.training,
+        optimizer=recipe.optimizer,
+        anchor=_anchor(recipe, algorithm, policy, experience),
+        seed=recipe.seed,
+        tracker=tracker,
+        observer=observer or Silent(),
+        workers=workers,
+        identity=recipe.identity(),
+    )
+    if resume:
+        trainer.resume()
+    elif workers.leads:
+        (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
+        if recipe.policy is not None and recipe.policy.scratch is not None:
+            policy.save(folder / "initial")
+    record = RunRecord(folder, recipe, algorithm, trainer, command, device, writes=workers.leads)
+    with record.kept(), _stopping(trainer):
+        return trainer.train()
+
+
+def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[Policy, Experience]:
+    """The policy and the source of experience that a recipe names."""
+    if recipe.environment is not None:
+        environments = recipe.environment.build(recipe.seed)
+        controller = recipe.controller.build(environments.observation_space, environments.action_space, recipe.seed)
+        controller.module.to(device)
+        return controller, environments
+    assert recipe.policy is not None
+    assert recipe.task is not None
+    task = recipe.task.build()
+    experience = PromptRollouts(
+        task,
+        UniformSampler(len(task.items), recipe.seed),
+        prompts=recipe.training.prompts,
+        sampling=recipe.rollouts,
+        evaluation=recipe.evaluation,
+        evaluation_tasks=[t.build() for t in recipe.evaluation.tasks],
+    )
+    value_head = "value" in algorithm.terms(_setting(experience)).reads
+    policy = recipe.policy.build(
+        experience.texts(), temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed
+    )
+    return policy, experience
+
+
+def _setting(experience: Experience) -> Any:
+    from unipg.algorithms.base import Setting
+
+    return Setting(max_new_tokens=experience.max_new_tokens)
+
+
+def _anchor(recipe: Recipe, algorithm: Algorithm, policy: Policy, experience: Experience) -> Policy | None:
+    """The frozen policy of KL penalties, where the algorithm has any."""
+    reads = algorithm.terms(_setting(experience)).reads | algorithm.reads
+    if "anchor_log_prob" not in reads:
+        return None
+    if recipe.policy is None or not isinstance(policy, CausalLanguageModel):
+        raise InputError(f"algorithm '{algorithm.name}' with a KL penalty needs an anchor, which only language recipes have")
+    return recipe.policy.build_anchor(policy)
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device '{name}' does not exist; accepted: auto, cpu, cuda, cuda:0 …") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"device '{name}' is not available: torch sees no GPU; accepted here: auto, cpu")
+    return device
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    if resume:
+        if not folder.is_dir():
+            raise InputError(f"there is nothing to resume: the run folder '{folder}' does not exist")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"the run folder '{folder}' cannot be written: {error.strerror}") from error
+
+
+@contextmanager
+def _stopping(trainer: Trainer) -> Iterator[None]:
+    """Ctrl-C and SIGTERM ask the loop to stop at the next safe place; a second Ctrl-C stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask(number: int, frame: types.FrameType | None) -> None:
+        if trainer.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        trainer.stop_requested = True
+
+    before: dict[int, Callable[..., Any] | int | None] = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class RunRecord:
+    """Keeps `run.json`: what ran, on what, and how it ended."""
+
+    def __init__(
+        self, folder: Path, recipe: Recipe, algorithm: Algorithm, trainer: Trainer, command: str, device: torch.device, writes: bool = True
+    ) -> None:
+        self.path, self.trainer, self.writes = folder / "run.json", trainer, writes
+        earlier = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        parameters = list(trainer.policy.module.parameters())
+        self.content: dict[str, Any] = {
+            "name": folder.name,
+            "algorithm": algorithm.name,
+            "status": "running",
+            "seed": recipe.seed,
+            "started": earlier.get("started") or _now(),
+            "resumed": [*earlier.get("resumed", []), _now()] if earlier else [],
+            "command": command or " ".join(sys.argv),
+            "iterations": recipe.training.iterations,
+            "policy": {
+                "parameters": sum(p.numel() for p in parameters),
+                "trained": sum(p.numel() for p in parameters if p.requires_grad),
+            },
+            "versions": versions(),
+            "machine": {
+                "cpu": _cpu(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            },
+        }
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Writes the record now, and again with the outcome."""
+        status = "failed"
+        self._write()
+        try:
+            yield
+            status = "finished"
+        except (Stopped, KeyboardInterrupt):
+            status = "interrupted"
+            raise
+        finally:
+            self.content |= {"status": status, "finished": _now(), "seconds": round(self.trainer.seconds, 3)}
+            self._write()
+
+    def _write(self) -> None:
+        if self.writes:
+            temporary = self.path.with_suffix(".writing")
+            temporary.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
+            temporary.replace(self.path)
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

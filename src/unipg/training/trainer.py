@@ -1,0 +1,466 @@
+"""The one loop: collect, prepare, cut, step; for every method, for text and for control."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from unipg.algorithms.base import Algorithm, Setting
+from unipg.errors import InputError
+from unipg.estimator import Objective, Planning, Progress
+from unipg.policies.base import Policy
+from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
+from unipg.seeding import generator, seed_everything
+from unipg.training.checkpoints import random_states, read_checkpoint, restore_random_states, write_checkpoint
+from unipg.training.diagnostics import UpdateDiagnostics, batch_metrics
+from unipg.training.distribution import Workers
+from unipg.training.optimization import OptimizerRecipe
+from unipg.training.tracking import Tracker
+from unipg.trajectories import Evaluation, Trajectories
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How long, how much at once, how often."""
+
+    iterations: int = 100
+    """Collect-and-update rounds."""
+    prompts: int = 32
+    """Prompts per iteration (language)."""
+    epochs: int = 1
+    """Passes over each iteration's batch."""
+    minibatches: int = 1
+    """Optimiser steps per pass."""
+    micro_batch_tokens: int = 16384
+    """Most tokens in one forward pass; a memory limit that does not change the gradient."""
+    save_every: int = 1
+    """Iterations between checkpoints: what a kill can lose."""
+    evaluate_every: int = 0
+    """Iterations between held-out evaluations; 0 for before and after only."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "prompts", "epochs", "minibatches", "micro_batch_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training.{name} is {getattr(self, name)}; accepted: 1 or more")
+
+
+class Observer(Protocol):
+    """What is told of progress (the terminal's display)."""
+
+    def phase(self, name: str, done: float) -> None: ...
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
+
+    def evaluation(self, results: list[EvaluationResult]) -> None: ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def phase(self, name: str, done: float) -> None: ...
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
+
+    def evaluation(self, results: list[EvaluationResult]) -> None: ...
+
+
+class Stopped(Exception):
+    """Training was stopped on request; the checkpoint is written and `--resume` continues."""
+
+
+class NonFinite(InputError):
+    """A NaN or infinite gradient; the offending batch was dumped."""
+
+
+class Trainer:
+    """Trains `policy` with `algorithm` on `experience`.
+
+        Trainer(GRPO(), policy, experience, folder=Path("runs/mine")).train()
+
+    The folder receives metrics, checkpoints and the final model; see `Tracker` and `write_checkpoint`.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        policy: Policy,
+        experience: Experience,
+        *,
+        folder: Path,
+        training: TrainingRecipe | None = None,
+        optimizer: OptimizerRecipe | None = None,
+        anchor: Policy | None = None,
+        seed: int = 0,
+        tracker: Tracker | None = None,
+        observer: Observer | None = None,
+        workers: Workers | None = None,
+        identity: str = "",
+    ) -> None:
+        self.algorithm, self.policy, self.experience, self.anchor = algorithm, policy, experience, anchor
+        self.training, self.optimizer_recipe = training or TrainingRecipe(), optimizer or OptimizerRecipe()
+        self.folder, self.seed, self.identity = folder, seed, identity
+        self.observer: Observer = observer or Silent()
+        self.workers = workers or Workers()
+        self.tracker = tracker
+        if self.workers.leads:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.tracker = tracker or Tracker(folder)
+        self.setting = Setting(max_new_tokens=experience.max_new_tokens)
+        self.objective: Objective = algorithm.terms(self.setting)
+        self._check_needs()
+        self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
+        self.optimizer = self.optimizer_recipe.build(policy.module.parameters())
+        self.iteration = self.step = self.position = 0
+        self.seconds = 0.0
+        self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
+        self.batch: Trajectories | None = None
+        self.row: dict[str, Any] = {}
+        self.evaluated_at = -1
+        self.stop_requested = False
+        self.stop_after_steps: int | None = None
+        self._diagnostics = UpdateDiagnostics()
+
+    # ------------------------------------------------------------------------------------------------ what the parts need
+
+    def _check_needs(self) -> None:
+        reads = self.objective.reads | self.algorithm.reads
+        who = f"algorithm '{self.algorithm.name}'"
+        if "anchor_log_prob" in reads and self.anchor is None:
+            raise InputError(f"{who} measures a KL and needs an anchor policy")
+        if ("value" in reads or self.objective.reads_value) and not self.policy.has_value:
+            raise InputError(f"{who} needs a critic: build the policy with a value head")
+
+    @property
+    def steps_per_batch(self) -> int:
+        return self.training.epochs * self.training.minibatches
+
+    @property
+    def total_steps(self) -> int:
+        return self.training.iterations * self.steps_per_batch
+
+    def planning(self) -> Planning:
+        rate = self.optimizer_recipe.learning_rate_at(self.step, self.total_steps)
+        return Planning(Progress(self.step, self.total_steps, rate), self.workers.sum)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def train(self) -> dict[str, Any]:
+        """Runs to the end, or raises Stopped after writing a checkpoint when `stop_requested` was set. Returns the last metrics row."""
+        last: dict[str, Any] = {}
+        while self.iteration < self.training.iterations:
+            began = time.perf_counter()
+            if self.batch is None:
+                self._evaluate_if_due()
+                state = self._state()  # where this iteration can be repeated from, should its collection be stopped
+                try:
+                    self._collect()
+                except Interrupted:
+                    self._write(state)
+                    raise Stopped from None
+            self._update()
+            last = self._finish_iteration(time.perf_counter() - began)
+            if self.stop_requested:
+                self.save_checkpoint()
+                raise Stopped
+        self._evaluate_if_due()
+        self.save_checkpoint()
+        if self.tracker:
+            self.tracker.close()
+        if self.workers.leads:
+            self.policy.save(self.folder / "model")
+        self.workers.wait()
+        return last
+
+    def _collect(self) -> None:
+        began = time.perf_counter()
+        wanted = self.algorithm.rollouts if self.algorithm.uses_rollouts else 0
+        kept: list[Trajectories] = []
+        metrics: dict[str, float] = {}
+        share, first_groups = 1.0, 0.0
+        rounds = self.algorithm.most_sampling_rounds
+        for number in range(rounds):
+            demand = Demand(
+                iteration=self.iteration,
+                round=number,
+                share=share,
+                rollouts=wanted,
+                demonstrations=self.algorithm.demonstrations != "none",
+                score_demonstrations=self.algorithm.scores_demonstrations,
+                value=self.policy.has_value,
+                seed=self.seed,
+                worker=self.workers.rank,
+                workers=self.workers.world,
+                should_stop=lambda: self.stop_requested,
+            )
+            fresh, told = self.experience.collect(self.policy, demand)
+            for name, value in told.items():
+                metrics[name] = metrics.get(name, 0.0) + value if name.startswith(("tokens/", "verifier/")) else value
+            if number == 0:
+                more, histograms = batch_metrics(fresh)
+                metrics |= more
+                first_groups = self._groups(fresh)
+                if self.tracker:
+                    self.tracker.histograms(self.iteration, histograms)
+            kept.append(self.algorithm.keep(fresh) if rounds > 1 else fresh)
+            have = sum(self._groups(b) for b in kept)
+            share = 1 - have / max(1.0, first_groups)
+            if rounds > 1:
+                metrics["rollout/rounds"] = float(number + 1)
+            if share <= 0 or number + 1 == rounds:
+                break
+        batch = Trajectories.join([b for b in kept if len(b)] or kept[:1])
+        metrics["time/rollout"] = time.perf_counter() - began
+        batch = self._prepare(batch.to(self.policy.device))
+        metrics |= self.algorithm.metrics(batch)
+        self.row = metrics
+        self.batch = batch.as_steps() if self.policy.memoryless else batch
+        self.position = 0
+
+    def _groups(self, batch: Trajectories) -> float:
+        """Prompts in a batch, over all workers."""
+        assert batch.group is not None
+        return float(self.workers.sum(torch.tensor(float(batch.group.unique().numel()), dtype=torch.float64)))
+
+    def _prepare(self, batch: Trajectories) -> Trajectories:
+        """Whole-batch work: what planning reads, the algorithm's own, advantages, then log-probabilities under frozen policies."""
+        planning = self.planning()
+        reads = self.objective.reads | self.algorithm.reads
+        batch = self._frozen(batch, self.algorithm.reads | (reads & {"value"}))
+        batch = self.objective.prepare(self.algorithm.prepare(batch, self.setting, planning), planning)
+        if self.steps_per_batch == 1:
+            reads = reads - {"old_log_prob"}  # the policy has not moved: the ratio is 1 to the last bit
+        return self._frozen(batch, reads, self.objective.touched_rows(batch))
+
+    def _frozen(self, batch: Trajectories, fields: frozenset[str], rows: Tensor | None = None) -> Trajectories:
+        """The batch with the named log-probabilities and values, taken without gradient by old policy, critic and anchor.
+
+        `rows [B]`: only those are evaluated; the others cannot move the policy.
+        """
+        old = "old_log_prob" in fields and batch.old_log_prob is None
+        value = "value" in fields and batch.value is None
+        if old or value:
+            now = self._evaluate(self.policy, batch, rows, value=value)
+            batch = batch.replace(**({"old_log_prob": now.log_prob} if old else {}), **({"value": now.value} if value else {}))
+        if "anchor_log_prob" in fields and batch.anchor_log_prob is None:
+            assert self.anchor is not None
+            batch = batch.replace(anchor_log_prob=self._evaluate(self.anchor, batch, rows).log_prob)
+        return batch
+
+    def _evaluate(self, policy: Policy, batch: Trajectories, rows: Tensor | None = None, value: bool = False) -> Evaluation:
+        """[B,T] under a frozen policy, micro-batch by micro-batch, in evaluation mode; 0 in rows that are left out."""
+        chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
+        batch, size = batch.select(chosen), batch.mask.shape
+        log_prob = torch.zeros(size, device=batch.mask.device)
+        values = torch.zeros_like(log_prob)
+        was_training = policy.module.training
+        policy.module.eval()
+        with torch.no_grad():
+            for index in self._micro_batches(batch):
+                piece = batch.select(index).trim()
+                now = policy.evaluate(piece, value=value)
+                steps = piece.mask.shape[1]
+                log_prob = log_prob.to(now.log_prob.dtype)
+                log_prob[chosen[index], :steps] = now.log_prob
+                if value and now.value is not None:
+                    values[chosen[index], :steps] = now.value
+        policy.module.train(was_training)
+        return Evaluation(log_prob, value=values if value else None)
+
+    def _micro_batches(self, batch: Trajectories) -> Iterator[Tensor]:
+        """Row indices cut so that rows × longest stays within the token budget; rows of similar length together."""
+        cost = self.policy.cost(batch)
+        if self.policy.memoryless:
+            yield from torch.arange(len(batch), device=batch.mask.device).split(self.training.micro_batch_tokens)
+            return
+        order = torch.argsort(cost, descending=True, stable=True)
+        costs = cost[order].tolist()
+        begin = 0
+        while begin < len(costs):
+            count = max(1, self.training.micro_batch_tokens // max(1, int(costs[begin])))
+            yield order[begin : begin + count]
+            begin += count
+
+    # ------------------------------------------------------------------------------------------------ updates
+
+    def _update(self) -> None:
+        assert self.batch is not None
+        began = time.perf_counter()
+        if self.position == 0:
+            self._diagnostics = UpdateDiagnostics()
+        while self.position < self.steps_per_batch:
+            self._optimise(self._minibatch(self.batch))
+            self.position += 1
+            if self.stop_after_steps is not None and self.step >= self.stop_after_steps:
+                self.stop_requested = True
+            self.observer.phase("update", self.position / self.steps_per_batch)
+            if self.stop_requested and self.position < self.steps_per_batch:
+                self.save_checkpoint()
+                raise Stopped
+        self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
+
+    def _minibatch(self, batch: Trajectories) -> Trajectories:
+        """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide."""
+        parts = self.training.minibatches
+        if parts == 1:
+            return batch
+        epoch, part = divmod(self.position, parts)
+        order = torch.randperm(len(batch), generator=generator(self.seed, "order", self.iteration, epoch))
+        return batch.select(order.to(batch.mask.device).tensor_split(parts)[part])
+
+    def _optimise(self, batch: Trajectories) -> None:
+        """One optimiser step on a batch: plan, drop rows that cannot move the policy, cut, accumulate, guard, step."""
+        seed_everything(self.seed, "update", self.iteration, self.position, self.workers.rank)
+        planning = self.planning()
+        planned = self.objective.plan(batch, planning)
+        planned = planned.select(self.objective.touched_rows(planned))
+        rows = float(self.workers.sum(torch.tensor(float(len(planned)))))
+        self.row["rows/active_fraction"] = len(planned) / max(1, len(batch))
+        if rows == 0:
+            self.skipped["empty"] += 1
+            self.step += 1
+            return
+        self.policy.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss_sum, tokens = 0.0, 0
+        for index in self._micro_batches(planned):
+            piece = planned.select(index).trim()
+            now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value)
+            loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
+            loss.backward()
+            self._diagnostics.add_entropy(now.entropy, piece.mask)
+            loss_sum += float(loss.detach())
+            tokens += int(self.policy.cost(piece).sum())
+        parameters = list(self.policy.module.parameters())
+        self.workers.sum_gradients(parameters)
+        self._guarded_step(parameters, planned)
+        self.row["loss"] = loss_sum
+        self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
+        self.step += 1
+
+    def _guarded_step(self, parameters: list[torch.nn.Parameter], batch: Trajectories) -> None:
+        recipe = self.optimizer_recipe
+        rate = recipe.learning_rate_at(self.step, self.total_steps)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm if recipe.clip_norm is not None else float("inf"))
+        length = float(norm)
+        self.row |= {"gradient_norm": length, "learning_rate": rate}
+        if not torch.isfinite(norm):
+            if recipe.on_nonfinite == "stop":
+                path = self.folder / f"nonfinite-batch-step{self.step}.pt"
+                torch.save(batch.to("cpu").state_dict(), path)
+                raise NonFinite(
+                    f"the gradient at optimiser step {self.step} (iteration {self.iteration}) is {length}; the batch is in '{path}'; "
+                    "set optimizer.on_nonfinite to skip to leave out such steps"
+                )
+            self.skipped["nonfinite"] += 1
+            return
+        if recipe.skip_norm is not None and length > recipe.skip_norm:
+            self.skipped["large"] += 1
+            return
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+
+    def _finish_iteration(self, seconds: float) -> dict[str, Any]:
+        assert self.batch is not None
+        self.seconds += seconds
+        self.row |= self._diagnostics.metrics()
+        skipped = {f"steps/skipped_{why}": count for why, count in self.skipped.items() if count}
+        row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
+        if self.tracker:
+            self.tracker.metrics(row)
+            self.tracker.histograms(self.iteration, self._diagnostics.histograms())
+        self.experience.update(self.batch)
+        self.batch, self.row = None, {}
+        self.iteration += 1
+        self.observer.iteration(self.iteration, self.training.iterations, row)
+        if self.iteration % self.training.save_every == 0:
+            self.save_checkpoint()
+        return row
+
+    # ------------------------------------------------------------------------------------------------ evaluation
+
+    def _evaluate_if_due(self) -> None:
+        ends = self.iteration in (0, self.training.iterations)
+        due = ends or (self.training.evaluate_every > 0 and self.iteration % self.training.evaluate_every == 0)
+        if not due or self.evaluated_at == self.iteration or not self.workers.leads:
+            return
+        began = time.perf_counter()
+        try:
+            results = self.experience.evaluate(self.policy, self.seed, self._evaluation_progress)
+        except Interrupted:
+            self.save_checkpoint()
+            raise Stopped from None
+        self.seconds += time.perf_counter() - began
+        self.evaluated_at = self.iteration
+        if results and self.tracker:
+            self.tracker.evaluation(self.iteration, self.step, time.perf_counter() - began, results)
+            self.observer.evaluation(results)
+
+    def _evaluation_progress(self, done: float) -> None:
+        self.observer.phase("evaluate", done)
+        if self.stop_requested:
+            raise Interrupted
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def _state(self) -> dict[str, Any]:
+        """Everything that a bit-identical continuation needs, the batch being re-used included. Holds references, not copies."""
+        return {
+            "identity": self.identity,
+            "iteration": self.iteration,
+            "step": self.step,
+            "position": self.position,
+            "seconds": self.seconds,
+            "skipped": dict(self.skipped),
+            "evaluated_at": self.evaluated_at,
+            "row": dict(self.row),
+            "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
+            "module": self.policy.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "experience": self.experience.state_dict(),
+            "random": random_states(),
+            "world": self.workers.world,
+        }
+
+    def save_checkpoint(self) -> None:
+        self._write(self._state())
+
+    def _write(self, state: dict[str, Any]) -> None:
+        if self.workers.leads:
+            write_checkpoint(self.folder, state)
+        self.workers.wait()
+
+    def resume(self) -> None:
+        """Continues from the folder's checkpoint; raises InputError when it belongs to another recipe."""
+        state = read_checkpoint(self.folder)
+        if state["identity"] != self.identity:
+            raise InputError(
+                f"the checkpoint in '{self.folder}' belongs to another recipe: {_difference(state['identity'], self.identity)}"
+            )
+        if state["world"] != self.workers.world:
+            raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {self.workers.world}")
+        self.policy.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.experience.load_state_dict(state["experience"])
+        restore_random_states(state["random"])
+        for name in ("iteration", "step", "position", "seconds", "evaluated_at"):
+            setattr(self, name, state[name])
+        self.skipped, self.row = dict(state["skipped"]), dict(state["row"])
+        self.batch = None if state["batch"] is None else Trajectories(**state["batch"]).to(self.policy.device)
+        if self.tracker and self.workers.leads:
+            self.tracker.rewind(self.iteration)
+
+
+def _difference(old: str, new: str) -> str:
+    """The first line in which two recipes differ."""
+    before, after = old.splitlines(), new.splitlines()
+    for a, b in zip(before, after, strict=False):
+        if a != b:
+            return f"it has '{a.strip()}' where this one has '{b.strip()}'"
+    return "their lengths differ"
