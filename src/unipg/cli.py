@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train what a recipe says")
     train.add_argument("recipe", help="a YAML file")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25 training.iterations=10")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25")
     train.add_argument("--resume", action="store_true", help="continue the run in the recipe's output folder")
     train.add_argument("--report", action="store_true", help="write the HTML report into the run folder at the end")
     train.set_defaults(run=_train)

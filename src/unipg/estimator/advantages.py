@@ -379,7 +379,7 @@ class BySuccess(Advantage):
         return self.success.reads | self.failure.reads
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
-        good = spread(batch.total_reward() > self.threshold, batch)
+        good = (batch.total_reward() > self.threshold).unsqueeze(1)
         return torch.where(good, self.success(batch, now, planning), self.failure(batch, now, planning))
 
 

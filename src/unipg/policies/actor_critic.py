@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -28,25 +28,25 @@ if TYPE_CHECKING:
 
 Activation = Literal["tanh", "relu"]
 _ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+_ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+
+Actor = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
+"""`actor(observation [N,O] float32, noise [N,…] or None)`: an action [N] or [N,A] for each observation; the most likely one for None."""
 
 
 class Controller(Policy):
     """A policy that acts on observations, one step at a time; what environments ask of it."""
 
     @abstractmethod
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> Tensor:
-        """[steps,rows,…] everything random that `act` needs in that many steps, drawn at once."""
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,…] everything random in that many steps of an `Actor`, drawn at once."""
 
     @abstractmethod
-    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
-        """[N] or [N,A] an action for each observation [N,O], a function of one step's noise [N,…]. Without graph."""
+    def actor(self) -> Actor:
+        """The policy as it is now, as a function on the host. A function of its arguments alone: all that is random is in `noise`."""
 
     @abstractmethod
-    def mode(self, observation: Tensor) -> Tensor:
-        """[N] or [N,A] the most likely action for each observation [N,O]. Without graph."""
-
-    @abstractmethod
-    def environment_action(self, action: Tensor) -> np.ndarray:
+    def environment_action(self, action: np.ndarray) -> np.ndarray:
         """What the environments are given: `action` in their own shape, bounds and numbering."""
 
     def value(self, observation: Tensor) -> Tensor:
@@ -65,16 +65,13 @@ class DiscreteActions:
     def outputs(self) -> int:
         return self.n
 
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> Tensor:
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,n] Gumbel: the argmax of logits + Gumbel noise is a draw from their softmax."""
-        wait = torch.empty(steps, rows, self.n, device=source.device).exponential_(generator=source)
-        return -wait.clamp_min(torch.finfo(wait.dtype).tiny).log()
+        wait = torch.empty(steps, rows, self.n).exponential_(generator=source)
+        return -wait.clamp_min(torch.finfo(wait.dtype).tiny).log().numpy()
 
-    def draw(self, logits: Tensor, log_std: Tensor | None, noise: Tensor) -> Tensor:
-        return (logits + noise).argmax(-1)
-
-    def mode(self, logits: Tensor) -> Tensor:
-        return logits.argmax(-1)
+    def draw(self, logits: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
+        return (logits if noise is None else logits + noise).argmax(-1)
 
     def log_prob(self, logits: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         return categorical_log_prob(logits, action.long(), entropy=entropy)
@@ -103,16 +100,13 @@ class BoxActions:
     def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self.low, np.float32), np.array(self.high, np.float32)
 
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> Tensor:
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,A] standard normal."""
-        return torch.randn(steps, rows, self.outputs, generator=source, device=source.device)
+        return torch.randn(steps, rows, self.outputs, generator=source).numpy()
 
-    def draw(self, mean: Tensor, log_std: Tensor | None, noise: Tensor) -> Tensor:
-        assert log_std is not None
-        return mean + log_std.exp() * noise
-
-    def mode(self, mean: Tensor) -> Tensor:
-        return mean
+    def draw(self, mean: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
+        assert std is not None
+        return mean if noise is None else mean + std * noise
 
     def log_prob(self, mean: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         assert log_std is not None
@@ -130,7 +124,7 @@ class _Perceptron(nn.Module):
 
     def __init__(self, sizes: list[int], gain: float, activation: Activation, source: torch.Generator) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[activation]
+        self.activation, self.activation_on_the_host = _ACTIVATIONS[activation], _ON_THE_HOST[activation]
         # skip_init: torch's own initialisation would draw from the global generator
         layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
         for layer in layers:
@@ -145,6 +139,22 @@ class _Perceptron(nn.Module):
         for layer in hidden:
             x = self.activation(linear(x, layer.weight, layer.bias))
         return linear(x, last.weight, last.bias)
+
+    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
+        copies = [tuple(_array(p).copy() for p in (layer.weight.T, layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
+        (*hidden, last), activation = copies, self.activation_on_the_host
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            for weight, bias in hidden:
+                x = activation(x @ weight + bias)
+            return x @ last[0] + last[1]
+
+        return forward
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
 
 
 class _Networks(nn.Module):
@@ -202,34 +212,32 @@ class ActorCritic(Controller):
         live = batch.mask.reshape(-1)
         flat = observation.reshape(len(live), self.inputs)
         action = batch.action.reshape(len(live), *batch.action.shape[2:])
-        # before the network, not after: 0 · NaN is NaN, in the gradient too
-        flat = torch.where(live.unsqueeze(1), flat, 0)
-        action = torch.where(live if action.ndim == 1 else live.unsqueeze(1), action, 0)
+        everywhere = bool(live.all())
+        if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
+            flat = torch.where(live.unsqueeze(1), flat, 0)
+            action = torch.where(live if action.ndim == 1 else live.unsqueeze(1), action, 0)
         output, log_std, values = self.module(flat, value)
         log_prob, entropies = self.actions.log_prob(output, log_std, action, entropy)
 
-        def finished(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else torch.where(live, tensor, 0).reshape(shape)
+        def finished(tensor: Tensor) -> Tensor:
+            return (tensor if everywhere else torch.where(live, tensor, 0)).reshape(shape)
 
-        return Evaluation(torch.where(live, log_prob, 0).reshape(shape), finished(entropies) if entropy else None, finished(values))
+        return Evaluation(finished(log_prob), finished(entropies) if entropy else None, None if values is None else finished(values))
 
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> Tensor:
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)
 
-    @torch.no_grad()
-    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
-        return self.actions.draw(self.module.actor(observation), self.module.log_std, noise)
-
-    @torch.no_grad()
-    def mode(self, observation: Tensor) -> Tensor:
-        return self.actions.mode(self.module.actor(observation))
+    def actor(self) -> Actor:
+        network, log_std, draw = self.module.actor.on_the_host(), self.module.log_std, self.actions.draw
+        std = None if log_std is None else _array(log_std.exp())
+        return lambda observation, noise: draw(network(observation), std, noise)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
         return self.module.critic(observation).squeeze(-1)
 
-    def environment_action(self, action: Tensor) -> np.ndarray:
-        return self.actions.for_environment(action.cpu().numpy())
+    def environment_action(self, action: np.ndarray) -> np.ndarray:
+        return self.actions.for_environment(action)
 
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors` (the weights) and `config.json` (spaces, sizes, activation). `null` in a bound is no bound."""
@@ -294,11 +302,11 @@ class ActorCriticRecipe:
 
     def __post_init__(self) -> None:
         if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
-            raise InputError(f"policy.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
+            raise InputError(f"controller.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
         if self.activation not in _ACTIVATIONS:
-            raise InputError(f"policy.activation '{self.activation}' does not exist; {nearest(str(self.activation), _ACTIVATIONS)}")
+            raise InputError(f"controller.activation '{self.activation}' does not exist; {nearest(str(self.activation), _ACTIVATIONS)}")
         if not math.isfinite(self.log_std):
-            raise InputError(f"policy.log_std is {self.log_std}; accepted: a finite number")
+            raise InputError(f"controller.log_std is {self.log_std}; accepted: a finite number")
 
     def build(self, observation_space: gymnasium.Space, action_space: gymnasium.Space, seed: int) -> ActorCritic:
         """An untrained policy for the spaces of ONE environment.

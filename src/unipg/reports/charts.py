@@ -7,21 +7,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
+from itertools import pairwise
 from typing import Any
 
+import numpy
+
 from unipg.reports.run import Histogram, Run, Series
-from unipg.reports.statistics import smooth
+from unipg.reports.statistics import local_band, smooth
 
 COLOURS = ("#2f7ed8", "#e8710a", "#1a9e77", "#9a6ae0", "#d6409f", "#b08800", "#1797b5", "#d64545")
 """Readable on white and on near-black; runs beyond the last one start again from the first."""
-DASHES = ("solid", "dot", "dash", "longdash", "dashdot", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "x", "star", "pentagon")
 MOST_POINTS = 1000
 MOST_COLUMNS = 200
 MOST_BINS = 50
-FEWEST_TO_SMOOTH = 12
+FEWEST_TO_SMOOTH = 40
 HEIGHT = 300
 
 
@@ -36,9 +38,18 @@ class Chart:
     height: int = HEIGHT
 
 
+@dataclass
+class Group:
+    """The same chart of several runs, side by side."""
+
+    title: str
+    caption: str
+    charts: list[Chart]
+
+
 @dataclass(frozen=True)
 class Panel:
-    """One chart of metrics over the run: which `keys` (and what each is called), and how to read it."""
+    """Metrics over the run that belong in one chart: which `keys` (and what each is called), and how to read it."""
 
     title: str
     keys: dict[str, str]
@@ -46,7 +57,9 @@ class Panel:
     percent: bool = False
     """Drawn in percent as long as every value lies in [0, 1]."""
     band: bool = False
-    """Whether the spread around the smoothed line is shown."""
+    """Whether the middle 80 % of the recent points are shown too."""
+    smoothed: bool = True
+    """Off for what is set rather than measured, and for what is read for its jumps."""
     unit: str = ""
 
 
@@ -87,9 +100,15 @@ def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
     return sorted(chosen)
 
 
-def titled(title: str, runs: Sequence[Run], index: int) -> str:
-    """The title of a chart that shows one run."""
-    return title if len(runs) == 1 else f"{title} · {runs[index].label}"
+def one_each(runs: Sequence[Run], title: str, caption: str, charts: dict[int, Chart]) -> list[Chart | Group]:
+    """Charts that show one run each, by its index: as they are for a single run, a group for several."""
+    if len(runs) > 1:
+        for index, chart in charts.items():
+            chart.title = runs[index].label
+        return [Group(title, caption, list(charts.values()))] if charts else []
+    for chart in charts.values():
+        chart.title, chart.caption = title, f"{chart.caption} {caption}".strip()
+    return list(charts.values())
 
 
 def curves(runs: Sequence[Run], keys: dict[str, str]) -> list[Curve]:
@@ -102,50 +121,66 @@ def curves(runs: Sequence[Run], keys: dict[str, str]) -> list[Curve]:
     ]
 
 
-def line_chart(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, height: int = HEIGHT) -> list[Chart]:
-    """Raw values as faint points under a smoothed line; no chart if there is nothing to draw.
+def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, height: int = HEIGHT) -> list[Chart]:
+    """Raw values as faint points under a smoothed line; nothing if there is nothing to draw.
 
-    Several runs have one colour each (and one dash a metric); the metrics of a single run have one colour each.
+    The metrics of a single run share a chart and have one colour each; with several runs each metric has its own chart, and each run its
+    colour.
     """
-    if not drawn:
-        return []
     labels = list(dict.fromkeys(curve.label for curve in drawn))
+    if len(runs) > 1 and len(labels) > 1:
+        return [
+            chart
+            for label in labels
+            for chart in line_charts(runs, [c for c in drawn if c.label == label], replace(panel, title=f"{panel.title}: {label}"), height)
+        ]
     percent = panel.percent and all(0 <= v <= 1 for curve in drawn for v in curve.series.values if math.isfinite(v))
     data: list[dict[str, Any]] = []
     for number, curve in enumerate(drawn):
-        rank = labels.index(curve.label)
-        names = [runs[curve.run].label] * (len(runs) > 1) + [curve.label] * (len(labels) > 1)
         trace = {
             "type": "scatter",
-            "name": escape(" · ".join(names) or curve.label),
+            "name": escape(runs[curve.run].label if len(runs) > 1 else curve.label),
             "meta": {"run": curve.run},
             "legendgroup": str(number),
             "hovertemplate": "%{y:.1%}" if percent else "%{y:.4g}",
         }
-        shade = colour(rank if len(runs) == 1 else curve.run)
-        dash = "solid" if len(runs) == 1 else DASHES[rank % len(DASHES)]
-        data += _line(curve.series, trace, shade, dash, panel.band)
+        data += _line(curve.series, trace, colour(number if len(runs) == 1 else curve.run), panel)
     axis: dict[str, Any] = {"title": {"text": panel.unit}} | ({"tickformat": ".0%", "rangemode": "tozero"} if percent else {})
-    return [Chart(panel.title, panel.caption, data, {"yaxis": axis, "showlegend": len(drawn) > 1}, height)]
+    layout = {"yaxis": axis, "showlegend": len(drawn) > 1}
+    return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data))] if data else []
 
 
-def _line(series: Series, trace: dict[str, Any], shade: str, dash: str, band: bool) -> list[dict[str, Any]]:
+def _legend_height(data: Sequence[dict[str, Any]]) -> int:
+    """Room for the lines that a legend of many or long names takes beyond its first."""
+    return 19 * (sum(len(trace["name"]) + 8 for trace in data if trace.get("showlegend", True)) // 62)
+
+
+def _line(series: Series, trace: dict[str, Any], shade: str, panel: Panel) -> list[dict[str, Any]]:
     kept = [i for i, value in enumerate(series.values) if math.isfinite(value)]
     x, y = [series.iterations[i] for i in kept], [series.values[i] for i in kept]
-    line = {"color": shade, "dash": dash, "width": 2}
     shown = thinned(y)
     raw = trace | {"x": [x[i] for i in shown], "y": finite(y[i] for i in shown)}
-    if len(y) < FEWEST_TO_SMOOTH:
-        return [raw | {"mode": "lines+markers", "line": line, "marker": {"size": 6}}]
-    middle = smooth(y)
+    if not panel.smoothed or len(y) < FEWEST_TO_SMOOTH:
+        few = len(y) < FEWEST_TO_SMOOTH
+        return [raw | {"mode": "lines+markers" if few else "lines", "line": {"color": shade, "width": 2 if few else 1.3}}]
+    weight = min(0.95, 1 - 30 / len(y))  # an average over a thirtieth of the run, so that it lags little
+    middle = smooth(y, weight)
     traces = [raw | {"mode": "markers", "marker": {"color": shade, "size": 4, "opacity": 0.3}, "showlegend": False}]
     shown = thinned(middle)
-    if band:
-        spread = [math.sqrt(square) for square in smooth([(a - b) ** 2 for a, b in zip(y, middle, strict=True)])]
-        around = [middle[i] + spread[i] for i in shown] + [middle[i] - spread[i] for i in reversed(shown)]
-        outline = {"x": [x[i] for i in shown + shown[::-1]], "y": finite(around), "mode": "lines", "line": {"width": 0}, "fill": "toself"}
-        traces.append(trace | outline | {"fillcolor": faded(shade, 0.15), "hoverinfo": "skip", "hovertemplate": None, "showlegend": False})
-    smoothed = {"x": [x[i] for i in shown], "y": finite(middle[i] for i in shown), "mode": "lines", "line": line}
+    if panel.band:
+        low, high = local_band(y, window=round(2 / (1 - weight)))
+        outline = {
+            "x": [x[i] for i in shown + shown[::-1]],
+            "y": finite([low[i] for i in shown] + [high[i] for i in reversed(shown)]),
+            "mode": "lines",
+            "line": {"width": 0},
+            "fill": "toself",
+            "fillcolor": faded(shade, 0.18),
+            "hoverinfo": "skip",
+            "showlegend": False,
+        }
+        traces.append({key: value for key, value in trace.items() if key != "hovertemplate"} | outline)
+    smoothed = {"x": [x[i] for i in shown], "y": finite(middle[i] for i in shown), "mode": "lines", "line": {"color": shade, "width": 2}}
     traces.append(trace | smoothed | {"hovertemplate": trace["hovertemplate"] + " (smoothed)"})
     return traces
 
@@ -188,27 +223,29 @@ def evaluation_chart(runs: Sequence[Run], task: str, metric: str, percent: bool,
             }
         )
     axis = {"tickformat": ".0%", "rangemode": "tozero"} if percent else {}
-    return Chart(f"{metric} on {task}", caption, data, {"yaxis": axis, "showlegend": len(runs) > 1})
+    return Chart(f"{metric} on {task}", caption, data, {"yaxis": axis, "showlegend": len(runs) > 1}, HEIGHT + _legend_height(data))
 
 
-def fan_charts(runs: Sequence[Run], title: str, caption: str, outer: tuple[str, str], inner: tuple[str, str], lines: dict[str, str]) -> list[Chart]:
-    """Quantiles on a log axis, one chart a run: bands between the keys of `outer` and of `inner`, and `lines` (key to label)."""
-    charts = []
+def fan_charts(
+    runs: Sequence[Run], title: str, caption: str, bands: Sequence[tuple[str, str]], lines: dict[str, str]
+) -> list[Chart | Group]:
+    """Quantiles on a log axis, one chart a run: `bands` between two keys each, the outermost first, and `lines` (key to label)."""
+    charts = {}
     for index, run in enumerate(runs):
         data: list[dict[str, Any]] = []
-        for opacity, (low, high) in ((0.14, outer), (0.28, inner)):
-            data += _fan_band(run, index, low, high, faded(colour(index), opacity))
+        for rank, (low, high) in enumerate(bands):
+            data += _fan_band(run, index, low, high, faded(colour(index), 0.14 * (rank + 1)))
         for rank, curve in enumerate(curves([run], lines)):
-            line = {"color": colour(index), "dash": DASHES[rank % len(DASHES)], "width": 2 if rank == 0 else 1.2}
+            line = {"color": colour(index), "dash": "dot" if rank else "solid", "width": 1.2 if rank else 2}
             data.append(_positive(curve.series, index) | {"name": curve.label, "line": line})
         if any(trace["y"] for trace in data):
             axis = {"type": "log", "tickformat": ".3~g", "nticks": 8}
-            charts.append(Chart(titled(title, runs, index), caption, data, {"yaxis": axis, "showlegend": True}))
-    levels = [math.log10(y) for chart in charts for trace in chart.data for y in trace["y"]]
-    for chart in charts:  # one scale for all runs, or side by side they mislead
+            charts[index] = Chart(title, "", data, {"yaxis": axis, "showlegend": True})
+    levels = [math.log10(y) for chart in charts.values() for trace in chart.data for y in trace["y"]]
+    for chart in charts.values():
         slack = max(0.02, 0.05 * (max(levels) - min(levels)))
-        chart.layout["yaxis"]["range"] = finite([min(levels) - slack, max(levels) + slack])
-    return charts
+        chart.layout["yaxis"]["range"] = finite([min(levels) - slack, max(levels) + slack])  # one scale, or side by side they mislead
+    return one_each(runs, title, caption, charts)
 
 
 def _positive(series: Series, run: int) -> dict[str, Any]:
@@ -234,10 +271,10 @@ def _fan_band(run: Run, index: int, low: str, high: str, fill: str) -> list[dict
     return [bottom, top] if bottom["y"] and top["y"] else []
 
 
-def heat_maps(runs: Sequence[Run], name: str, title: str, caption: str) -> list[Chart]:
-    """Histograms over the iterations, one chart a run, all with the same bins: the darker, the more of the values of that iteration."""
+def heat_maps(runs: Sequence[Run], name: str, title: str, caption: str) -> list[Chart | Group]:
+    """Histograms over the iterations, one chart a run, all with the same bins and colours: the stronger, the more of that iteration's values."""
     edges = _common_edges([histogram for run in runs for histogram in run.histograms.get(name, ())])
-    charts = []
+    charts = {}
     for index, run in enumerate(runs):
         rows = [(h.iteration, _shares(h, edges)) for h in run.histograms.get(name, ()) if sum(h.counts) > 0]
         if not rows:
@@ -255,8 +292,21 @@ def heat_maps(runs: Sequence[Run], name: str, title: str, caption: str) -> list[
             "colorbar": {"tickformat": ".0%", "thickness": 10, "outlinewidth": 0},
         }
         layout = {"xaxis": {"title": {"text": "iteration"}}, "hovermode": "closest"}
-        charts.append(Chart(titled(title, runs, index), caption, [data], layout))
-    return charts
+        charts[index] = Chart(title, "", [data], layout)
+    drawn = [chart.data[0] for chart in charts.values()]
+    most = max((share for trace in drawn for bins in trace["z"] for share in bins if share), default=1.0)
+    for trace in drawn:
+        trace["zmax"] = most
+    _share_iterations(charts.values())
+    return one_each(runs, title, caption, charts)
+
+
+def _share_iterations(charts: Iterable[Chart]) -> None:
+    """One range of iterations for all of them, so that a shorter run looks shorter."""
+    charts = list(charts)
+    ends = [x for chart in charts for trace in chart.data for x in trace["x"]]
+    for chart in charts:
+        chart.layout["xaxis"]["range"] = [min(ends) - 0.5, max(ends) + 0.5]
 
 
 def _common_edges(histograms: Sequence[Histogram]) -> list[float]:
@@ -267,7 +317,7 @@ def _common_edges(histograms: Sequence[Histogram]) -> list[float]:
     weighed = sorted(
         ((low + high) / 2, low, high, count)
         for histogram in histograms
-        for low, high, count in zip((e := _closed(histogram.edges)), e[1:], histogram.counts, strict=False)
+        for (low, high), count in zip(pairwise(_closed(histogram.edges)), histogram.counts, strict=True)
         if count > 0
     )
     total, below = sum(count for *_, count in weighed), 0.0
@@ -288,8 +338,6 @@ def _closed(edges: Sequence[float]) -> list[float]:
 
 def _shares(histogram: Histogram, edges: Sequence[float]) -> list[float]:
     """The histogram's shares in other bins, each of its own bins spread evenly; what lies outside is counted in the bins at the ends."""
-    import numpy
-
     own = _closed(histogram.edges)
     below = numpy.concatenate([[0.0], numpy.cumsum(histogram.counts)]) / sum(histogram.counts)
     inside = numpy.interp(edges, own, below)
@@ -297,9 +345,12 @@ def _shares(histogram: Histogram, edges: Sequence[float]) -> list[float]:
     return [float(share) for share in numpy.diff(inside)]
 
 
-def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption: Callable[[Run], str], unit: str) -> list[Chart]:
-    """Mean of each of `parts` (key to label) in an iteration, stacked, one chart a run; neighbouring iterations share a bar in long runs."""
-    charts = []
+def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption: str, own: Callable[[Run], str]) -> list[Chart | Group]:
+    """Mean seconds of each of `parts` (key to label) in an iteration, stacked, one chart a run with a caption of its `own`.
+
+    In long runs neighbouring iterations share a bar.
+    """
+    charts = {}
     for index, run in enumerate(runs):
         drawn = curves([run], parts)
         iterations = sorted({i for curve in drawn for i in curve.series.iterations})
@@ -322,10 +373,14 @@ def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption
             )
         layout = {
             "barmode": "stack",
-            "bargap": 0.05,
+            "bargap": 0,
             "showlegend": True,
-            "yaxis": {"title": {"text": unit}},
+            "yaxis": {"title": {"text": "seconds"}},
             "xaxis": {"title": {"text": "iteration"}},
         }
-        charts.append(Chart(titled(title, runs, index), caption(run), data, layout))
-    return charts
+        charts[index] = Chart(title, own(run), data, layout)
+    tallest = max((sum(heights) for chart in charts.values() for heights in zip(*(t["y"] for t in chart.data), strict=True)), default=0.0)
+    for chart in charts.values():
+        chart.layout["yaxis"]["range"] = [0, 1.05 * tallest]
+    _share_iterations(charts.values())
+    return one_each(runs, title, caption, charts)

@@ -4,16 +4,42 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from typing import Any
 
-from unipg.reports.charts import Chart, colour
+from unipg.reports.charts import Chart, Group, colour
 from unipg.reports.run import Run
-from unipg.reports.text import change, duration, is_percent, measured, metrics_of, number, outcome, overlap, points_of, tasks_of
+from unipg.reports.text import (
+    change,
+    duration,
+    is_better_higher,
+    is_percent,
+    measured,
+    metrics_of,
+    number,
+    outcome,
+    overlap,
+    points_of,
+    tasks_of,
+)
 
 MOST_PROMPTS = 30
 BADGES = {"finished": "good", "running": "part", "interrupted": "part", "failed": "bad"}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The sampled answers of one run at one evaluation."""
+
+    run: int
+    place: str
+    """Ready HTML: which run and when."""
+    samples: dict[str, list[dict[str, Any]]]
+    """By prompt."""
 
 
 class Charts:
@@ -30,9 +56,15 @@ class Charts:
         place = f'<div class="plot" role="img" aria-label="{title}" style="min-height:{chart.height}px"></div>'
         return f"<figure><h3>{title}</h3>{place}{caption}</figure>"
 
-    def grid(self, charts: Sequence[Chart], kind: str = "grid") -> str:
-        """Charts side by side where the window is wide enough."""
-        return f'<div class="{kind}">{"".join(map(self.figure, charts))}</div>'
+    def grid(self, charts: Sequence[Chart | Group], kind: str = "grid") -> str:
+        """Charts side by side where the window is wide enough; empty for none."""
+        inside = "".join(self.group(chart) if isinstance(chart, Group) else self.figure(chart) for chart in charts)
+        return f'<div class="{kind}">{inside}</div>' if inside else ""
+
+    def group(self, group: Group) -> str:
+        """The same chart of several runs under one title."""
+        caption = f"<figcaption>{escape(group.caption)}</figcaption>" if group.caption else ""
+        return f'<figure class="wide"><h3>{escape(group.title)}</h3>{self.grid(group.charts, "grid small")}{caption}</figure>'
 
 
 def embedded(value: Any) -> str:
@@ -77,10 +109,9 @@ def header(runs: Sequence[Run]) -> str:
 
 
 def _progress(run: Run) -> str:
-    done, planned = max(run.clock, default=0), run.info.get("iterations")
-    if run.status == "finished" or not isinstance(planned, int):
-        return ""
-    return f'<p class="soft">Written up to iteration {done} of {planned}.</p>'
+    planned = f" of {run.info['iterations']}" if "iterations" in run.info else ""
+    written = f"Written up to iteration {max(run.clock)}{escape(planned)}." if run.clock and run.status != "finished" else ""
+    return f'<p class="soft">{written}</p>' if written else ""
 
 
 def _notes(runs: Sequence[Run]) -> str:
@@ -90,51 +121,59 @@ def _notes(runs: Sequence[Run]) -> str:
 
 
 def results(runs: Sequence[Run]) -> str:
-    """Every evaluation metric at the first and the last evaluation."""
-    rows = []
-    for task in tasks_of(runs):
-        for metric in metrics_of(runs, task):
-            row = [escape(task), escape(metric)]
-            for run in runs:
-                row += _before_after(metric, points_of(run, task, metric))
-            rows.append(row)
-    if not rows:
+    """Every evaluation metric at the first and the last evaluation; several runs have a column each."""
+    measurements = [(task, metric) for task in tasks_of(runs) for metric in metrics_of(runs, task)]
+    if not measurements:
         return ""
-    columns = ["before", "after", "change"]
-    head = ["task", "metric", *(columns if len(runs) == 1 else (f"{labelled(runs, i)}<br>{name}" for i in range(len(runs)) for name in columns))]
+    cells = [[_before_after(metric, points_of(run, task, metric)) for run in runs] for task, metric in measurements]
+    if len(runs) == 1:
+        head = ["task", "metric", f"before ({_when(runs[0], 0)})", f"after ({_when(runs[0], -1)})", "change"]
+        columns = [[f'<td class="number">{cell}</td>' for cell in row[0]] for row in cells]
+    else:
+        moments = [f"{_when(run, 0)} → {_when(run, -1)}" if run.evaluations else "not evaluated" for run in runs]
+        head = ["task", "metric", *(f"{labelled(runs, index)}<br>{moment}" for index, moment in enumerate(moments))]
+        columns = [[f'<td class="number">{"<br>".join(filter(None, cell)) or "–"}</td>' for cell in row] for row in cells]
+    rows = [[escape(task), escape(metric), *column] for (task, metric), column in zip(measurements, columns, strict=True)]
     note = (
-        '<p class="soft">Value and 95 % interval at the first and the last evaluation. Where the intervals overlap the change may be chance; '
-        "that they do not is strong evidence of a real one.</p>"
+        '<p class="soft">Value and 95 % interval at the first and at the last evaluation. Where the intervals overlap the change may be '
+        "chance; where they do not, it hardly is.</p>"
     )
     return table(head, rows) + note + _answers_counted(runs)
+
+
+def _when(run: Run, position: int) -> str:
+    return f"iteration {run.evaluations[position].iteration}"
 
 
 def _answers_counted(runs: Sequence[Run]) -> str:
     counts = {}
     for task in tasks_of(runs):
-        found = [point.get("n", math.nan) for run in runs for metric in metrics_of(runs, task) for point in points_of(run, task, metric)[-1:]]
+        found = [
+            point.get("n", math.nan) for run in runs for metric in metrics_of(runs, task) for point in points_of(run, task, metric)[-1:]
+        ]
         sizes = sorted({int(n) for n in found if math.isfinite(n)})
         if sizes:
             counts[task] = " to ".join(dict.fromkeys((str(sizes[0]), str(sizes[-1]))))
     return f'<p class="soft">Measured on {escape(", ".join(f"n = {n} ({task})" for task, n in counts.items()))}.</p>' if counts else ""
 
 
-def _before_after(metric: str, points: Sequence[dict[str, float]]) -> list[str]:
-    if not points:
-        return ["–", "–", "–"]
-    cells = [f'<td class="number">{escape(measured(metric, point))}</td>' for point in points]
-    if len(points) == 1:
-        return [cells[0], "–", "–"]
-    moved, first, last = change(metric, points[0], points[-1]), points[0], points[-1]
-    kind = "" if overlap(first, last) else " good" if last["value"] > first["value"] else " bad" if last["value"] < first["value"] else ""
-    return [cells[0], cells[-1], f'<td class="number{kind}">{escape(moved) or "–"}</td>']
+def _before_after(metric: str, points: Sequence[dict[str, float]]) -> tuple[str, str, str]:
+    """First value, last value and change, as HTML; empty where there is none."""
+    shown = [escape(measured(metric, point)) for point in points]
+    if len(points) < 2:
+        return shown[0] if shown else "", "", ""
+    first, last = points[0], points[-1]
+    difference = 0.0 if overlap(first, last) or not is_better_higher(metric) else last["value"] - first["value"]
+    kind = "good" if difference > 0 else "bad" if difference < 0 else ""
+    return shown[0], f"<strong>{shown[-1]}</strong>", f'<span class="{kind}">{escape(change(metric, first, last))}</span>'
 
 
-def clock_choice(clocks: Sequence[dict[str, list[float]]]) -> str:
+def clock_choice(clocks: Sequence[dict[str, list[float | None]]]) -> str:
     """Lets the reader choose what the charts' horizontal axis counts; empty where there is no choice."""
     names = [name for name in ("iteration", "optimiser steps", "minutes") if all(name in clock for clock in clocks)]
     choices = "".join(
-        f'<label><input type="radio" name="clock" value="{name}"{" checked" if name == "iteration" else ""}> {name}</label>' for name in names
+        f'<label><input type="radio" name="clock" value="{name}"{" checked" if name == "iteration" else ""}> {name}</label>'
+        for name in names
     )
     return f"<fieldset><legend>Horizontal axis of the line charts:</legend>{choices}</fieldset>" if len(names) > 1 else ""
 
@@ -145,31 +184,41 @@ def answers(runs: Sequence[Run]) -> str:
 
 
 def _answers_to(runs: Sequence[Run], task: str) -> str:
+    stages = [stage for index in range(len(runs)) for stage in _stages(runs, index, task)]
+    asked = Counter(prompt for stage in stages for prompt in stage.samples)
+    prompts = [prompt for prompt, _ in asked.most_common()]  # those that were asked everywhere first
     scored = any(map(is_percent, metrics_of(runs, task)))
-    stages: list[tuple[int, str, dict[str, list[dict[str, Any]]]]] = []  # run, where in it, samples by prompt
-    for index, run in enumerate(runs):
-        found = [(e.iteration, r.samples) for e in run.evaluations for r in e.results if r.task == task and r.samples]
-        for iteration, samples in [found[0], found[-1]] if len(found) > 1 else found:
-            by_prompt: dict[str, list[dict[str, Any]]] = {}
-            for sample in samples:
-                by_prompt.setdefault(_text(sample.get("prompt")), []).append(sample)
-            stages.append((index, f"iteration {iteration}", by_prompt))
-    count = {prompt: sum(prompt in by_prompt for *_, by_prompt in stages) for *_, found_prompts in stages for prompt in found_prompts}
-    prompts = sorted(count, key=lambda prompt: -count[prompt])  # those that were asked everywhere first
-    blocks = [_prompt(runs, prompt, stages, scored) for prompt in prompts[:MOST_PROMPTS]]
-    rest = f'<p class="soft">{len(prompts) - MOST_PROMPTS} more prompts are in evaluations.jsonl.</p>' if len(prompts) > MOST_PROMPTS else ""
+    blocks = [_prompt(prompt, stages, scored) for prompt in prompts[:MOST_PROMPTS]]
+    rest = (
+        f'<p class="soft">{len(prompts) - MOST_PROMPTS} more prompts are in evaluations.jsonl.</p>' if len(prompts) > MOST_PROMPTS else ""
+    )
     return f"<h3>{escape(task)}</h3>{''.join(blocks)}{rest}" if blocks else ""
 
 
-def _prompt(runs: Sequence[Run], prompt: str, stages: Sequence[tuple[int, str, dict[str, list[dict[str, Any]]]]], scored: bool) -> str:
-    expected = [_text(s["expected"]) for *_, found in stages for s in found.get(prompt, ()) if s.get("expected") not in (None, "")]
+def _stages(runs: Sequence[Run], index: int, task: str) -> list[Stage]:
+    found = [
+        (e.iteration, result.samples) for e in runs[index].evaluations for result in e.results if result.task == task and result.samples
+    ]
+    stages = []
+    for iteration, samples in found[:1] + found[1:][-1:]:
+        stage = Stage(index, f"{labelled(runs, index)} · " * (len(runs) > 1) + f"iteration {iteration}", {})
+        for sample in samples:
+            stage.samples.setdefault(_text(sample.get("prompt")), []).append(sample)
+        stages.append(stage)
+    return stages
+
+
+def _prompt(prompt: str, stages: Sequence[Stage], scored: bool) -> str:
+    expected = [_text(s["expected"]) for stage in stages for s in stage.samples.get(prompt, ()) if s.get("expected") not in (None, "")]
     answer = f"<p>Expected: <code>{escape(expected[0])}</code></p>" if expected else ""
-    cells = []
-    for index, where, found in stages:
-        place = f"{labelled(runs, index)} · {where}" if len(runs) > 1 else where
-        cells += [_answer(sample, place, scored) for sample in found.get(prompt, ())] or [_not_asked(place)]
-    kind = "answers single" if len(stages) == 1 else "answers"
-    return f'<div class="prompt"><pre>{escape(prompt)}</pre>{answer}<div class="{kind}">{"".join(cells)}</div></div>'
+    rows = []
+    for _, of_run in groupby(stages, key=lambda stage: stage.run):
+        cells = [
+            f"<div>{''.join(_answer(s, stage.place, scored) for s in stage.samples.get(prompt, ())) or _not_asked(stage.place)}</div>"
+            for stage in of_run
+        ]
+        rows.append(f'<div class="answers{" single" * (len(cells) == 1)}">{"".join(cells)}</div>')
+    return f'<div class="prompt"><pre>{escape(prompt)}</pre>{answer}{"".join(rows)}</div>'
 
 
 def _answer(sample: dict[str, Any], place: str, scored: bool) -> str:
@@ -209,11 +258,12 @@ def recipe(runs: Sequence[Run]) -> str:
         rows = [[f"<code>{escape(key)}</code>", *(_setting(one.get(key)) for one in settings)] for key in keys]
         head = ["setting", *(labelled(runs, index) for index in range(len(runs)))]
         differences = table(head, rows) if rows else "<p>The recipes do not differ.</p>"
-    texts = "".join(
-        f"<details><summary>Full recipe{f' · {escape(run.label)}' if len(runs) > 1 else ''}</summary><pre>{escape(run.recipe)}</pre></details>"
+    texts = [
+        f"<details><summary>Full recipe{f' · {escape(run.label)}' if len(runs) > 1 else ''}</summary>"
+        f"<pre>{escape(run.recipe)}</pre></details>"
         for run in written
-    )
-    return differences + texts
+    ]
+    return differences + "".join(texts)
 
 
 def _setting(value: str | None) -> str:
@@ -254,7 +304,8 @@ def _took(run: Run) -> str:
 FACTS: dict[str, Callable[[Run], str]] = {
     "algorithm": lambda run: run.algorithm,
     "status": lambda run: run.status,
-    "iterations": lambda run: f"{max(run.clock, default=0)} of {run.info['iterations']}" if "iterations" in run.info else "",
+    "iterations": lambda run: _text(run.info.get("iterations")),
+    "last iteration written": lambda run: str(max(run.clock, default="")),
     "seed": lambda run: _text(run.info.get("seed")),
     "started": lambda run: _text(run.info.get("started")),
     "finished": lambda run: _text(run.info.get("finished")),

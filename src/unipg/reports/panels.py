@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from unipg.reports.charts import (
     Chart,
     Curve,
+    Group,
     Panel,
     curves,
     evaluation_chart,
     fan_charts,
     heat_maps,
-    line_chart,
+    line_charts,
     stacked_bars,
 )
 from unipg.reports.run import Run, Series
@@ -25,15 +26,15 @@ LEARNING = (
     Panel(
         "Training return",
         {"return/last_100": "return"},
-        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: one standard deviation around it. "
+        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: the middle 80 % of the recent points. "
         "Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
         band=True,
     ),
     Panel(
         "Training reward",
         {"reward/mean": "mean reward"},
-        "Mean reward of the trajectories of each iteration. Points: iterations, line: smoothed, band: one standard deviation around it. "
-        "Healthy: rises, then holds. It may fall while the evaluation rises if the prompts become harder.",
+        "Mean reward of the trajectories of each iteration. Points: iterations, line: smoothed, band: the middle 80 % of the recent "
+        "points. Healthy: rises, then holds. It may fall while the evaluation rises if the prompts become harder.",
         band=True,
     ),
     Panel(
@@ -55,11 +56,13 @@ OPTIMISATION = (
         {"loss": "loss"},
         "Good for spotting jumps only: the loss of a policy gradient does not measure progress, and its values are not comparable between "
         "algorithms.",
+        smoothed=False,
     ),
     Panel(
         "Gradient norm",
         {"gradient_norm": "gradient norm"},
         "Healthy: the same order of magnitude throughout. Growing spikes announce instability; zero means that nothing is learned.",
+        smoothed=False,
     ),
     Panel(
         "Entropy",
@@ -74,7 +77,7 @@ OPTIMISATION = (
         "Kullback-Leibler divergence from the anchor policy. Healthy: grows slowly and levels off.",
         unit="nats",
     ),
-    Panel("Learning rate", {"learning_rate": "learning rate"}, "As set by the schedule."),
+    Panel("Learning rate", {"learning_rate": "learning rate"}, "As set by the schedule.", smoothed=False),
     Panel(
         "Length",
         {"length/mean": "mean length"},
@@ -99,7 +102,7 @@ OPTIMISATION = (
         "Share of trajectories that carry a weight. The rest was sampled and scored without any effect on the policy.",
         percent=True,
     ),
-    Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero."),
+    Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero.", smoothed=False),
 )
 
 GATE = {"gate/offline_fraction": "offline fraction"}
@@ -121,7 +124,7 @@ def _terms(runs: Sequence[Run], prefix: str, leaves: dict[str, str]) -> list[str
 
 
 def _panels(runs: Sequence[Run], panels: Sequence[Panel]) -> list[Chart]:
-    return [chart for panel in panels for chart in line_chart(runs, curves(runs, panel.keys), panel)]
+    return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel)]
 
 
 def learning_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -140,10 +143,10 @@ def gate_charts(runs: Sequence[Run]) -> list[Chart]:
         "Share of the prompts that were learned from demonstrations instead of from the policy's own answers. Healthy: high while the "
         "policy fails, falling as it succeeds. Stuck at 100 % it never learns from its own answers; at 0 % the demonstrations are unused."
     )
-    return line_chart(runs, curves(runs, GATE), Panel("Offline fraction", GATE, caption, percent=True))
+    return line_charts(runs, curves(runs, GATE), Panel("Offline fraction", GATE, caption, percent=True))
 
 
-def distribution_charts(runs: Sequence[Run]) -> list[Chart]:
+def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """Heat-maps of the histograms."""
     known = {
         "success_rate": (
@@ -159,40 +162,45 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart]:
         ),
     }
     found = dict.fromkeys(name for run in runs for name in run.histograms)
-    advantage = "Each column is one iteration: what the update was weighted with. Healthy: both signs, no few extreme values that rule the rest."
+    advantage = (
+        "Each column is one iteration: what the update was weighted with. Healthy: both signs, no few extreme values that rule the rest."
+    )
     names = ["success_rate", "reward", *(name for name in found if name.startswith("advantage/")), "log_ratio"]
-    charts = []
+    charts: list[Chart | Group] = []
     for name in dict.fromkeys([*names, *found]):
-        title, caption = known.get(name, (name.replace("_", " ").replace("/", " · "), "Each column is one iteration: how the values spread."))
+        title, caption = known.get(
+            name, (name.replace("_", " ").replace("/", " · "), "Each column is one iteration: how the values spread.")
+        )
         if name.startswith("advantage/"):
             title, caption = f"Advantage · {name.partition('/')[2]}", advantage
         charts += heat_maps(runs, name, title, caption)
     for term in _terms(runs, "advantage", MOMENTS):
         keys = {f"advantage/{term}/{leaf}": label for leaf, label in MOMENTS.items()}
         caption = "Healthy: mean near zero for methods with a baseline, and a standard deviation that does not vanish."
-        charts += line_chart(runs, curves(runs, keys), Panel(f"Advantage · {term}", keys, caption))
+        charts += line_charts(runs, curves(runs, keys), Panel(f"Advantage · {term}: mean and spread", keys, caption))
     return charts
 
 
-def ratio_charts(runs: Sequence[Run]) -> list[Chart]:
+def ratio_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """How far the policy is from the one that sampled, and what the mask held back."""
     fan = (
         "Current policy's likelihood over the sampling policy's, per token, before any clipping, on a log axis: 1 means no difference. "
         "Healthy: the bands hug 1. A rising maximum says that single tokens could rule the update."
     )
-    charts = fan_charts(runs, "Importance ratio", fan, (QUANTILES[0], QUANTILES[4]), QUANTILES[1:4:2], {"ratio/q50": "median", "ratio/max": "maximum"})
+    bands = (("ratio/q01", "ratio/q99"), ("ratio/q25", "ratio/q75"))
+    charts = fan_charts(runs, "Importance ratio", fan, bands, {"ratio/q50": "median", "ratio/max": "maximum"})
     caption = (
-        "What the weighted tokens are worth in equally weighted ones; as a share, 100 % is as good as freshly sampled. Healthy: above about "
+        "What the weighted tokens are worth in equally weighted ones; as a share, 100 % is as good as fresh. Healthy: above about "
         "half. Falling means a few tokens carry the gradient."
     )
-    charts += line_chart(runs, curves(runs, EFFECTIVE), Panel("Effective sample size", EFFECTIVE, caption, percent=True))
+    charts += line_charts(runs, curves(runs, EFFECTIVE), Panel("Effective sample size", EFFECTIVE, caption, percent=True))
     for term in _terms(runs, "mask", SIDES):
         keys = {f"mask/{term}/{side}": label for side, label in SIDES.items()}
         caption = (
-            "Share of this term's tokens that the stabilization mask keeps from moving the policy, by the sign of their advantage; overflow "
-            "counts ratios too large to compute with. Healthy: a few percent; near zero the mask is idle, above a third the update is mostly blocked."
+            "Share of this term's tokens that the stabilization mask keeps from moving the policy, by the sign of their advantage; "
+            "overflow counts ratios too large to compute with. Healthy: a few percent; far above that, little of what was sampled is used."
         )
-        charts += line_chart(runs, curves(runs, keys), Panel(f"Masked tokens · {term}", keys, caption, percent=True))
+        charts += line_charts(runs, curves(runs, keys), Panel(f"Masked tokens · {term}", keys, caption, percent=True))
     return charts
 
 
@@ -201,19 +209,20 @@ def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
     return _panels(runs, OPTIMISATION)
 
 
-def time_charts(runs: Sequence[Run]) -> list[Chart]:
+def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """Where the time went, and how fast tokens were sampled and learned from."""
     keys = {key: key.removeprefix("time/") for run in runs for key in run.metrics if key.startswith("time/")}
-    charts = stacked_bars(runs, keys, "Time of an iteration", lambda run: _totals(run, keys), "seconds")
+    read = "Where the tallest part is, faster settings help most. In long runs a bar is the mean of neighbouring iterations."
+    charts = stacked_bars(runs, keys, "Time of an iteration", read, lambda run: _totals(run, keys))
     caption = "Tokens sampled and learned from in a second. Healthy: steady. A slow fall usually means longer answers."
-    return charts + line_chart(runs, _throughput(runs), Panel("Tokens per second", {}, caption))
+    return charts + line_charts(runs, _throughput(runs), Panel("Tokens per second", {}, caption))
 
 
 def _totals(run: Run, keys: dict[str, str]) -> str:
     totals = {curve.label: sum(v for v in curve.series.values if v - v == 0) for curve in curves([run], keys)}
     whole = sum(totals.values())
     parts = ", ".join(f"{label} {percent(total / whole)}" for label, total in totals.items()) if whole > 0 else ""
-    return f"Altogether {duration(whole)}: {parts}. The tallest part is where faster settings help most." if parts else ""
+    return f"Altogether {duration(whole)}: {parts}." if parts else ""
 
 
 def _throughput(runs: Sequence[Run]) -> list[Curve]:
@@ -238,6 +247,6 @@ def other_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
         prefix, slash, rest = key.partition("/")
         if prefix == "time":
             continue
-        panel = Panel(key, {key: rest or key}, "")
-        charts.setdefault(prefix if slash else "general", []).extend(line_chart(runs, curves(runs, panel.keys), panel, height=220))
+        panel = Panel(rest or key, {key: rest or key}, "")
+        charts.setdefault(prefix if slash else "general", []).extend(line_charts(runs, curves(runs, panel.keys), panel, height=220))
     return {prefix: found for prefix, found in charts.items() if found}

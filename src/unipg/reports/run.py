@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +50,8 @@ class Run:
     """A run folder."""
 
     folder: Path
+    label: str = ""
+    """What it is called on the page: its name, made unique among the runs shown."""
     info: dict[str, Any] = field(default_factory=dict)
     """`run.json`, empty if there is none."""
     recipe: str = ""
@@ -84,7 +89,9 @@ def read_run(folder: Path) -> Run:
     if not any((folder / name).is_file() for name in NEEDED):
         inside = sorted(str(path.parent) for name in NEEDED for path in folder.glob(f"*/{name}"))
         hint = f"; run folders in it: {', '.join(dict.fromkeys(inside))}" if inside else ""
-        raise InputError(f"{folder}: not a run folder: it holds neither {' nor '.join(NEEDED)} (it may also hold {', '.join(OPTIONAL)}){hint}")
+        raise InputError(
+            f"{folder}: not a run folder: it holds neither {' nor '.join(NEEDED)} (it may also hold {', '.join(OPTIONAL)}){hint}"
+        )
     run = Run(folder)
     run.info = _read_info(folder / "run.json")
     run.recipe = _read_text(folder / "recipe.yaml")
@@ -93,6 +100,20 @@ def read_run(folder: Path) -> Run:
     _read_evaluations(run)
     run.clock = dict(sorted(run.clock.items()))
     return run
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs, with labels that tell them apart. Raises `InputError` as `read_run` does, and when there are none."""
+    if not folders:
+        raise InputError("no run folder given")
+    runs = [read_run(folder) for folder in folders]
+    names = Counter(run.name for run in runs)
+    for run in runs:
+        run.label = run.name if names[run.name] == 1 else f"{run.name} ({run.folder})"
+    labels = Counter(run.label for run in runs)
+    for position, run in enumerate(runs, start=1):
+        run.label += f" #{position}" * (labels[run.label] > 1)
+    return runs
 
 
 def _read_text(path: Path) -> str:
@@ -174,7 +195,7 @@ def _read_metrics(run: Run) -> None:
     if odd:
         run.notes.append(f"Some values in metrics.jsonl are not numbers and are not shown: {', '.join(sorted(odd))}.")
     for key, series in run.metrics.items():
-        bad = [i for i, value in zip(series.iterations, series.values, strict=True) if value - value != 0]  # NaN and both infinities
+        bad = [i for i, value in zip(series.iterations, series.values, strict=True) if not math.isfinite(value)]
         if bad:
             where = f"iteration {bad[0]}" if len(bad) == 1 else f"{len(bad)} iterations, the first of them {bad[0]}"
             run.notes.append(f"{key} was NaN or infinite in {where}; those points are left out of the charts.")
@@ -186,8 +207,13 @@ def _read_histograms(run: Run) -> None:
         iteration, edges, counts = _iteration(record, place), _numbers(record, "edges", place), _numbers(record, "counts", place)
         if len(edges) != len(counts) + 1 or not counts:
             raise InputError(f"{place}: 'edges' must be one more than 'counts', found {len(edges)} and {len(counts)}")
-        if any(not low <= high for low, high in zip(edges, edges[1:], strict=False)):
+        if any(low > high for low, high in pairwise(edges)):
             raise InputError(f"{place}: 'edges' must not fall")
+        if any(map(math.isnan, edges)) or not all(map(math.isfinite, counts)):
+            run.notes.append(
+                f"A histogram of {record.get('name')} in iteration {iteration} holds values that are not numbers; it is left out."
+            )
+            continue
         found.setdefault(str(record.get("name")), {})[iteration] = Histogram(iteration, edges, counts)
     run.histograms = {name: [row for _, row in sorted(rows.items())] for name, rows in found.items()}
 

@@ -16,6 +16,11 @@ def is_percent(metric: str) -> bool:
     return metric.startswith(("pass@", "maj@", "cons@", "best@")) or metric.endswith(("accuracy", "rate", "fraction"))
 
 
+def is_better_higher(metric: str) -> bool:
+    """Whether a rise is known to be good; of metrics with other names nothing is assumed."""
+    return is_percent(metric) or "return" in metric or "reward" in metric
+
+
 def number(value: float) -> str:
     """Four significant digits."""
     if not math.isfinite(value):

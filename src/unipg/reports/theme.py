@@ -17,7 +17,8 @@ STYLE = """
   }
 }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); }
+body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 44px 0 10px; padding-top: 12px; border-top: 1px solid var(--line); }
@@ -29,7 +30,7 @@ pre { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 .soft, figcaption { color: var(--soft); }
 .outcome { font-size: 1.1rem; margin: 8px 0; max-width: none; }
 .badge { font-size: 0.8rem; font-weight: 600; padding: 1px 9px; border-radius: 10px; border: 1px solid currentColor; white-space: nowrap; }
-.badge.good, td.good { color: var(--good); } .badge.bad, td.bad { color: var(--bad); } .badge.part { color: var(--part); }
+.badge.good, td .good { color: var(--good); } .badge.bad, td .bad { color: var(--bad); } .badge.part { color: var(--part); }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 14px 0 0; font-size: 0.9rem; }
 .notes { background: var(--part-panel); border-radius: 8px; padding: 8px 14px; margin: 14px 0; }
 .notes ul { margin: 0; padding-left: 18px; }
@@ -43,12 +44,13 @@ td.text { min-width: 10em; overflow-wrap: anywhere; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 22px 26px; margin-top: 12px; }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 figure { margin: 0; min-width: 0; } figure.wide { grid-column: 1 / -1; }
-figcaption { font-size: 0.875rem; line-height: 1.4; max-width: 90ch; }
+figcaption { font-size: 0.875rem; line-height: 1.4; max-width: 90ch; margin-top: 4px; }
+figure figure h3 { font-weight: 500; color: var(--soft); }
 .plot { width: 100%; }
 fieldset { border: 0; padding: 0; margin: 6px 0; font-size: 0.9rem; } legend { float: left; margin-right: 10px; color: var(--soft); }
 fieldset label { margin-right: 14px; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
-details > pre, .prompt pre { background: var(--panel); border-radius: 8px; padding: 10px 14px; margin-top: 8px; }
+details > pre, .prompt > pre { background: var(--panel); border-radius: 8px; padding: 10px 14px; margin-top: 8px; }
 .prompt { margin: 18px 0 26px; }
 .answers { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 10px; margin-top: 8px; }
 .answers.single { grid-template-columns: minmax(0, 1fr); }
@@ -57,7 +59,8 @@ details > pre, .prompt pre { background: var(--panel); border-radius: 8px; paddi
 .answer.good { background: var(--good-panel); border-left-color: var(--good); } .answer.good .mark { color: var(--good); }
 .answer.bad { background: var(--bad-panel); border-left-color: var(--bad); } .answer.bad .mark { color: var(--bad); }
 .answer.part { background: var(--part-panel); border-left-color: var(--part); } .answer.part .mark { color: var(--part); }
-.mark { font-weight: 700; } .where { font-size: 0.85rem; color: var(--soft); display: flex; justify-content: space-between; gap: 10px; flex-wrap: wrap; }
+.mark { font-weight: 700; }
+.where { font-size: 0.85rem; color: var(--soft); display: flex; justify-content: space-between; gap: 10px; flex-wrap: wrap; }
 @media (max-width: 640px) { .answers { grid-template-columns: minmax(0, 1fr); } body { font-size: 15px; } }
 @media print { h2, figure, .prompt { break-inside: avoid; } fieldset, nav { display: none; } }
 """
@@ -67,6 +70,8 @@ SCRIPT = """
   const read = id => JSON.parse(document.getElementById(id).textContent);
   const charts = read("charts"), clocks = read("clocks");
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  // No button that would send a chart's data to a server.
+  const OPTIONS = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: [["toImage", "resetScale2d"]] };
   let clock = "iteration";
 
   // The clock is kept thinned; between its points time runs evenly.
@@ -89,17 +94,18 @@ SCRIPT = """
       return own;
     });
     const layout = {
-      margin: { l: 56, r: 12, t: 8, b: 44 }, hovermode: "x unified", height: chart.height,
+      margin: { l: 56, r: 12, t: 26, b: 48 }, hovermode: "x unified", height: chart.height,
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: ink },
       hoverlabel: { bgcolor: page, bordercolor: line, font: { color: ink }, namelength: -1 },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--soft"), activecolor: ink },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, bgcolor: "rgba(0,0,0,0)" },
       ...chart.layout,
     };
     for (const name of ["xaxis", "yaxis"])
       layout[name] = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...chart.layout[name] };
     if (timed) layout.xaxis.title = { text: clock };
-    return Plotly.react(place, data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] });
+    return Plotly.react(place, data, layout, OPTIONS);
   };
 
   const places = [...document.querySelectorAll(".plot")];

@@ -15,15 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
-from unipg.reports.statistics import mean_interval
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
 from unipg.seeding import derived_seed, generator
+from unipg.statistics import mean_interval
 from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -33,6 +32,8 @@ RECENT = 100
 """Finished episodes that the running mean `return/last_100` looks back on."""
 SIDE_BY_SIDE = 64
 """Evaluation episodes that run at the same time."""
+_SEEDS = 2**31
+"""Environments written in C take seeds of 31 bits."""
 
 
 @dataclass(frozen=True)
@@ -115,23 +116,23 @@ class EnvironmentRollouts(Experience):
             raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
         rows, steps = self.recipe.count, self.recipe.steps
         if self._observation is None:
-            seed = derived_seed(self.seed, "environments", self._steps) % 2**31
+            seed = derived_seed(self.seed, "environments", demand.worker, self._steps) % _SEEDS
             self._observation = _flat(self._environments.reset(seed=seed)[0])
-        current, device = self._observation, policy.device
+        current = self._observation
         observation = np.empty((steps, rows, current.shape[1]), np.float32)
         reward = np.empty((steps, rows), np.float32)
         terminated, truncated = np.empty((steps, rows), bool), np.empty((steps, rows), bool)
-        actions: list[Tensor] = []
+        actions: list[np.ndarray] = []
         finals: list[tuple[int, int, np.ndarray]] = []  # row, step, observation after it
-        noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round)).to(device)
+        noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round, demand.worker))
+        act = policy.actor()
         same_step = _resets_in_same_step(self._environments)
         for t in range(steps):
             if demand.should_stop():
                 raise Interrupted
             observation[t] = current
-            action = policy.act(torch.from_numpy(current).to(device), noise[t])
-            actions.append(action)
-            following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(action))
+            actions.append(act(current, noise[t]))
+            following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(actions[-1]))
             current = _flat(following)
             if truncated[t].any():
                 last = infos["final_obs"] if same_step else current
@@ -146,9 +147,16 @@ class EnvironmentRollouts(Experience):
         _check_finite(self.recipe.id, observation, reward, mask)
         metrics = self._count_episodes(reward, ended, mask)
         truncated &= ~terminated  # an end is an end, also at the limit
-        fields = {"observation": observation, "mask": mask, "step_reward": reward, "terminated": terminated, "truncated": truncated}
-        tensors: dict[str, Any] = {name: torch.from_numpy(array.swapaxes(0, 1).copy()).to(device) for name, array in fields.items()}
-        batch = Trajectories(action=torch.stack(actions, 1), **tensors)
+        fields = {
+            "action": np.stack(actions),
+            "mask": mask,
+            "observation": observation,
+            "step_reward": reward,
+            "terminated": terminated,
+            "truncated": truncated,
+        }
+        tensors: dict[str, Any] = {name: torch.from_numpy(array.swapaxes(0, 1).copy()).to(policy.device) for name, array in fields.items()}
+        batch = Trajectories(**tensors)
         return _evaluated(batch, policy, finals if demand.value else None), metrics
 
     def _count_episodes(self, reward: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> dict[str, float]:
@@ -190,10 +198,10 @@ class EnvironmentRollouts(Experience):
         rows = min(episodes, SIDE_BY_SIDE)
         environments = _make(self.recipe, rows)
         try:
-            returns, lengths = _play(environments, policy, episodes, derived_seed(seed, "evaluation") % 2**31, progress or (lambda _: None))
+            returns, lengths = _play(environments, policy, episodes, derived_seed(seed, "evaluation") % _SEEDS, progress or (lambda _: None))
         finally:
             environments.close()
-        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns), "length": mean_interval(lengths)})]
+        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns).as_dict(), "length": mean_interval(lengths).as_dict()})]
 
     def state_dict(self) -> dict[str, Any]:
         """`environments` are bytes (None where they cannot be pickled, or have not started), everything else plain values."""
@@ -323,6 +331,7 @@ def _play(
     rows = environments.num_envs
     left = np.full(rows, episodes // rows)
     left[: episodes % rows] += 1
+    act = policy.actor()
     same_step = _resets_in_same_step(environments)
     observation = _flat(environments.reset(seed=seed)[0])
     resetting = np.zeros(rows, bool)
@@ -330,8 +339,7 @@ def _play(
     returns: list[float] = []
     lengths: list[float] = []
     while left.any():
-        action = policy.mode(torch.from_numpy(observation).to(policy.device))
-        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(action))
+        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, None)))
         observation = _flat(following)
         total += np.where(resetting, 0, reward)
         length += ~resetting

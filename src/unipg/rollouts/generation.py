@@ -1,8 +1,8 @@
 """Sampling from a Hugging Face causal language model, with the sampler's own log-probabilities.
 
 One prefill per distinct prompt: its key-value cache is repeated for the rollouts of the group. Rows that have ended leave the batch, so
-that decode steps follow the rows still alive. The distribution sampled from is exactly softmax(logits / temperature), the one log-probabilities
-are taken of; there is no top-k or top-p here, because then the two would differ.
+that decode steps follow the rows still alive. The distribution sampled from is exactly softmax(logits / temperature), the one that
+log-probabilities are taken of; there is no top-k or top-p here, because then the two would differ.
 """
 
 from __future__ import annotations

@@ -257,7 +257,7 @@ class Trainer:
         chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
         batch, size = batch.select(chosen), batch.mask.shape
         log_prob = torch.zeros(size, device=batch.mask.device)
-        values = torch.zeros_like(log_prob)
+        values = torch.zeros(size, device=batch.mask.device)
         was_training = policy.module.training
         policy.module.eval()
         with torch.no_grad():
@@ -268,6 +268,7 @@ class Trainer:
                 log_prob = log_prob.to(now.log_prob.dtype)
                 log_prob[chosen[index], :steps] = now.log_prob
                 if value and now.value is not None:
+                    values = values.to(now.value.dtype)
                     values[chosen[index], :steps] = now.value
         policy.module.train(was_training)
         return Evaluation(log_prob, value=values if value else None)

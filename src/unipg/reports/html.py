@@ -1,0 +1,107 @@
+"""Writes the page: one self-contained HTML file that opens without a network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+from pathlib import Path
+
+from unipg.errors import InputError
+from unipg.reports import page, panels, theme
+from unipg.reports.charts import finite, thinned
+from unipg.reports.run import Run, read_runs
+
+NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
+"""The browser itself then refuses to load anything, whatever a run's text contains."""
+LAG = '<p class="soft">Smoothed lines are moving averages of what came before, so they lag a little behind the points.</p>'
+
+
+def write_report(runs: Sequence[Path], output: Path) -> Path:
+    """Writes the report of one run folder, or of several side by side, and returns where it is.
+
+    The file is replaced only once it is complete. Raises `InputError` for a folder that is not a run's, for a file in it that cannot be
+    read, and for an output that cannot be written.
+    """
+    text = render(read_runs([Path(folder) for folder in runs]))
+    output = Path(output)
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.write_text(text, encoding="utf-8", errors="replace")
+        unfinished.replace(output)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise InputError(f"{output}: cannot be written ({error.strerror})") from error
+    return output
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The whole page as text."""
+    from plotly.offline import get_plotlyjs
+
+    clocks = [_clock(run) for run in runs]
+    charts = page.Charts()
+    body, links = _body(runs, charts, page.clock_choice(clocks))
+    title = escape(runs[0].label if len(runs) == 1 else " · ".join(run.label for run in runs))
+    data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in charts.collected])
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
+<title>{title} · unipg report</title>
+<style>{theme.STYLE}</style>
+</head>
+<body>
+<main>
+{page.header(runs)}
+<nav aria-label="Sections">{links}</nav>
+<noscript><p class="notes">The charts need JavaScript; tables and answers do not.</p></noscript>
+{body}
+</main>
+<script type="application/json" id="charts">{data}</script>
+<script type="application/json" id="clocks">{page.embedded(clocks)}</script>
+<script>{get_plotlyjs()}</script>
+<script>{theme.SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _body(runs: Sequence[Run], charts: page.Charts, clock_choice: str) -> tuple[str, str]:
+    """Every section that has something to show, and the links to them."""
+    learning = charts.grid(panels.learning_charts(runs))
+    others = panels.other_charts(runs)
+    contents = {
+        ("results", "Results"): page.results(runs),
+        ("learning", "Learning"): clock_choice + LAG + learning if learning else "",
+        ("gate", "Gate between demonstrations and rollouts"): charts.grid(panels.gate_charts(runs)),
+        ("distributions", "Distributions"): charts.grid(panels.distribution_charts(runs)),
+        ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
+        ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
+        ("time", "Time"): charts.grid(panels.time_charts(runs)),
+        ("others", "Other measurements"): "".join(
+            f"<h3>{escape(prefix)}</h3>{charts.grid(found, 'grid small')}" for prefix, found in others.items()
+        ),
+        ("answers", "Sampled answers"): page.answers(runs),
+        ("recipe", "Recipe" if len(runs) == 1 else "Recipes"): page.recipe(runs),
+        ("facts", "Where it comes from"): page.facts(runs),
+    }
+    filled = {place: text for place, text in contents.items() if text}
+    links = "".join(f'<a href="#{identity}">{escape(title)}</a>' for identity, title in filled)
+    return "\n".join(page.section(identity, title, text) for (identity, title), text in filled.items()), links
+
+
+def _clock(run: Run) -> dict[str, list[float | None]]:
+    """Iterations with the steps and minutes so far, for the axis that the reader chooses; only clocks that never run backwards."""
+    shown = thinned([float(iteration) for iteration in run.clock])
+    iterations = list(run.clock)
+    table: dict[str, list[float | None]] = {"iteration": [float(iterations[i]) for i in shown]}
+    ticks = list(run.clock.values())
+    for name, column in (("optimiser steps", [step for step, _ in ticks]), ("minutes", [seconds / 60 for _, seconds in ticks])):
+        if len(column) > 1 and column[0] < column[-1] and all(a <= b for a, b in pairwise(column)):
+            table[name] = finite(column[i] for i in shown)
+    return table

@@ -1,0 +1,246 @@
+"""Tasks from rows: JSON Lines, JSON and Parquet files, and datasets of the Hugging Face hub."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unipg.errors import InputError, missing_package, nearest
+from unipg.tasks.base import Item, Messages, Verifier
+from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
+
+_SUFFIXES = (".json", ".jsonl", ".parquet")
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row came from (`train.jsonl line 7`), and its columns."""
+
+
+@dataclass
+class DataTask:
+    """Items read from rows."""
+
+    name: str
+    items: tuple[Item, ...]
+    verifier: Verifier
+
+
+def data_task(
+    source: str,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    prompt: str = "prompt",
+    demonstration: str | None = None,
+    answer: str | None = None,
+    system: str | None = None,
+    verifier: str | Verifier | None = None,
+    limit: int | None = None,
+    name: str | None = None,
+) -> DataTask:
+    """A task with one item per row of a file or a hub dataset.
+
+    `source` is a file if it ends with `.jsonl`, `.json` or `.parquet`, begins with `./`, `../`, `/` or `~/`, or is an existing path with a
+    separator; otherwise it names a hub dataset, of which `subset` and `split` choose a part. Parquet and the hub need the extra `data`.
+
+    Columns: `prompt` holds text or a list of chat messages; `demonstration` text or a list of texts, and null or an empty list for a row
+    without one; `answer` text or a number. The whole row becomes `Item.fields`. `system` is put before every prompt as a system message.
+    `verifier` is a callable or a name for `verifier_named`; by default `exact_match` where there is an answer column; a task with neither
+    can be learned from but not scored. `limit` keeps the first rows only; the later ones are not read.
+
+    Errors: `InputError`, one line with the file and the line or row, for a file that is missing, empty or not in its format, a hub dataset
+    that cannot be loaded, a column that is missing (with the nearest names), an empty prompt or demonstration, and a wrong type.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is {limit}; it must be at least 1")
+    if isinstance(verifier, str):
+        if verifier in NEED_REFERENCE and answer is None:
+            raise InputError(f"the verifier '{verifier}' compares with a reference answer: set 'answer' to the column that holds it")
+        verifier = verifier_named(verifier)
+    elif verifier is None:
+        verifier = _unscored if answer is None else verifier_named("exact_match")
+    if _is_local(source):
+        path = Path(source).expanduser()
+        if split != "train" or subset is not None:
+            raise InputError(f"{path} is a file: it has no subsets, and no split but 'train'")
+        rows, title = _file_rows(path), path.stem
+    else:
+        rows, title = _hub_rows(source, subset, split), f"{source}/{subset}" if subset else source
+    columns = functools.partial(_item, prompt=prompt, demonstration=demonstration, answer=answer, system=system)
+    items = tuple(columns(index, row) for index, row in enumerate(itertools.islice(rows, limit)))
+    if not items:
+        raise InputError(f"{source} is empty: it has no rows")
+    return DataTask(name or title, items, verifier)
+
+
+def with_system(prompt: str | Messages, system: str | None, place: str) -> str | Messages:
+    """`prompt` after a system message; unchanged if `system` is None.
+
+    Errors: `InputError` naming `place` if the prompt has a system message of its own.
+    """
+    if system is None:
+        return prompt
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if any(message["role"] == "system" for message in messages):
+        raise InputError(f"{place}: the prompt has a system message of its own; leave 'system' unset")
+    return [{"role": "system", "content": system}, *messages]
+
+
+def _unscored(answer: str, item: Item) -> float:
+    raise InputError("the task has no verifier: set 'answer' to the column with the reference answers, or 'verifier'")
+
+
+def _is_local(source: str) -> bool:
+    looks = source.endswith(_SUFFIXES) or source.startswith(("./", "../", "~/")) or os.path.isabs(source)
+    return looks or (any(mark in source for mark in {"/", os.sep}) and Path(source).exists())
+
+
+def _file_rows(path: Path) -> Iterator[Row]:
+    readers = {".jsonl": _json_lines, ".json": _json_list, ".parquet": _parquet_rows}
+    if path.suffix not in readers:
+        raise InputError(f"cannot read {path}: a data file must end with {', '.join(_SUFFIXES)}")
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.glob("*") if p.suffix in readers] if path.parent.is_dir() else []
+        raise InputError(f"no such file: {path}{'; ' + nearest(path.name, siblings) if siblings else ''}")
+    return readers[path.suffix](path)
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    number = 0
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    place = f"{path} line {number}"
+                    yield _record(_json(line, place), place)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text after line {number} ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _json_list(path: Path) -> Iterator[Row]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    if not text.strip():
+        return
+    rows = _json(text, str(path))
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: holds {_kind(rows)}; it must be a list of objects, or name it .jsonl if it has one object a line")
+    for number, row in enumerate(rows, 1):
+        yield _record(row, f"{path} row {number}")
+
+
+def _json(text: str, place: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        line = f"line {error.lineno} " if " line " not in place else ""
+        raise InputError(f"{place}: invalid JSON, {error.msg} ({line}column {error.colno})") from error
+
+
+def _record(row: Any, place: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: holds {_kind(row)}; each row must be an object with named columns")
+    return place, row
+
+
+def _datasets(what: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise missing_package("datasets", "data", what) from error
+    return datasets
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    package = _datasets(f"reading {path}")
+    try:
+        rows = package.Dataset.from_parquet(str(path))
+    except Exception as error:
+        raise InputError(f"{path}: not readable as Parquet ({type(error).__name__}: {_first_line(error)})") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path} row {number}", row
+
+
+def _hub_rows(source: str, subset: str | None, split: str) -> Iterator[Row]:
+    package = _datasets(f"the hub dataset '{source}'")
+    title = f"{source}/{subset}" if subset else source
+    try:
+        rows = package.load_dataset(source, subset, split=split)
+    except Exception as error:
+        raise InputError(f"cannot load the hub dataset '{title}', split '{split}': {type(error).__name__}: {_first_line(error)}") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{title} [{split}] row {number}", row
+
+
+def _first_line(error: Exception) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:  # the outermost error of `datasets` says only that something failed
+        cause = cause.__cause__
+    return normalised(str(cause))[:300]
+
+
+def _item(index: int, row: Row, *, prompt: str, demonstration: str | None, answer: str | None, system: str | None) -> Item:
+    place, columns = row
+    return Item(
+        index,
+        with_system(_prompt(_cell(columns, prompt, place), f"{place}: column '{prompt}'"), system, place),
+        () if demonstration is None else _demonstrations(_cell(columns, demonstration, place), f"{place}: column '{demonstration}'"),
+        None if answer is None else _answer(_cell(columns, answer, place), f"{place}: column '{answer}'"),
+        columns,
+        place,
+    )
+
+
+def _cell(columns: dict[str, Any], name: str, place: str) -> Any:
+    if name not in columns:
+        raise InputError(f"{place}: there is no column '{name}'; {nearest(name, columns)}")
+    return columns[name]
+
+
+def _prompt(value: Any, where: str) -> str | Messages:
+    if isinstance(value, str):
+        if not value.strip():
+            raise InputError(f"{where}: the prompt is empty")
+        return value
+    if not isinstance(value, list):
+        raise InputError(f"{where} holds {_kind(value)}; a prompt must be text or a list of messages with role and content")
+    messages: Messages = []
+    for message in value:
+        if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
+            raise InputError(f"{where}: message {len(messages) + 1} must be an object with the texts role and content")
+        messages.append({key: text for key, text in message.items() if text is not None})  # Arrow fills absent keys with null
+    if not any(message["content"].strip() for message in messages):
+        raise InputError(f"{where}: the prompt is empty")
+    return messages
+
+
+def _demonstrations(value: Any, where: str) -> tuple[str, ...]:
+    texts = [] if value is None else value if isinstance(value, list) else [value]
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{where} holds {_kind(text)}; a demonstration must be text or a list of texts")
+        if not text.strip():
+            raise InputError(f"{where}: a demonstration is empty; write null for a row without one")
+    return tuple(texts)
+
+
+def _answer(value: Any, where: str) -> str:
+    if not isinstance(value, str | int | float):
+        raise InputError(f"{where} holds {_kind(value)}; a reference answer must be text or a number")
+    return str(value)
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")

@@ -1,0 +1,107 @@
+"""Every law on every registered algorithm: an algorithm joins by being registered."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from unipg.algorithms import registered
+from unipg.algorithms.ppo import PPO
+from unipg.algorithms.reinforce import Reinforce
+from unipg.algorithms.rloo import RLOO
+from unipg.estimator import GroupAdvantage, Outcome, PolicyGradient, Reference, SequenceMeanTokenSum
+from unipg.lab import BigramPolicy
+from unipg.laws import LAWS, LawBroken, checks, exactness, split
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", registered())
+def test_law(name: str, law: str) -> None:
+    LAWS[law](registered()[name]())
+
+
+@pytest.mark.parametrize("name", registered())
+def test_the_laws_run_on_a_gradient_that_is_not_zero(name: str) -> None:
+    algorithm = registered()[name]()
+    objective, ready = checks.prepared(algorithm, checks.random_batch(algorithm))
+    assert checks.gradient(objective, BigramPolicy(checks.VOCABULARY), ready).norm() > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(1, 6))
+@pytest.mark.parametrize("law", ["split", "silence", "agreement", "emptiness", "second_opinion"])
+def test_laws_on_other_batches(law: str, seed: int) -> None:
+    for algorithm in registered().values():
+        LAWS[law](algorithm(), seed)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [Reinforce(signed=False), Reinforce(signed=False, baseline=0.3), PPO(normalize_advantage=False, lam=1.0)],
+    ids=["reinforce with the reward itself", "with a constant baseline", "ppo without whitening"],
+)
+def test_exact_where_the_bias_is_switched_off(algorithm) -> None:
+    class Unbiased(type(algorithm)):
+        bias = ""
+
+    assert exactness(Unbiased(**dataclasses.asdict(algorithm))) > 1 - 1e-10
+
+
+def test_a_law_names_what_broke(monkeypatch) -> None:
+    """An average over the micro-batch instead of the batch must not pass."""
+    grpo = registered()["grpo"]()
+    plain = checks.Objective.loss
+    monkeypatch.setattr(
+        checks.Objective, "loss", lambda self, now, batch, planning=None, **k: plain(self, now, batch, planning, **k) / len(batch)
+    )
+    with pytest.raises(LawBroken, match="split: 2 micro-batches"):
+        split(grpo)
+
+
+def test_silence_catches_a_product_with_the_mask(monkeypatch) -> None:
+    """NaN · 0 is NaN: a part that multiplies by the mask leaks once nothing in front of it silences the inputs."""
+    from unipg.estimator import policy_gradient
+
+    @dataclasses.dataclass(frozen=True)
+    class Leaky(Reference):
+        def __call__(self, log_prob, batch):
+            log_ratio = (log_prob - batch.old_log_prob) * batch.mask
+            return log_prob - log_ratio.sum(1, keepdim=True) / batch.mask.sum(1, keepdim=True).clamp_min(1)
+
+    class Broken(type(registered()["gspo"]())):
+        def objective(self, setting):
+            return PolicyGradient(reference=Leaky(), advantage=Outcome())
+
+    checks.silence(Broken())
+    monkeypatch.setattr(policy_gradient, "silence", lambda batch: batch)
+    with pytest.raises(LawBroken, match="silence: nan"):
+        checks.silence(Broken())
+
+
+def test_exactness_catches_a_baseline_that_looks_at_its_own_sample() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Peeking(GroupAdvantage):
+        def of_rewards(self, reward, group, counted):
+            return reward - reward**2
+
+    class Broken(RLOO):
+        def objective(self, setting):
+            return PolicyGradient(advantage=Peeking(), aggregate=SequenceMeanTokenSum())
+
+    with pytest.raises(LawBroken, match="exactness"):
+        exactness(Broken())
+
+
+def test_gradients_of_the_whole_batch_match_a_sum_written_by_hand() -> None:
+    """GRPO's gradient against the textbook max(-A r, -A clip r) averaged per row, then over rows."""
+    grpo = registered()["grpo"]()
+    batch = checks.random_batch(grpo, 2)
+    policy = BigramPolicy(checks.VOCABULARY, 2)
+    objective, ready = checks.prepared(grpo, batch)
+    ours = checks.gradient(objective, policy, ready)
+    policy.module.zero_grad()
+    ratio = (policy.evaluate(batch).log_prob - batch.old_log_prob).exp()
+    advantage = ready.planned["policy_gradient/advantage"]
+    loss = torch.maximum(-advantage * ratio, -advantage * ratio.clamp(0.8, 1.2))
+    length = batch.mask.sum(1)
+    (torch.where(batch.mask, loss, 0).sum(1) / length.clamp_min(1)).sum().div((length > 0).sum()).backward()
+    torch.testing.assert_close(ours[:25], policy.module["logits"].grad.flatten(), rtol=0, atol=1e-12)
