@@ -100,14 +100,11 @@ def _algorithms(options: argparse.Namespace) -> None:
         print(json.dumps(rows, indent=1))
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"{len(rows)} algorithms: 1_stable · (1/pi_ref) · Â · ∇pi_theta", title_justify="left")
-    for column in ("name", "mask", "reference", "advantage", "likelihood", "data"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(row[c].replace(" | ", "\n") for c in ("name", "mask", "reference", "advantage", "likelihood", "data")))
-    Console().print(table)
+    from unipg.terminal import algorithm_table
+
+    console = Console()
+    console.print(algorithm_table(rows, console.width))
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -170,24 +167,26 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     from rich.console import Console
 
-    from unipg.evaluation import evaluate_model
-    from unipg.terminal import evaluation_table
+    from unipg.terminal import evaluation_progress, evaluation_table
+    from unipg.training.evaluate import evaluate_model
 
-    results = evaluate_model(
-        options.model,
-        tasks=options.task,
-        recipe=options.recipe,
-        items=options.items,
-        samples=options.samples,
-        k=None if options.k is None else _numbers(options.k),
-        temperature=options.temperature,
-        max_new_tokens=options.max_new_tokens,
-        seed=options.seed,
-        device=options.device,
-        threads=options.threads,
-        console=Console(),
-    )
-    Console().print(evaluation_table(results))
+    console = Console()
+    with evaluation_progress(console) as progress:
+        results = evaluate_model(
+            options.model,
+            tasks=options.task,
+            recipe=options.recipe,
+            items=options.items,
+            samples=options.samples,
+            k=None if options.k is None else _numbers(options.k),
+            temperature=options.temperature,
+            max_new_tokens=options.max_new_tokens,
+            seed=options.seed,
+            device=options.device,
+            threads=options.threads,
+            progress=progress,
+        )
+    console.print(evaluation_table(results))
     if options.json:
         _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -81,6 +83,50 @@ class TrainingDisplay:
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))
+
+
+WIDE = 150
+"""Columns of a terminal from which the algorithm table has a column per part."""
+
+
+def algorithm_table(rows: list[dict[str, str]], width: int) -> Table:
+    """Every algorithm by its four parts; on a narrow terminal the parts of one algorithm stand below each other."""
+    parts = ("mask", "reference", "advantage", "likelihood", "data")
+    table = Table(title=f"{len(rows)} algorithms: 1_stable · (1/pi_ref) · Â · ∇pi_theta", title_justify="left", show_lines=width < WIDE)
+    table.add_column("name", no_wrap=True)
+    if width >= WIDE:
+        for part in parts:
+            table.add_column(part, overflow="fold")
+        for row in rows:
+            table.add_row(row["name"], *(row[part].replace(" | ", "\n") for part in parts))
+    else:
+        table.add_column("parts", overflow="fold")
+        for row in rows:
+            table.add_row(row["name"], "\n".join(f"{part:11}{row[part]}" for part in parts))
+    return table
+
+
+@contextmanager
+def evaluation_progress(console: Console) -> Iterator[Callable[[str, float], None]]:
+    """A bar per task on a terminal; silent elsewhere, where the table follows."""
+    with Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    ) as bars:
+        tasks: dict[str, Any] = {}
+
+        def told(name: str, done: float) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, total=1.0)
+            bars.update(tasks[name], completed=done)
+
+        yield told
 
 
 def evaluation_table(results: list[EvaluationResult]) -> Table:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def scores_of(verifier: Callable[..., Any], *, limit: float = 0.1) -> tuple[list
 
 
 @pytest.fixture
-def in_a_thread() -> Iterator[Callable[[Callable[[], Any]], Any]]:
+def in_a_thread() -> Callable[[Callable[[], Any]], Any]:
     """Runs a call outside the main thread."""
 
     def run(call: Callable[[], Any]) -> Any:
@@ -64,7 +65,7 @@ def in_a_thread() -> Iterator[Callable[[Callable[[], Any]], Any]]:
         thread.join(10)
         return outcome[0]
 
-    yield run
+    return run
 
 
 # names
@@ -111,7 +112,7 @@ def test_math_verify_decides_by_value(expected: str, answer: str, reward: float)
 
 def test_math_verify_refuses_a_reference_without_mathematics() -> None:
     pytest.importorskip("math_verify")
-    with pytest.raises(ValueError, match="cannot be parsed|can parse"):
+    with pytest.raises(ValueError, match="is not mathematics"):
         verifier_named("math_verify")("4", item("$$"))
 
 
@@ -153,7 +154,7 @@ def test_a_module_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     monkeypatch.chdir(tmp_path)
     assert verifier_named("rewards_of_mine:by_length")("four", item()) == 0.4
-    with pytest.raises(InputError, match="no module 'reward_of_mine'.*did you mean 'rewards_of_mine'"):
+    with pytest.raises(InputError, match=r"no module 'reward_of_mine'.*did you mean 'rewards_of_mine'"):
         verifier_named("reward_of_mine:by_length")
 
 
@@ -177,11 +178,14 @@ def test_a_name_that_leads_nowhere(spec: str, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [("import no_such_dependency", "No module named 'no_such_dependency'"), ("def f(:", "SyntaxError"), ("1 / 0", "ZeroDivisionError")],
+    ("name", "text", "said"),
+    [
+        ("broken_dependency", "import no_such_dependency", "No module named 'no_such_dependency'"),
+        ("broken_syntax", "def f(:", "SyntaxError"),
+        ("broken_code", "1 / 0", "ZeroDivisionError"),
+    ],
 )
-def test_a_module_that_cannot_be_imported(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"broken_{abs(hash(text))}"
+def test_a_module_that_cannot_be_imported(name: str, text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(InputError, match=rf"importing '{name}' failed: .*{said}"):
@@ -256,19 +260,16 @@ def test_an_unprintable_result() -> None:
 
 def swallow_exceptions(answer: str, item: Item) -> float:
     while True:
-        try:
+        with contextlib.suppress(Exception):
             time.sleep(0.001)
-        except Exception:
-            pass
 
 
 def swallow_everything_once(answer: str, item: Item) -> float:
     try:
         time.sleep(1e9)
-    except:  # noqa: E722
-        pass
-    while True:
-        pass
+    except BaseException:
+        return spin(answer, item)
+    return 0.0
 
 
 def give_a_reward_when_stopped(answer: str, item: Item) -> float:
@@ -332,10 +333,10 @@ def test_scoring_where_there_is_no_alarm(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_time_limit_is_for_each_answer() -> None:
     def slow(answer: str, item: Item) -> float:
-        time.sleep(0.06)
+        time.sleep(0.1)
         return 1.0
 
-    assert score(slow, ["x"] * 4, [item()] * 4, 0.15)[0] == [1.0] * 4
+    assert score(slow, ["x"] * 4, [item()] * 4, 0.3)[0] == [1.0] * 4
 
 
 def test_every_kind_is_counted_and_keeps_its_first_message() -> None:
@@ -358,7 +359,9 @@ def test_a_verifier_that_fails_on_every_answer_is_an_error() -> None:
     def always_nan(answer: str, item: Item) -> float:
         return math.nan
 
-    with pytest.raises(InputError, match=r"always_nan' failed on every answer \(2 not_a_number\), first at train.jsonl line 1: the result is nan"):
+    with pytest.raises(
+        InputError, match=r"always_nan' failed on every answer \(2 not_a_number\), first at train.jsonl line 1: the result is nan"
+    ):
         score(always_nan, ["a", "b"], [item(place="train.jsonl line 1"), item(place="train.jsonl line 2")])
 
 
@@ -398,13 +401,12 @@ def test_the_earlier_alarm_rings_when_it_should() -> None:
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(time.monotonic()))
     try:
         started = time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, 0.25)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
         scores_of(sleep, limit=0.05)
-        remaining = signal.getitimer(signal.ITIMER_REAL)[0]
-        assert 0.05 < remaining < 0.2
-        assert not rung
-        time.sleep(remaining + 0.05)
-        assert 0.24 <= rung[0] - started < 0.35
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.25
+        while not rung and time.monotonic() - started < 1.0:
+            time.sleep(0.01)
+        assert rung[0] - started >= 0.29
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -437,11 +439,10 @@ def test_an_alarm_that_races_the_end_of_the_call_never_escapes() -> None:
             pass
         return 1.0
 
-    answers = [str(0.001 + 0.00001 * (n - 60)) for n in range(120)] + ["0"]
+    answers = [str(0.001 + 0.00001 * (n - 60)) for n in range(120)] + ["0"] * 5
     rewards, failures = score(about_the_limit, answers, [item()] * len(answers), 0.001)
     assert failures.rows == [row for row, reward in enumerate(rewards) if reward == 0.0]
-    assert set(failures.kinds) <= {"timed_out"}
-    assert rewards[0] == 1.0
+    assert set(failures.kinds) == {"timed_out"}
     assert failures.count > 10
 
 

@@ -110,6 +110,9 @@ class Constant(Advantage):
 
     value: float = 1.0
 
+    def symbol(self) -> str:
+        return f"{self.value:g}"
+
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
         return torch.full(batch.mask.shape, self.value, device=batch.mask.device)
 
@@ -118,6 +121,7 @@ class Constant(Advantage):
 class Outcome(Advantage):
     """Â = R, the trajectory's total reward; minus a constant `baseline`."""
 
+    minor: ClassVar[frozenset[str]] = frozenset({"baseline"})
     baseline: float = 0.0
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
@@ -132,6 +136,7 @@ class GroupAdvantage(Advantage):
     statistics: there mean 0 and std 1 are used, so Â = R, as the released code of GRPO-type trainers does.
     """
 
+    minor: ClassVar[frozenset[str]] = frozenset({"over", "eps", "unbiased"})
     over: tuple[Source, ...] = ROLLOUTS
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
@@ -362,6 +367,7 @@ class EntropyScaled(Advantage):
 class BySuccess(Advantage):
     """Â = `success`'s value where R > `threshold`, `failure`'s elsewhere."""
 
+    minor: ClassVar[frozenset[str]] = frozenset({"threshold"})
     success: Advantage = Constant(1.0)
     failure: Advantage = Constant(-1.0)
     threshold: float = 0.0

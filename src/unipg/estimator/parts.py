@@ -68,13 +68,15 @@ class Part:
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Trajectories` that must be there before the model is run."""
     needs_entropy: ClassVar[bool] = False
+    minor: ClassVar[frozenset[str]] = frozenset()
+    """Settings that a table need not show while they have their default."""
 
     def symbol(self) -> str:
-        """A short name with its settings, for tables. Settings that are switched off (None) and default row sources are left out."""
+        """A short name with its settings, for tables. What is switched off (None) is left out, and minor settings at their default."""
         settings = [
             f"{f.name}={_short(value)}"
             for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if (value := getattr(self, f.name)) is not None and not (isinstance(value, tuple) and value == f.default)
+            if (value := getattr(self, f.name)) is not None and not (f.name in self.minor and value == f.default)
         ]
         return type(self).__name__ + (f"({', '.join(settings)})" if settings else "")
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import gymnasium
 
 Activation = Literal["tanh", "relu"]
-_ACTIVATIONS = {"tanh": torch.tanh, "relu": torch.relu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
 _ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 Actor = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
@@ -110,7 +110,7 @@ class BoxActions:
 
     def log_prob(self, mean: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
         assert log_std is not None
-        return gaussian_log_prob(mean, log_std, action.reshape(mean.shape).to(mean.dtype))
+        return gaussian_log_prob(mean, log_std.expand_as(mean), action.reshape(mean.shape).to(mean.dtype))
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         return action.clip(*self._bounds).reshape(len(action), *self.shape)
@@ -124,7 +124,7 @@ class _Perceptron(nn.Module):
 
     def __init__(self, sizes: list[int], gain: float, activation: Activation, source: torch.Generator) -> None:
         super().__init__()
-        self.activation, self.activation_on_the_host = _ACTIVATIONS[activation], _ON_THE_HOST[activation]
+        self.activation = activation
         # skip_init: torch's own initialisation would draw from the global generator
         layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
         for layer in layers:
@@ -135,15 +135,15 @@ class _Perceptron(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # plain functions: at these sizes a call of each layer's module costs as much as its product
         *hidden, last = cast("Iterable[nn.Linear]", self.layers)
-        x = x.to(last.weight.dtype)
+        x, activation = x.to(last.weight.dtype), _ACTIVATIONS[self.activation]
         for layer in hidden:
-            x = self.activation(linear(x, layer.weight, layer.bias))
+            x = activation(linear(x, layer.weight, layer.bias))
         return linear(x, last.weight, last.bias)
 
     def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
         """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
         copies = [tuple(_array(p).copy() for p in (layer.weight.T, layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
-        (*hidden, last), activation = copies, self.activation_on_the_host
+        (*hidden, last), activation = copies, _ON_THE_HOST[self.activation]
 
         def forward(x: np.ndarray) -> np.ndarray:
             for weight, bias in hidden:
@@ -176,8 +176,8 @@ class _Networks(nn.Module):
 class ActorCritic(Controller):
     """Separate multilayer perceptrons for the actor and the critic, over flattened observations [O].
 
-    Initialisation (orthogonal; gain sqrt(2) inside, 0.01 at the actor's head, 1 at the critic's) after Andrychowicz et al. 2020, arXiv
-    2006.05990. `seed` decides the initial weights; the global generator is not touched.
+    Initialisation: orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at the critic's, biases 0 (Huang et al. 2022, "The
+    37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not touched.
     """
 
     memoryless = True

@@ -6,7 +6,7 @@ The page's script adds fonts and colours of the axes, so that a chart follows th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from itertools import pairwise
@@ -15,7 +15,7 @@ from typing import Any
 import numpy
 
 from unipg.reports.run import Histogram, Run, Series
-from unipg.reports.statistics import local_band, smooth
+from unipg.statistics import local_band, smooth
 
 COLOURS = ("#2f7ed8", "#e8710a", "#1a9e77", "#9a6ae0", "#d6409f", "#b08800", "#1797b5", "#d64545")
 """Readable on white and on near-black; runs beyond the last one start again from the first."""
@@ -57,10 +57,12 @@ class Panel:
     percent: bool = False
     """Drawn in percent as long as every value lies in [0, 1]."""
     band: bool = False
-    """Whether the middle 80 % of the recent points are shown too."""
+    """Whether the middle 80 % of the points around are shown too."""
     smoothed: bool = True
     """Off for what is set rather than measured, and for what is read for its jumps."""
     unit: str = ""
+    ticks: str = ""
+    """How numbers are written on the vertical axis (d3 format), where the usual way does not suit."""
 
 
 @dataclass(frozen=True)
@@ -140,19 +142,20 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
         trace = {
             "type": "scatter",
             "name": escape(runs[curve.run].label if len(runs) > 1 else curve.label),
-            "meta": {"run": curve.run},
+            "meta": {"run": curve.run, "clock": "metrics"},
             "legendgroup": str(number),
             "hovertemplate": "%{y:.1%}" if percent else "%{y:.4g}",
         }
         data += _line(curve.series, trace, colour(number if len(runs) == 1 else curve.run), panel)
-    axis: dict[str, Any] = {"title": {"text": panel.unit}} | ({"tickformat": ".0%", "rangemode": "tozero"} if percent else {})
+    axis: dict[str, Any] = {"title": {"text": panel.unit}, "tickformat": panel.ticks}
+    axis |= {"tickformat": ".3~p", "rangemode": "tozero"} if percent else {}
     layout = {"yaxis": axis, "showlegend": len(drawn) > 1}
-    return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data))] if data else []
+    return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data, 62 if height == HEIGHT else 40))] if data else []
 
 
-def _legend_height(data: Sequence[dict[str, Any]]) -> int:
+def _legend_height(data: Sequence[dict[str, Any]], letters: int = 62) -> int:
     """Room for the lines that a legend of many or long names takes beyond its first."""
-    return 19 * (sum(len(trace["name"]) + 8 for trace in data if trace.get("showlegend", True)) // 62)
+    return 19 * (sum(len(trace["name"]) + 8 for trace in data if trace.get("showlegend", True)) // letters)
 
 
 def _line(series: Series, trace: dict[str, Any], shade: str, panel: Panel) -> list[dict[str, Any]]:
@@ -163,15 +166,17 @@ def _line(series: Series, trace: dict[str, Any], shade: str, panel: Panel) -> li
     if not panel.smoothed or len(y) < FEWEST_TO_SMOOTH:
         few = len(y) < FEWEST_TO_SMOOTH
         return [raw | {"mode": "lines+markers" if few else "lines", "line": {"color": shade, "width": 2 if few else 1.3}}]
-    weight = min(0.95, 1 - 30 / len(y))  # an average over a thirtieth of the run, so that it lags little
-    middle = smooth(y, weight)
+    weight = min(0.95, 1 - 30 / len(y))
+    middle = _centred(y, weight)
     traces = [raw | {"mode": "markers", "marker": {"color": shade, "size": 4, "opacity": 0.3}, "showlegend": False}]
     shown = thinned(middle)
     if panel.band:
-        low, high = local_band(y, window=round(2 / (1 - weight)))
+        half = round(1 / (1 - weight))
+        low, high = local_band(y, window=2 * half)
+        ends = [min(i + half, len(y) - 1) for i in shown]  # a window ends half its width after its middle
         outline = {
             "x": [x[i] for i in shown + shown[::-1]],
-            "y": finite([low[i] for i in shown] + [high[i] for i in reversed(shown)]),
+            "y": finite([low[i] for i in ends] + [high[i] for i in reversed(ends)]),
             "mode": "lines",
             "line": {"width": 0},
             "fill": "toself",
@@ -183,6 +188,13 @@ def _line(series: Series, trace: dict[str, Any], shade: str, panel: Panel) -> li
     smoothed = {"x": [x[i] for i in shown], "y": finite(middle[i] for i in shown), "mode": "lines", "line": {"color": shade, "width": 2}}
     traces.append(trace | smoothed | {"hovertemplate": trace["hovertemplate"] + " (smoothed)"})
     return traces
+
+
+def _centred(values: Sequence[float], weight: float) -> list[float]:
+    """The moving average taken forwards and backwards, so that it lags nowhere; each way counts by how much it has seen."""
+    ahead, back = smooth(values, weight), smooth(values[::-1], weight)[::-1]
+    seen = [1 - weight ** (i + 1) for i in range(len(values))]
+    return [(a * s + b * t) / (s + t) for a, b, s, t in zip(ahead, back, seen, seen[::-1], strict=True)]
 
 
 def evaluation_chart(runs: Sequence[Run], task: str, metric: str, percent: bool, caption: str) -> Chart:
@@ -206,7 +218,7 @@ def evaluation_chart(runs: Sequence[Run], task: str, metric: str, percent: bool,
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": escape(run.label if len(runs) > 1 else metric),
-                "meta": {"run": index},
+                "meta": {"run": index, "clock": "evaluations"},
                 "x": [iteration for iteration, _ in found],
                 "y": finite(values),
                 "error_y": {
@@ -222,7 +234,7 @@ def evaluation_chart(runs: Sequence[Run], task: str, metric: str, percent: bool,
                 "marker": {"size": 7, "symbol": SYMBOLS[index % len(SYMBOLS)]},
             }
         )
-    axis = {"tickformat": ".0%", "rangemode": "tozero"} if percent else {}
+    axis = {"tickformat": ".3~p", "rangemode": "tozero"} if percent else {}
     return Chart(f"{metric} on {task}", caption, data, {"yaxis": axis, "showlegend": len(runs) > 1}, HEIGHT + _legend_height(data))
 
 
@@ -240,11 +252,12 @@ def fan_charts(
             data.append(_positive(curve.series, index) | {"name": curve.label, "line": line})
         if any(trace["y"] for trace in data):
             axis = {"type": "log", "tickformat": ".3~g", "nticks": 8}
-            charts[index] = Chart(title, "", data, {"yaxis": axis, "showlegend": True})
+            charts[index] = Chart(title, "", data, {"yaxis": axis, "xaxis": {}, "showlegend": True})
     levels = [math.log10(y) for chart in charts.values() for trace in chart.data for y in trace["y"]]
     for chart in charts.values():
         slack = max(0.02, 0.05 * (max(levels) - min(levels)))
         chart.layout["yaxis"]["range"] = finite([min(levels) - slack, max(levels) + slack])  # one scale, or side by side they mislead
+    _share_iterations(charts.values())
     return one_each(runs, title, caption, charts)
 
 
@@ -254,7 +267,7 @@ def _positive(series: Series, run: int) -> dict[str, Any]:
     return {
         "type": "scatter",
         "mode": "lines",
-        "meta": {"run": run},
+        "meta": {"run": run, "clock": "metrics"},
         "x": [series.iterations[i] for i in shown],
         "y": finite(series.values[i] for i in shown),
         "hovertemplate": "%{y:.4g}",
@@ -272,7 +285,7 @@ def _fan_band(run: Run, index: int, low: str, high: str, fill: str) -> list[dict
 
 
 def heat_maps(runs: Sequence[Run], name: str, title: str, caption: str) -> list[Chart | Group]:
-    """Histograms over the iterations, one chart a run, all with the same bins and colours: the stronger, the more of that iteration's values."""
+    """Histograms over the iterations, one chart a run, all with the same bins and colours: the stronger, the more of the values."""
     edges = _common_edges([histogram for run in runs for histogram in run.histograms.get(name, ())])
     charts = {}
     for index, run in enumerate(runs):
@@ -345,21 +358,19 @@ def _shares(histogram: Histogram, edges: Sequence[float]) -> list[float]:
     return [float(share) for share in numpy.diff(inside)]
 
 
-def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption: str, own: Callable[[Run], str]) -> list[Chart | Group]:
-    """Mean seconds of each of `parts` (key to label) in an iteration, stacked, one chart a run with a caption of its `own`.
-
-    In long runs neighbouring iterations share a bar.
-    """
+def stacked_bars(runs: Sequence[Run], drawn: Sequence[Curve], title: str, caption: str, own: dict[int, str]) -> list[Chart | Group]:
+    """Mean seconds of each curve in an iteration, stacked, one chart a run with its `own` caption; in long runs neighbours share a bar."""
+    labels = list(dict.fromkeys(curve.label for curve in drawn))
     charts = {}
-    for index, run in enumerate(runs):
-        drawn = curves([run], parts)
-        iterations = sorted({i for curve in drawn for i in curve.series.iterations})
+    for index in range(len(runs)):
+        parts = [curve for curve in drawn if curve.run == index]
+        iterations = sorted({i for curve in parts for i in curve.series.iterations})
         if not iterations:
             continue
         size = math.ceil(len(iterations) / MOST_COLUMNS)
         bins = [iterations[start : start + size] for start in range(0, len(iterations), size)]
         data = []
-        for curve in drawn:
+        for curve in parts:
             value = {i: v for i, v in zip(curve.series.iterations, curve.series.values, strict=True) if math.isfinite(v)}
             data.append(
                 {
@@ -367,7 +378,7 @@ def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption
                     "name": escape(curve.label),
                     "x": finite(sum(group) / len(group) for group in bins),
                     "y": finite(sum(value.get(i, 0.0) for i in group) / len(group) for group in bins),
-                    "marker": {"color": colour(list(parts.values()).index(curve.label)), "line": {"width": 0}},
+                    "marker": {"color": colour(labels.index(curve.label)), "line": {"width": 0}},
                     "hovertemplate": "%{y:.3g} s",
                 }
             )
@@ -378,7 +389,7 @@ def stacked_bars(runs: Sequence[Run], parts: dict[str, str], title: str, caption
             "yaxis": {"title": {"text": "seconds"}},
             "xaxis": {"title": {"text": "iteration"}},
         }
-        charts[index] = Chart(title, own(run), data, layout)
+        charts[index] = Chart(title, own.get(index, ""), data, layout)
     tallest = max((sum(heights) for chart in charts.values() for heights in zip(*(t["y"] for t in chart.data), strict=True)), default=0.0)
     for chart in charts.values():
         chart.layout["yaxis"]["range"] = [0, 1.05 * tallest]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+
+import numpy
 
 from unipg.errors import InputError
 from unipg.reports import page, panels, theme
@@ -15,7 +18,6 @@ from unipg.reports.run import Run, read_runs
 
 NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 """The browser itself then refuses to load anything, whatever a run's text contains."""
-LAG = '<p class="soft">Smoothed lines are moving averages of what came before, so they lag a little behind the points.</p>'
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -41,7 +43,7 @@ def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
     from plotly.offline import get_plotlyjs
 
-    clocks = [_clock(run) for run in runs]
+    clocks = [_clocks(run) for run in runs]
     charts = page.Charts()
     body, links = _body(runs, charts, page.clock_choice(clocks))
     title = escape(runs[0].label if len(runs) == 1 else " · ".join(run.label for run in runs))
@@ -77,7 +79,7 @@ def _body(runs: Sequence[Run], charts: page.Charts, clock_choice: str) -> tuple[
     others = panels.other_charts(runs)
     contents = {
         ("results", "Results"): page.results(runs),
-        ("learning", "Learning"): clock_choice + LAG + learning if learning else "",
+        ("learning", "Learning"): clock_choice + learning if learning else "",
         ("gate", "Gate between demonstrations and rollouts"): charts.grid(panels.gate_charts(runs)),
         ("distributions", "Distributions"): charts.grid(panels.distribution_charts(runs)),
         ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
@@ -95,13 +97,21 @@ def _body(runs: Sequence[Run], charts: page.Charts, clock_choice: str) -> tuple[
     return "\n".join(page.section(identity, title, text) for (identity, title), text in filled.items()), links
 
 
-def _clock(run: Run) -> dict[str, list[float | None]]:
-    """Iterations with the steps and minutes so far, for the axis that the reader chooses; only clocks that never run backwards."""
-    shown = thinned([float(iteration) for iteration in run.clock])
-    iterations = list(run.clock)
-    table: dict[str, list[float | None]] = {"iteration": [float(iterations[i]) for i in shown]}
-    ticks = list(run.clock.values())
-    for name, column in (("optimiser steps", [step for step, _ in ticks]), ("minutes", [seconds / 60 for _, seconds in ticks])):
-        if len(column) > 1 and column[0] < column[-1] and all(a <= b for a, b in pairwise(column)):
+def _clocks(run: Run) -> dict[str, dict[str, list[float | None]]]:
+    """Steps and minutes by iteration, for the axis that the reader chooses: of metrics lines and of evaluations."""
+    ticks = [(float(iteration), step, seconds) for iteration, (step, seconds) in run.clock.items()]
+    known = [(step, seconds) for _, step, seconds in ticks if math.isfinite(step + seconds)]
+    steps, seconds = zip((0.0, 0.0), *known, strict=True)
+    evaluated = [(float(e.iteration), e.step, float(numpy.interp(e.step, steps, seconds)) if known else math.nan) for e in run.evaluations]
+    return {"metrics": _clock(ticks), "evaluations": _clock(evaluated)}
+
+
+def _clock(ticks: Sequence[tuple[float, float, float]]) -> dict[str, list[float | None]]:
+    """Columns of `(iteration, step, seconds)`, thinned; steps and minutes only where they never run backwards."""
+    iterations, steps, seconds = (list(column) for column in zip(*ticks, strict=True)) if ticks else ([], [], [])
+    shown = thinned(iterations)
+    table = {"iteration": finite(iterations[i] for i in shown)}
+    for name, column in (("optimiser steps", steps), ("minutes", [second / 60 for second in seconds])):
+        if all(map(math.isfinite, column)) and all(a <= b for a, b in pairwise(column)):
             table[name] = finite(column[i] for i in shown)
     return table

@@ -52,9 +52,8 @@ class Charts:
         """The chart's place in the page, with title and caption."""
         self.collected.append(chart)
         title = escape(chart.title)
-        caption = f"<figcaption>{escape(chart.caption)}</figcaption>" if chart.caption else ""
         place = f'<div class="plot" role="img" aria-label="{title}" style="min-height:{chart.height}px"></div>'
-        return f"<figure><h3>{title}</h3>{place}{caption}</figure>"
+        return f"<figure><h3>{title}</h3>{place}{_caption(chart.caption)}</figure>"
 
     def grid(self, charts: Sequence[Chart | Group], kind: str = "grid") -> str:
         """Charts side by side where the window is wide enough; empty for none."""
@@ -63,8 +62,14 @@ class Charts:
 
     def group(self, group: Group) -> str:
         """The same chart of several runs under one title."""
-        caption = f"<figcaption>{escape(group.caption)}</figcaption>" if group.caption else ""
-        return f'<figure class="wide"><h3>{escape(group.title)}</h3>{self.grid(group.charts, "grid small")}{caption}</figure>'
+        return (
+            f'<figure class="wide"><h3>{escape(group.title)}</h3>{self.grid(group.charts, "grid small")}{_caption(group.caption)}</figure>'
+        )
+
+
+def _caption(text: str) -> str:
+    unbroken = escape(text).replace(" %", "&nbsp;%")
+    return f"<figcaption>{unbroken}</figcaption>" if text else ""
 
 
 def embedded(value: Any) -> str:
@@ -110,7 +115,7 @@ def header(runs: Sequence[Run]) -> str:
 
 def _progress(run: Run) -> str:
     planned = f" of {run.info['iterations']}" if "iterations" in run.info else ""
-    written = f"Written up to iteration {max(run.clock)}{escape(planned)}." if run.clock and run.status != "finished" else ""
+    written = f"Last iteration written: {max(run.clock)}{escape(planned)}." if run.clock and run.status != "finished" else ""
     return f'<p class="soft">{written}</p>' if written else ""
 
 
@@ -168,9 +173,10 @@ def _before_after(metric: str, points: Sequence[dict[str, float]]) -> tuple[str,
     return shown[0], f"<strong>{shown[-1]}</strong>", f'<span class="{kind}">{escape(change(metric, first, last))}</span>'
 
 
-def clock_choice(clocks: Sequence[dict[str, list[float | None]]]) -> str:
+def clock_choice(clocks: Sequence[dict[str, dict[str, list[float | None]]]]) -> str:
     """Lets the reader choose what the charts' horizontal axis counts; empty where there is no choice."""
-    names = [name for name in ("iteration", "optimiser steps", "minutes") if all(name in clock for clock in clocks)]
+    tables = [table for clock in clocks for table in clock.values()]
+    names = [name for name in ("iteration", "optimiser steps", "minutes") if all(name in table for table in tables)]
     choices = "".join(
         f'<label><input type="radio" name="clock" value="{name}"{" checked" if name == "iteration" else ""}> {name}</label>'
         for name in names
@@ -305,9 +311,10 @@ FACTS: dict[str, Callable[[Run], str]] = {
     "algorithm": lambda run: run.algorithm,
     "status": lambda run: run.status,
     "iterations": lambda run: _text(run.info.get("iterations")),
-    "last iteration written": lambda run: str(max(run.clock, default="")),
+    "last iteration written": lambda run: "" if run.status == "finished" else str(max(run.clock, default="")),
     "seed": lambda run: _text(run.info.get("seed")),
     "started": lambda run: _text(run.info.get("started")),
+    "resumed": lambda run: ", ".join(map(str, run.info.get("resumed") or ())),
     "finished": lambda run: _text(run.info.get("finished")),
     "time taken": _took,
     "policy": _joined("policy"),

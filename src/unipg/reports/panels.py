@@ -5,6 +5,7 @@ Metrics that are named nowhere here are drawn too, by `other_charts`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from unipg.reports.charts import (
@@ -26,15 +27,15 @@ LEARNING = (
     Panel(
         "Training return",
         {"return/last_100": "return"},
-        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: the middle 80 % of the recent points. "
+        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: the middle 80 % of the points around. "
         "Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
         band=True,
     ),
     Panel(
         "Training reward",
         {"reward/mean": "mean reward"},
-        "Mean reward of the trajectories of each iteration. Points: iterations, line: smoothed, band: the middle 80 % of the recent "
-        "points. Healthy: rises, then holds. It may fall while the evaluation rises if the prompts become harder.",
+        "Mean reward of the trajectories of each iteration. Points: iterations, line: smoothed, band: the middle 80 % of the points "
+        "around. Healthy: rises, then holds. It may fall while the evaluation rises if the prompts become harder.",
         band=True,
     ),
     Panel(
@@ -77,7 +78,7 @@ OPTIMISATION = (
         "Kullback-Leibler divergence from the anchor policy. Healthy: grows slowly and levels off.",
         unit="nats",
     ),
-    Panel("Learning rate", {"learning_rate": "learning rate"}, "As set by the schedule.", smoothed=False),
+    Panel("Learning rate", {"learning_rate": "learning rate"}, "As set by the schedule.", smoothed=False, ticks=".3~g"),
     Panel(
         "Length",
         {"length/mean": "mean length"},
@@ -177,7 +178,7 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     for term in _terms(runs, "advantage", MOMENTS):
         keys = {f"advantage/{term}/{leaf}": label for leaf, label in MOMENTS.items()}
         caption = "Healthy: mean near zero for methods with a baseline, and a standard deviation that does not vanish."
-        charts += line_charts(runs, curves(runs, keys), Panel(f"Advantage · {term}: mean and spread", keys, caption))
+        charts += line_charts(runs, curves(runs, keys), Panel(f"Advantage moments · {term}", keys, caption))
     return charts
 
 
@@ -212,14 +213,26 @@ def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
 def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """Where the time went, and how fast tokens were sampled and learned from."""
     keys = {key: key.removeprefix("time/") for run in runs for key in run.metrics if key.startswith("time/")}
+    drawn = curves(runs, keys) + _evaluation_times(runs)
     read = "Where the tallest part is, faster settings help most. In long runs a bar is the mean of neighbouring iterations."
-    charts = stacked_bars(runs, keys, "Time of an iteration", read, lambda run: _totals(run, keys))
+    totals = {index: _totals([curve for curve in drawn if curve.run == index]) for index in range(len(runs))}
+    charts = stacked_bars(runs, drawn, "Time of an iteration", read, totals)
     caption = "Tokens sampled and learned from in a second. Healthy: steady. A slow fall usually means longer answers."
     return charts + line_charts(runs, _throughput(runs), Panel("Tokens per second", {}, caption))
 
 
-def _totals(run: Run, keys: dict[str, str]) -> str:
-    totals = {curve.label: sum(v for v in curve.series.values if v - v == 0) for curve in curves([run], keys)}
+def _evaluation_times(runs: Sequence[Run]) -> list[Curve]:
+    """From the evaluations themselves, for runs whose metrics do not count them."""
+    found = []
+    for index, run in enumerate(runs):
+        timed = [(e.iteration, e.seconds) for e in run.evaluations if math.isfinite(e.seconds)]
+        if timed and "time/evaluate" not in run.metrics:
+            found.append(Curve(index, "evaluate", Series([i for i, _ in timed], [seconds for _, seconds in timed])))
+    return found
+
+
+def _totals(drawn: Sequence[Curve]) -> str:
+    totals = {curve.label: sum(filter(math.isfinite, curve.series.values)) for curve in drawn}
     whole = sum(totals.values())
     parts = ", ".join(f"{label} {percent(total / whole)}" for label, total in totals.items()) if whole > 0 else ""
     return f"Altogether {duration(whole)}: {parts}." if parts else ""
@@ -247,6 +260,6 @@ def other_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
         prefix, slash, rest = key.partition("/")
         if prefix == "time":
             continue
-        panel = Panel(rest or key, {key: rest or key}, "")
+        panel = Panel(rest or key, {key: rest or key}, "", percent=is_percent(key))
         charts.setdefault(prefix if slash else "general", []).extend(line_charts(runs, curves(runs, panel.keys), panel, height=220))
     return {prefix: found for prefix, found in charts.items() if found}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from unipg.errors import InputError
 from unipg.rollouts.base import EvaluationResult
@@ -42,6 +42,11 @@ class Evaluations:
     """Everything measured at one point of the run."""
 
     iteration: int
+    """Iterations done before it."""
+    step: float
+    """Optimiser steps done before it."""
+    seconds: float
+    """How long it took; NaN where that was not written."""
     results: list[EvaluationResult]
 
 
@@ -59,7 +64,7 @@ class Run:
     histograms: dict[str, list[Histogram]] = field(default_factory=dict)
     evaluations: list[Evaluations] = field(default_factory=list)
     clock: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """Optimiser steps and seconds so far, by iteration, in order."""
+    """Optimiser steps and seconds since the start at the end of an iteration, in order; NaN where they were not written."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know: cut-off files, values that are not finite."""
 
@@ -98,7 +103,6 @@ def read_run(folder: Path) -> Run:
     _read_metrics(run)
     _read_histograms(run)
     _read_evaluations(run)
-    run.clock = dict(sorted(run.clock.items()))
     return run
 
 
@@ -162,7 +166,7 @@ def _iteration(record: dict[str, Any], place: str) -> int:
     return iteration
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -173,20 +177,23 @@ def _numbers(record: dict[str, Any], key: str, place: str) -> list[float]:
     return [float(value) for value in values]
 
 
-def _tick(run: Run, record: dict[str, Any], iteration: int) -> None:
-    step, seconds = record.get("step"), record.get("seconds")
-    run.clock[iteration] = (float(step if _is_number(step) else iteration), float(seconds if _is_number(seconds) else "nan"))  # type: ignore[arg-type]
+def _number(record: dict[str, Any], key: str) -> float:
+    value = record.get(key)
+    return float(value) if _is_number(value) else math.nan
 
 
 def _read_metrics(run: Run) -> None:
     by_iteration: dict[int, dict[str, float]] = {}
+    clock: dict[int, tuple[float, float]] = {}
     odd: set[str] = set()
     for place, record in _read_lines(run.folder / "metrics.jsonl", run.notes):
         iteration = _iteration(record, place)
-        _tick(run, record, iteration)
-        values = {key: value for key, value in record.items() if key not in CLOCK and value is not None}
+        clock[iteration] = (_number(record, "step"), _number(record, "seconds"))
+        # trackers write null for a number that JSON cannot hold
+        values = {key: math.nan if value is None else value for key, value in record.items() if key not in CLOCK}
         odd |= {key for key, value in values.items() if not isinstance(value, int | float)}
         by_iteration[iteration] = {key: float(value) for key, value in values.items() if isinstance(value, int | float)}
+    run.clock = dict(sorted(clock.items()))
     for iteration, values in sorted(by_iteration.items()):
         for key, value in values.items():
             series = run.metrics.setdefault(key, Series())
@@ -222,9 +229,8 @@ def _read_evaluations(run: Run) -> None:
     found: dict[int, Evaluations] = {}
     for place, record in _read_lines(run.folder / "evaluations.jsonl", run.notes):
         iteration = _iteration(record, place)
-        if iteration not in run.clock:
-            _tick(run, record, iteration)
-        found[iteration] = Evaluations(iteration, [_result(item, place) for item in record.get("results") or ()])
+        results = [_result(item, place) for item in record.get("results") or ()]
+        found[iteration] = Evaluations(iteration, _number(record, "step"), _number(record, "seconds"), results)
     run.evaluations = [evaluations for _, evaluations in sorted(found.items())]
 
 

@@ -22,7 +22,7 @@ body { font: 16px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sa
 main { max-width: 1200px; margin: 0 auto; padding: 24px 20px 64px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 44px 0 10px; padding-top: 12px; border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 0 0 2px; overflow-wrap: anywhere; }
+h3 { font-size: 1rem; margin: 14px 0 2px; overflow-wrap: anywhere; }
 p { margin: 6px 0; max-width: 80ch; }
 a { color: var(--link); }
 code, pre { font: 0.875em/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
@@ -39,16 +39,18 @@ table { border-collapse: collapse; margin: 8px 0; font-size: 0.94rem; }
 th, td { text-align: left; vertical-align: top; padding: 6px 14px 6px 0; border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+@media (min-width: 700px) { td:first-child { min-width: 9em; } }
 td.text { min-width: 10em; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: 0.75em; height: 0.75em; border-radius: 2px; margin-right: 6px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 22px 26px; margin-top: 12px; }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
-figure { margin: 0; min-width: 0; } figure.wide { grid-column: 1 / -1; }
+figure { margin: 0; min-width: 0; }
+figure h3 { margin: 0 0 2px; } figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: 0.875rem; line-height: 1.4; max-width: 90ch; margin-top: 4px; }
 figure figure h3 { font-weight: 500; color: var(--soft); }
 .plot { width: 100%; }
 fieldset { border: 0; padding: 0; margin: 6px 0; font-size: 0.9rem; } legend { float: left; margin-right: 10px; color: var(--soft); }
-fieldset label { margin-right: 14px; }
+fieldset label { margin-right: 14px; white-space: nowrap; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 details > pre, .prompt > pre { background: var(--panel); border-radius: 8px; padding: 10px 14px; margin-top: 8px; }
 .prompt { margin: 18px 0 26px; }
@@ -90,7 +92,7 @@ SCRIPT = """
     const data = chart.data.map(trace => {
       const own = { ...trace };
       if (own.type === "heatmap") own.colorscale = [0, 0.3, 1].map((share, i) => [share, colour("--heat-" + i)]);
-      if (own.meta && clock !== "iteration") own.x = own.x.map(iteration => at(clocks[own.meta.run], iteration));
+      if (own.meta && clock !== "iteration") own.x = own.x.map(iteration => at(clocks[own.meta.run][own.meta.clock], iteration));
       return own;
     });
     const layout = {
@@ -104,7 +106,8 @@ SCRIPT = """
     };
     for (const name of ["xaxis", "yaxis"])
       layout[name] = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, ...chart.layout[name] };
-    if (timed) layout.xaxis.title = { text: clock };
+    if (timed) Object.assign(layout.xaxis, { title: { text: clock }, unifiedhovertitle: { text: clock + " %{x:.4~g}" } });
+    if (timed && clock !== "iteration") delete layout.xaxis.range;
     return Plotly.react(place, data, layout, OPTIONS);
   };
 

@@ -135,6 +135,7 @@ class EnvironmentRollouts(Experience):
             following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(actions[-1]))
             current = _flat(following)
             if truncated[t].any():
+                truncated[t] &= ~terminated[t]  # an end is an end, also at the limit
                 last = infos["final_obs"] if same_step else current
                 finals += [(row, t, _flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(truncated[t]).tolist()]
         ended = terminated | truncated
@@ -146,7 +147,6 @@ class EnvironmentRollouts(Experience):
         self._observation = current
         _check_finite(self.recipe.id, observation, reward, mask)
         metrics = self._count_episodes(reward, ended, mask)
-        truncated &= ~terminated  # an end is an end, also at the limit
         fields = {
             "action": np.stack(actions),
             "mask": mask,
@@ -198,7 +198,9 @@ class EnvironmentRollouts(Experience):
         rows = min(episodes, SIDE_BY_SIDE)
         environments = _make(self.recipe, rows)
         try:
-            returns, lengths = _play(environments, policy, episodes, derived_seed(seed, "evaluation") % _SEEDS, progress or (lambda _: None))
+            returns, lengths = _play(
+                environments, policy, episodes, derived_seed(seed, "evaluation") % _SEEDS, progress or (lambda _: None)
+            )
         finally:
             environments.close()
         return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns).as_dict(), "length": mean_interval(lengths).as_dict()})]
@@ -255,9 +257,11 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> gymnasium.vector.VectorEnv:
     try:
         if module:
             importlib.import_module(module)
-        spec = gymnasium.spec(name)
-    except (ImportError, gymnasium.error.Error) as error:
-        raise InputError(f"environment '{recipe.id}' does not exist ({_first_line(error)}); {nearest(name, gymnasium.registry)}") from error
+    except ImportError as error:
+        raise InputError(f"environment '{recipe.id}': the module '{module}' cannot be imported ({_first_line(error)})") from error
+    if name not in gymnasium.registry:
+        raise InputError(f"environment '{recipe.id}' does not exist; {nearest(name, gymnasium.registry)}")
+    spec = gymnasium.spec(name)
     arrays = spec.vector_entry_point is not None if recipe.vectorized is None else recipe.vectorized
     if arrays and spec.vector_entry_point is None:
         raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -12,71 +11,14 @@ from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.base import Demand, EvaluationResult, Experience
-from unipg.rollouts.generation import Completion, sample
+from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
+from unipg.rollouts.generation import sample
+from unipg.rollouts.text import SamplingRecipe, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.samplers.base import Sampler
 from unipg.seeding import generator, seed_everything
-from unipg.statistics import majority_at_k, mean_interval, pass_at_k
 from unipg.tasks.base import Item, Task
-from unipg.tasks.verifiers import Failures, score
+from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
-
-
-@dataclass(frozen=True)
-class SamplingRecipe:
-    """How answers are sampled."""
-
-    max_new_tokens: int = 64
-    """Limit on the tokens of one answer, its end-of-sequence token included."""
-    temperature: float = 1.0
-    """Of sampling AND of the log-probabilities that are trained on."""
-    top_k: int | None = None
-    """Not available: the importance ratio would be off by exactly the probability that is cut away."""
-    top_p: float | None = None
-    """Not available, for the same reason."""
-    batch_rows: int = 256
-    """Most answers decoded together."""
-    chat_template: Literal["auto", "never"] = "auto"
-    """auto: apply the tokenizer's chat template where it has one."""
-    verifier_seconds: float = 10.0
-    """Longest time one answer may take to score; then it counts as failed."""
-    long_demonstrations: Literal["error", "truncate"] = "error"
-    """What to do with a demonstration longer than `max_new_tokens`; truncated ones get no end-of-sequence token."""
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise InputError(f"rollouts.max_new_tokens is {self.max_new_tokens}; accepted: 1 or more")
-        for name in ("top_k", "top_p"):
-            if getattr(self, name) is not None:
-                raise InputError(
-                    f"rollouts.{name} is set, but log-probabilities are taken of the whole distribution, so the importance ratio would be "
-                    "wrong by the probability that is cut away; accepted: null (use temperature instead)"
-                )
-        if not self.temperature > 0:
-            raise InputError(f"rollouts.temperature is {self.temperature}; accepted: above 0")
-        if self.batch_rows < 1 or not self.verifier_seconds > 0:
-            raise InputError("rollouts.batch_rows and rollouts.verifier_seconds must be above 0")
-
-
-@dataclass(frozen=True)
-class EvaluationRecipe:
-    """How held-out performance is measured."""
-
-    items: int = 200
-    """Held-out items of each task."""
-    samples: int = 0
-    """Sampled answers per item, for pass@k and maj@k; 0 for greedy pass@1 alone."""
-    k: tuple[int, ...] = (1,)
-    """The k of pass@k and maj@k; at most `samples`."""
-    temperature: float = 1.0
-    """Of the sampled answers."""
-    shown: int = 8
-    """Answers kept for the report."""
-
-    def __post_init__(self) -> None:
-        if self.samples and (bad := [k for k in self.k if not 1 <= k <= self.samples]):
-            raise InputError(f"evaluation.k holds {bad[0]}; accepted: from 1 to evaluation.samples ({self.samples})")
-        if self.items < 1:
-            raise InputError(f"evaluation.items is {self.items}; accepted: 1 or more")
 
 
 class PromptRollouts(Experience):
@@ -245,97 +187,6 @@ class PromptRollouts(Experience):
     def texts(self) -> list[str]:
         """Prompts, demonstrations and expected answers: what a tokenizer built from scratch learns from."""
         return [t for item in self.task.items for t in (prompt_text(item), *item.demonstrations, item.expected) if t]
-
-
-def evaluate_task(
-    policy: CausalLanguageModel,
-    task: Task,
-    recipe: EvaluationRecipe,
-    sampling: SamplingRecipe,
-    seed: int,
-    progress: Callable[[float], None] | None = None,
-) -> EvaluationResult:
-    """Greedy pass@1; and, with samples, pass@1, unbiased pass@k and maj@k over them. Every metric has a 95 % interval over items."""
-    items = list(task.items[: recipe.items])
-    tokenizer = policy.tokenizer
-    prompts = [prompt_tokens(tokenizer, item, sampling.chat_template) for item in items]
-    parts = 2 if recipe.samples else 1
-
-    def answers(rollouts: int, greedy: bool, part: int) -> tuple[list[list[str]], list[list[float]], Failures]:
-        with policy.sampling() as model:
-            completions = sample(
-                model,
-                prompts,
-                rollouts=rollouts,
-                max_new_tokens=sampling.max_new_tokens,
-                end_tokens=end_tokens(model, tokenizer),
-                pad_token=tokenizer.pad_token_id,
-                temperature=recipe.temperature,
-                generator=generator(seed, "evaluate", task.name, device=model.device),
-                greedy=greedy,
-                batch_rows=sampling.batch_rows,
-                progress=None if progress is None else lambda done: progress((part + done) / parts),
-            )
-        texts = [[decode(tokenizer, c) for c in group] for group in completions]
-        flat, failures = score(
-            task.verifier,
-            [t for group in texts for t in group],
-            [item for item, group in zip(items, texts, strict=True) for _ in group],
-            sampling.verifier_seconds,
-        )
-        return texts, [flat[i : i + rollouts] for i in range(0, len(flat), rollouts)], failures
-
-    texts, rewards, failures = answers(1, True, 0)
-    greedy = [r[0] for r in rewards]
-    metrics = {"pass@1 (greedy)": mean_interval(greedy).as_dict()}
-    samples = [
-        {"prompt": prompt_text(item), "answer": group[0], "expected": item.expected, "reward": reward}
-        for item, group, reward in zip(items[: recipe.shown], texts, greedy, strict=False)
-    ]
-    if recipe.samples:
-        texts, rewards, more = answers(recipe.samples, False, 1)
-        failures.add(more)
-        correct = [[r >= 1 for r in group] for group in rewards]
-        metrics["pass@1 (sampled)"] = mean_interval([sum(group) / len(group) for group in rewards]).as_dict()
-        for k in recipe.k:
-            if k > 1:
-                metrics[f"pass@{k}"] = mean_interval([pass_at_k(recipe.samples, sum(group), k) for group in correct]).as_dict()
-                metrics[f"maj@{k}"] = mean_interval([majority_at_k(t, c, k) for t, c in zip(texts, correct, strict=True)]).as_dict()
-    if failures.count:
-        metrics["verifier failures"] = {"value": float(failures.count), "n": float(len(items) * (1 + recipe.samples))}
-    return EvaluationResult(task.name, metrics, samples)
-
-
-def prompt_text(item: Item) -> str:
-    """The prompt as text for people: the last message of a conversation."""
-    return item.prompt if isinstance(item.prompt, str) else str(item.prompt[-1].get("content", ""))
-
-
-def prompt_tokens(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
-    """The prompt's token ids, through the tokenizer's chat template where it has one."""
-    if chat_template == "auto" and getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    elif isinstance(item.prompt, str):
-        ids = tokenizer.encode(item.prompt)
-        if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
-            ids = ids[:-1]
-    else:
-        raise InputError(f"{item.place or f'item {item.index}'} is a conversation, but the tokenizer has no chat template")
-    if not ids:
-        raise InputError(f"{item.place or f'item {item.index}'}: the prompt is empty after tokenization")
-    return list(ids)
-
-
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the model's generation config."""
-    configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    more = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return sorted({tokenizer.eos_token_id, *more})
-
-
-def decode(tokenizer: Any, completion: Completion) -> str:
-    return str(tokenizer.decode(completion.tokens, skip_special_tokens=True)).strip()
 
 
 def pack(

@@ -31,15 +31,12 @@ class ReasoningGymRecipe:
     """Reward 1 for a full score and 0 for anything less; otherwise the scorer's own value in [0, 1]."""
     system: str | None = None
     """System message before every question."""
-    time_limit_seconds: float = 5.0
-    """Longest time for scoring one answer, above 0."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
             raise InputError(f"size is {self.size}; it must be at least 1")
         if not 0 <= self.demonstrations <= 1:
             raise InputError(f"demonstrations is {self.demonstrations}; it is a share of the items and must be in [0, 1]")
-        _check_time_limit(self.time_limit_seconds)
 
     def build(self) -> ReasoningGymTask:
         """The task."""
@@ -73,15 +70,12 @@ class DataRecipe:
     """Keep the first rows only, at least 1."""
     name: str | None = None
     """What reports call the task; by default the name of the file or dataset."""
-    time_limit_seconds: float = 5.0
-    """Longest time for scoring one answer, above 0."""
 
     def __post_init__(self) -> None:
         if not self.source.strip():
             raise InputError("source is empty; it must be a file or the name of a hub dataset")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit is {self.limit}; it must be at least 1")
-        _check_time_limit(self.time_limit_seconds)
 
     def build(self) -> DataTask:
         """The task, with every row read and checked."""
@@ -97,8 +91,3 @@ class DataRecipe:
             limit=self.limit,
             name=self.name,
         )
-
-
-def _check_time_limit(seconds: float) -> None:
-    if not seconds > 0:
-        raise InputError(f"time_limit_seconds is {seconds}; it must be above 0")

@@ -117,7 +117,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     place = f"{path} line {number}"
-                    yield _record(_json(line, place), place)
+                    yield _record(_json(line.rstrip("\n"), place), place)
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text after line {number} ({error.reason})") from error
     except OSError as error:

@@ -22,7 +22,17 @@ from unipg.tasks.verifiers import normalised
 _PART = "mixture_part"
 """Field of an item: which dataset of the mixture it came from."""
 
-_ITERATE_OVER_SETS = frozenset({"HASHSET"})
+_ITERATE_OVER_SETS = frozenset(
+    {
+        "codeio",
+        "intermediate_integration",
+        "isomorphic_strings",
+        "knight_swap",
+        "polynomial_multiplication",
+        "ransom_note",
+        "word_ladder",
+    }
+)
 """Datasets of reasoning-gym 0.1.25 whose items change with the interpreter's hash seed."""
 
 

@@ -17,7 +17,8 @@ from unipg.errors import InputError, nearest
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.policies.causal_lm import ModelRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
-from unipg.rollouts.prompts import EvaluationRecipe, SamplingRecipe
+from unipg.rollouts.evaluation import EvaluationRecipe
+from unipg.rollouts.text import SamplingRecipe
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.tracking import check_trackers
@@ -131,11 +132,22 @@ def build_algorithm(section: Any) -> Algorithm:
 
 
 def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
-    """A recipe from a YAML file, with `dotted.key=value` overrides applied."""
-    path = Path(path)
+    """A recipe from a YAML file, with `dotted.key=value` overrides applied.
+
+    A recipe may start from another with `base: file.yaml`, a path relative to itself: sections are merged key by key.
+    """
+    values = _read(Path(path), ())
+    for override in overrides or []:
+        _override(values, override)
+    recipe = typed(Recipe, values, "")
+    recipe.build_algorithm()
+    return recipe
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("recipes")
-        known = [str(p) for p in sorted(folder.rglob("*.yaml"))][:40]
+        folder = path.parent if path.parent.is_dir() and path.parent != Path() else Path("recipes")
+        known = [str(p) for p in sorted(folder.glob("*.yaml"))]
         raise InputError(f"the recipe '{path}' does not exist" + (f"; {nearest(str(path), known)}" if known else ""))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -145,11 +157,21 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
         raise InputError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(values, dict):
         raise InputError(f"'{path}' is {'empty' if values is None else 'not a mapping of keys'}; a recipe starts with `algorithm:`")
-    for override in overrides or []:
-        _override(values, override)
-    recipe = typed(Recipe, values, "")
-    recipe.build_algorithm()
-    return recipe
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if path.resolve() in seen:
+        raise InputError(f"'{path}' is its own base")
+    return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` on top of `under`, section by section."""
+    both = dict(under)
+    for key, value in over.items():
+        before = both.get(key)
+        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return both
 
 
 class _Loader(yaml.SafeLoader):
@@ -161,6 +183,14 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
+
+
+def parse_value(text: str, where: str) -> Any:
+    """A YAML value from the command line."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where}: '{text}' is not valid YAML") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -177,10 +207,7 @@ def _override(values: dict[str, Any], text: str) -> None:
         if not isinstance(place[name], dict):
             raise InputError(f"override '{text}': '{name}' holds a value, not a section")
         place = place[name]
-    try:
-        place[last] = yaml.load(value, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"override '{text}': the value is not valid YAML") from error
+    place[last] = parse_value(value, f"override '{key}'")
 
 
 def typed(kind: type[T], values: Any, where: str) -> T:

@@ -53,9 +53,9 @@ def majority_at_k(answers: Sequence[str], rewards: Sequence[float], k: int | Non
 
         maj@k = C(n, k)⁻¹ · Σ over subsets of size k of mean {r_j : class j has the subset's highest count}
 
-    The sum is exact but for rounding. For each highest count m a recursion over the classes adds up, for the subsets in which no class has more than m, the
-    total weight and the total reward of the classes with exactly m, by subset size and by number of such classes; about n·k²·log k steps.
-    Subset weights are binomial probabilities at p = k/n, which stay below 1 where binomial coefficients overflow.
+    The sum is exact but for rounding. For each highest count m a recursion over the classes adds up, for the subsets in which no class
+    has more than m, the total weight and the total reward of the classes with exactly m, by subset size and by number of such classes;
+    about n·k²·log k steps. Subset weights are binomial probabilities at p = k/n, which stay below 1 where binomial coefficients overflow.
 
     `answers`, `rewards`: `[n]`, the extracted answers and their scores. Errors: `InputError` for lengths that differ, a reward that is not
     finite, and k outside [1, n]. Source: self-consistency, Wang et al. 2022, arXiv 2203.11171; the tie rule is ours.

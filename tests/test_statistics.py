@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unipg.errors import InputError
-from unipg.reports.statistics import (
+from unipg.statistics import (
     interquartile_mean,
     local_band,
     majority_at_k,
@@ -88,8 +88,12 @@ def test_majority_at_two_of_two_classes() -> None:
 
 @pytest.mark.parametrize(
     ("answers", "rewards", "k", "said"),
-    [(["a"], [1, 0], None, "1 answers but 2 rewards"), (["a", "b"], [1, 0], 3, "k is 3"), ([], [], None, "at least one")]
-    + [(["a", "b"], [1, math.nan], None, r"rewards\[1\] is nan")],
+    [
+        (["a"], [1, 0], None, "1 answers but 2 rewards"),
+        (["a", "b"], [1, 0], 3, "k is 3"),
+        ([], [], None, "at least one"),
+        (["a", "b"], [1, math.nan], None, r"rewards\[1\] is nan"),
+    ],
 )
 def test_majority_refuses(answers: list[str], rewards: list[float], k: int | None, said: str) -> None:
     with pytest.raises(InputError, match=said):
@@ -157,7 +161,7 @@ def test_mean_interval_depends_on_its_seed_alone() -> None:
 def test_mean_interval_in_blocks_covers_all_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     values = numpy.random.default_rng(3).normal(size=50)
     whole = mean_interval(values)
-    monkeypatch.setattr("unipg.reports.statistics._BLOCK", 50 * 7)  # 2000 is no multiple of 7
+    monkeypatch.setattr("unipg.statistics._BLOCK", 50 * 7)  # 2000 is no multiple of 7
     # the generator fills the blocks from the same stream
     assert mean_interval(values) == whole
 

@@ -1,0 +1,105 @@
+"""Held-out performance of a language model: pass@1, pass@k and maj@k with intervals, on named tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from unipg.errors import InputError
+from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.rollouts.base import EvaluationResult
+from unipg.rollouts.generation import sample
+from unipg.rollouts.text import SamplingRecipe, decode, end_tokens, prompt_text, prompt_tokens
+from unipg.seeding import generator
+from unipg.statistics import Interval, majority_at_k, mean_interval, pass_at_k, wilson_interval
+from unipg.tasks.base import Task
+from unipg.tasks.verifiers import Failures, score
+
+
+@dataclass(frozen=True)
+class EvaluationRecipe:
+    """How held-out performance is measured."""
+
+    items: int = 200
+    """Held-out items of each task."""
+    samples: int = 0
+    """Sampled answers per item, for pass@k and maj@k; 0 for greedy pass@1 alone."""
+    k: tuple[int, ...] = (1,)
+    """The k of pass@k and maj@k; at most `samples`."""
+    temperature: float = 1.0
+    """Of the sampled answers."""
+    shown: int = 8
+    """Answers kept for the report."""
+
+    def __post_init__(self) -> None:
+        if self.samples and (bad := [k for k in self.k if not 1 <= k <= self.samples]):
+            raise InputError(f"evaluation.k holds {bad[0]}; accepted: from 1 to evaluation.samples ({self.samples})")
+        if self.items < 1:
+            raise InputError(f"evaluation.items is {self.items}; accepted: 1 or more")
+
+
+def evaluate_task(
+    policy: CausalLanguageModel,
+    task: Task,
+    recipe: EvaluationRecipe,
+    sampling: SamplingRecipe,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+) -> EvaluationResult:
+    """Greedy pass@1; and, with samples, pass@1, unbiased pass@k and maj@k over them. Every metric has a 95 % interval over items."""
+    items = list(task.items[: recipe.items])
+    tokenizer = policy.tokenizer
+    prompts = [prompt_tokens(tokenizer, item, sampling.chat_template) for item in items]
+    parts = 2 if recipe.samples else 1
+
+    def answers(rollouts: int, greedy: bool, part: int) -> tuple[list[list[str]], list[list[float]], Failures]:
+        with policy.sampling() as model:
+            completions = sample(
+                model,
+                prompts,
+                rollouts=rollouts,
+                max_new_tokens=sampling.max_new_tokens,
+                end_tokens=end_tokens(model, tokenizer),
+                pad_token=tokenizer.pad_token_id,
+                temperature=recipe.temperature,
+                generator=generator(seed, "evaluate", task.name, device=model.device),
+                greedy=greedy,
+                batch_rows=sampling.batch_rows,
+                progress=None if progress is None else lambda done: progress((part + done) / parts),
+            )
+        texts = [[decode(tokenizer, c) for c in group] for group in completions]
+        flat, failures = score(
+            task.verifier,
+            [t for group in texts for t in group],
+            [item for item, group in zip(items, texts, strict=True) for _ in group],
+            sampling.verifier_seconds,
+        )
+        return texts, [flat[i : i + rollouts] for i in range(0, len(flat), rollouts)], failures
+
+    texts, rewards, failures = answers(1, True, 0)
+    failed = failures.count
+    greedy = [r[0] for r in rewards]
+    metrics = {"pass@1 (greedy)": _share(greedy)}
+    samples = [
+        {"prompt": prompt_text(item), "answer": group[0], "expected": item.expected, "reward": reward}
+        for item, group, reward in zip(items[: recipe.shown], texts, greedy, strict=False)
+    ]
+    if recipe.samples:
+        texts, rewards, more = answers(recipe.samples, False, 1)
+        failed += more.count
+        correct = [[r >= 1 for r in group] for group in rewards]
+        metrics["pass@1 (sampled)"] = mean_interval([sum(group) / len(group) for group in rewards])._asdict()
+        for k in recipe.k:
+            if k > 1:
+                metrics[f"pass@{k}"] = mean_interval([pass_at_k(recipe.samples, sum(group), k) for group in correct])._asdict()
+                metrics[f"maj@{k}"] = mean_interval([majority_at_k(t, c, k) for t, c in zip(texts, correct, strict=True)])._asdict()
+    if failed:
+        metrics["verifier failures"] = {"value": float(failed), "n": float(len(items) * (1 + recipe.samples))}
+    return EvaluationResult(task.name, metrics, samples)
+
+
+def _share(rewards: list[float]) -> dict[str, float]:
+    """Mean reward with its interval: Wilson's where every reward is 0 or 1, else a bootstrap over items."""
+    binary = all(r in (0.0, 1.0) for r in rewards)
+    interval: Interval = wilson_interval(round(sum(rewards)), len(rewards)) if binary else mean_interval(rewards)
+    return interval._asdict()

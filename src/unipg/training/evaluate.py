@@ -1,0 +1,89 @@
+"""Evaluation of a saved model on named tasks: what `unipg evaluate` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unipg.errors import InputError
+from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
+from unipg.rollouts.base import EvaluationResult
+from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
+from unipg.rollouts.text import SamplingRecipe
+from unipg.training.recipe import TaskRecipe, load_recipe, parse_value, typed
+from unipg.training.run import pick_device
+
+UNSEEN_SEED = 1_000_000
+"""Seed of a procedural task that names none: far from the seeds that recipes train on."""
+
+
+def evaluate_model(
+    model: str,
+    *,
+    tasks: Sequence[str] = (),
+    recipe: str | None = None,
+    items: int | None = None,
+    samples: int | None = None,
+    k: tuple[int, ...] | None = None,
+    temperature: float | None = None,
+    max_new_tokens: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[EvaluationResult]:
+    """Results of a hub model, a model folder or a run folder, one per task.
+
+    `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon. `recipe`: take the held-out tasks and the
+    sampling settings of a recipe instead; arguments that are given win over it. `progress` is told the task and its finished share.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
+    wanted: list[TaskRecipe] = []
+    if recipe is not None:
+        held = load_recipe(recipe)
+        evaluation, sampling = held.evaluation, held.rollouts
+        wanted += held.evaluation.tasks
+    changes = {"items": items, "samples": samples, "temperature": temperature, "k": k}
+    if samples and k is None:
+        changes["k"] = tuple(sorted({1, samples}))
+    plain = EvaluationRecipe(**{f.name: getattr(evaluation, f.name) for f in dataclasses.fields(EvaluationRecipe)})
+    evaluation = dataclasses.replace(plain, **{name: value for name, value in changes.items() if value is not None})
+    if max_new_tokens is not None:
+        sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
+    wanted += [task_from_text(text, evaluation.items) for text in tasks]
+    if not wanted:
+        raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), or --recipe FILE")
+    built = [task.build() for task in wanted]
+    place = str(Path(model) / "model") if (Path(model) / "model" / "config.json").is_file() else model
+    policy = CausalLanguageModel(load_model(place).to(pick_device(device)), load_tokenizer(place))
+    results = []
+    for task in built:
+
+        def told(done: float, name: str = task.name) -> None:
+            if progress is not None:
+                progress(name, done)
+
+        results.append(evaluate_task(policy, task, evaluation, sampling, seed, told))
+    return results
+
+
+def task_from_text(text: str, items: int) -> TaskRecipe:
+    """`chain_sum`, `chain_sum:{max_digits: 2}`, `answers.jsonl:{prompt: question, answer: solution}`.
+
+    Options of a procedural task are its own settings, beside `size` and `seed`; those of a file are its columns.
+    """
+    name, colon, rest = text.partition(":{")
+    options: Any = parse_value("{" + rest, f"--task {name}") if colon else {}
+    if not isinstance(options, dict):
+        raise InputError(f"--task {name}: options are written {{key: value}}")
+    if name.endswith((".jsonl", ".json", ".parquet")) or "/" in name:
+        return typed(TaskRecipe, {"data": {"source": name, **options}}, f"--task {name}")
+    own = {key: options.pop(key) for key in ("size", "seed", "binary", "system") if key in options}
+    section = {"name": name, "size": items, "seed": UNSEEN_SEED, "config": options, **own}
+    return typed(TaskRecipe, {"reasoning_gym": section}, f"--task {name}")
