@@ -28,7 +28,9 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.titles: list[str] = []
         self.scripts: dict[str, str] = {}
-        self._section, self._script, self._in_title = "", None, False  # type: ignore[assignment]
+        self._section = ""
+        self._script: str | None = None
+        self._in_title = False
         self.feed(self.raw)
         self.charts = json.loads(self.scripts["charts"])
         self.clocks = json.loads(self.scripts["clocks"])

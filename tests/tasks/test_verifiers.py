@@ -446,6 +446,13 @@ def test_an_alarm_that_races_the_end_of_the_call_never_escapes() -> None:
     assert failures.count > 10
 
 
+def test_an_alarm_before_the_call_has_begun_is_no_failure_and_never_escapes() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    rewards, failures = score(good, ["x"] * 200, [item()] * 200, 1e-6)
+    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (before, (0.0, 0.0))
+    assert rewards.count(0.5) == 200 - failures.count > 100
+
+
 @given(st.lists(st.sampled_from(["1", "0", "nan", "raise"]), min_size=1, max_size=20))
 @settings(deadline=None)
 def test_rewards_are_finite_and_failures_add_up(answers: list[str]) -> None:

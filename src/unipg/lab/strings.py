@@ -27,17 +27,17 @@ class BigramPolicy(Policy):
 
     def __init__(self, vocabulary: int, seed: int = 0, scale: float = 0.5) -> None:
         logits = scale * torch.randn(vocabulary, vocabulary, dtype=torch.float64, generator=generator(seed, "bigram"))
-        self.module = nn.ParameterDict(
-            {"logits": nn.Parameter(logits), "value": nn.Parameter(torch.zeros(vocabulary, dtype=torch.float64))}
-        )
+        self.logits = nn.Parameter(logits)
+        self.value = nn.Parameter(torch.zeros(vocabulary, dtype=torch.float64))
+        self.module = nn.ParameterDict({"logits": self.logits, "value": self.value})
         self.vocabulary = vocabulary
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
         assert batch.present is not None
         tokens = torch.where(batch.present, batch.action, 0)
         previous = torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
-        log_prob, h = categorical_log_prob(self.module["logits"][previous], tokens)
-        values = self.module["value"][previous] if value else None
+        log_prob, h = categorical_log_prob(self.logits[previous], tokens)
+        values = self.value[previous] if value else None
         quiet = [None if t is None else torch.where(batch.mask, t, 0) for t in (log_prob, h if entropy else None, values)]
         return Evaluation(*quiet)  # type: ignore[arg-type]
 
@@ -118,7 +118,7 @@ class StringExperience(Experience):
         group: list[int] = []
         source: list[Source] = []
         draw = generator(demand.seed, "strings", demand.iteration, demand.round, demand.worker)
-        logits = policy.module["logits"].detach()
+        logits = policy.logits.detach()
         for number in numbers:
             prompt = problem.prompts[(demand.iteration * count + number) % len(problem.prompts)]
             for _ in range(demand.rollouts):

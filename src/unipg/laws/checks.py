@@ -103,7 +103,7 @@ def gradient(
         piece = planned.select(rows)
         now = policy.evaluate(piece, entropy=True, value=True)
         objective.loss(disturb(now, piece) if disturb else now, piece, planning).backward()
-    parameters = [policy.module["logits"], policy.module["value"]]
+    parameters = [policy.logits, policy.value]
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
 
 
@@ -152,12 +152,13 @@ def _padded(batch: Trajectories, columns: int) -> Trajectories:
 def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectories, workers: int) -> Tensor:
     """The sum of the gradients of workers that hold whole groups and share only counts."""
     assert batch.group is not None
+    groups = batch.group
     shared = _SharedSum(workers)
     found: list[Tensor | BaseException] = [torch.zeros(())] * workers
 
     def work(rank: int) -> None:
         try:
-            mine = batch.select(batch.group % workers == rank)  # type: ignore[operator]
+            mine = batch.select((groups % workers == rank).nonzero().squeeze(-1))
             planning = Planning(Progress(1, 4), lambda counts: shared.sum(rank, counts))
             objective, ready = prepared(algorithm, mine, planning)
             own = BigramPolicy(VOCABULARY)
@@ -172,7 +173,7 @@ def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectorie
         thread.start()
     for thread in threads:
         thread.join()
-    total = torch.zeros_like(torch.cat([p.detach().flatten() for p in (policy.module["logits"], policy.module["value"])]))
+    total = torch.zeros_like(torch.cat([p.detach().flatten() for p in (policy.logits, policy.value)]))
     for part in found:
         if isinstance(part, BaseException):
             raise LawBroken(f"split: a worker among {workers} failed: {part!r}") from part
@@ -255,7 +256,7 @@ def exactness(algorithm: Algorithm, seed: int = 0) -> float:
         (-problem.expected_reward(policy)).backward()
     else:
         (-problem.probabilities(policy, 0)[answers.index(demonstrations[0])].log()).backward()
-    exact = policy.module["logits"].grad
+    exact = policy.logits.grad
     assert exact is not None
     found = total[:4]
     cosine = float(torch.nn.functional.cosine_similarity(found, exact.flatten(), dim=0))
@@ -400,7 +401,7 @@ def second_opinion(algorithm: Algorithm, seed: int = 0) -> None:
                     total = total + piece.planned[f"{name}/weight"][0, step] * loss[0, step]
     if total.requires_grad:
         total.backward()
-    parameters = [policy.module["logits"], policy.module["value"]]
+    parameters = [policy.logits, policy.value]
     slow = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
     _same(slow, fast, "second opinion: token by token")
 

@@ -32,11 +32,12 @@ class CausalLanguageModel(Policy):
         self.temperature = check_temperature(temperature)
         self.has_value = value_head
         parts: dict[str, nn.Module] = {"model": model}
+        self._value_head: nn.Linear | None = None
         if value_head:
             head = nn.Linear(_hidden_size(model), 1).to(device=model.device, dtype=torch.float32)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-            parts["value_head"] = head
+            parts["value_head"] = self._value_head = head
         self.module = nn.ModuleDict(parts)
         self._trunk, self._head = _trunk_and_head(model)
 
@@ -65,8 +66,9 @@ class CausalLanguageModel(Policy):
             hidden = out.hidden_states[-1][chosen] if value else None
         values = None
         if value:
-            assert hidden is not None
-            values = self.module["value_head"](hidden.to(torch.float32)).squeeze(-1)
+            if hidden is None or self._value_head is None:
+                raise InputError("this policy was built without a value head")
+            values = self._value_head(hidden.to(torch.float32)).squeeze(-1)
         return Evaluation(_place(log_prob, mask), _place(h, mask) if entropy else None, _place(values, mask) if value else None)
 
     @contextmanager

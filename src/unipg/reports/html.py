@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
         unfinished.write_text(text, encoding="utf-8", errors="replace")
         unfinished.replace(output)
     except OSError as error:
-        unfinished.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink()
         raise InputError(f"{output}: cannot be written ({error.strerror})") from error
     return output
 

@@ -28,6 +28,8 @@ from unipg.reports.text import (
 )
 
 MOST_PROMPTS = 30
+SHORT = 32
+"""Letters up to which a run's name is not broken over lines."""
 BADGES = {"finished": "good", "running": "part", "interrupted": "part", "failed": "bad"}
 
 
@@ -91,7 +93,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def labelled(runs: Sequence[Run], index: int) -> str:
     """The run's name with its colour, which the charts use too."""
-    return f'<span class="swatch" style="background:{colour(index)}"></span>{escape(runs[index].label)}'
+    label = runs[index].label
+    kind = "run" if len(label) <= SHORT else "long run"
+    return f'<span class="{kind}"><span class="swatch" style="background:{colour(index)}"></span>{escape(label)}</span>'
 
 
 def badge(status: str) -> str:

@@ -41,6 +41,7 @@ thead th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
 @media (min-width: 700px) { td:first-child { min-width: 9em; } }
 td.text { min-width: 10em; overflow-wrap: anywhere; }
+.run { white-space: nowrap; } .long.run { white-space: normal; overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: 0.75em; height: 0.75em; border-radius: 2px; margin-right: 6px; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 460px), 1fr)); gap: 22px 26px; margin-top: 12px; }
 .grid.small { grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }

@@ -203,7 +203,7 @@ class EnvironmentRollouts(Experience):
             )
         finally:
             environments.close()
-        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns).as_dict(), "length": mean_interval(lengths).as_dict()})]
+        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns)._asdict(), "length": mean_interval(lengths)._asdict()})]
 
     def state_dict(self) -> dict[str, Any]:
         """`environments` are bytes (None where they cannot be pickled, or have not started), everything else plain values."""

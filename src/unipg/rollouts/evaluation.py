@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -96,6 +97,17 @@ def evaluate_task(
     if failed:
         metrics["verifier failures"] = {"value": float(failed), "n": float(len(items) * (1 + recipe.samples))}
     return EvaluationResult(task.name, metrics, samples)
+
+
+def unseen(task: Task, trained_on: Task) -> Task:
+    """The task without the items whose prompt also occurs among the training prompts."""
+    known = {prompt_text(item) for item in trained_on.items}
+    items = [item for item in task.items if prompt_text(item) not in known]
+    if not items:
+        raise InputError(f"every held-out item of '{task.name}' is also a training prompt: give it another seed, or a larger size")
+    kept = copy.copy(task)
+    kept.items = items
+    return kept
 
 
 def _share(rewards: list[float]) -> dict[str, float]:

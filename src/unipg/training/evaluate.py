@@ -49,7 +49,7 @@ def evaluate_model(
         held = load_recipe(recipe)
         evaluation, sampling = held.evaluation, held.rollouts
         wanted += held.evaluation.tasks
-    changes = {"items": items, "samples": samples, "temperature": temperature, "k": k}
+    changes: dict[str, Any] = {"items": items, "samples": samples, "temperature": temperature, "k": k}
     if samples and k is None:
         changes["k"] = tuple(sorted({1, samples}))
     plain = EvaluationRecipe(**{f.name: getattr(evaluation, f.name) for f in dataclasses.fields(EvaluationRecipe)})

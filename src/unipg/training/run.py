@@ -23,6 +23,7 @@ from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.base import Experience
+from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts
 from unipg.samplers import UniformSampler
 from unipg.training.distribution import Workers
@@ -92,7 +93,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         prompts=recipe.training.prompts,
         sampling=recipe.rollouts,
         evaluation=recipe.evaluation,
-        evaluation_tasks=[t.build() for t in recipe.evaluation.tasks],
+        evaluation_tasks=[unseen(t.build(), task) for t in recipe.evaluation.tasks],
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
     policy = recipe.policy.build(
