@@ -29,7 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise InputError(f"command '{arguments[0]}' does not exist; {nearest(arguments[0], COMMANDS)}")
-        options = _parser().parse_args(arguments)
+        parser = _parser()
+        options, rest = parser.parse_known_args(arguments)
+        for text in rest:  # argparse takes no more positional values behind an option; overrides may stand anywhere
+            if options.command != "train" or text.startswith("-") or "=" not in text:
+                parser.error(f"unrecognized argument '{text}'")
+            options.overrides.append(text)
         return int(options.run(options) or 0)
     except InputError as error:
         print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
@@ -119,6 +124,13 @@ def _explain(options: argparse.Namespace) -> None:
     console.print(Markdown(text)) if console.is_terminal else print(text)
 
 
+def _quiet() -> None:
+    """Turns off the bars that transformers shows while it reads and writes models: ours say what matters."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -127,6 +139,7 @@ def _train(options: argparse.Namespace) -> int:
     from unipg.training.run import run_recipe
     from unipg.training.trainer import Stopped
 
+    _quiet()
     recipe = load_recipe(options.recipe, options.overrides)
     console = Console()
     command = "unipg train " + shlex.join([options.recipe, *options.overrides, *(["--resume"] if options.resume else [])])
@@ -170,6 +183,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from unipg.terminal import evaluation_progress, evaluation_table
     from unipg.training.evaluate import evaluate_model
 
+    _quiet()
     console = Console()
     with evaluation_progress(console) as progress:
         results = evaluate_model(

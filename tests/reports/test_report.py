@@ -14,6 +14,7 @@ import pytest
 from unipg.errors import InputError
 from unipg.reports import read_run, write_report
 from unipg.reports.charts import thinned
+from unipg.reports.page import embedded
 
 RECIPE = "name: {name}\nalgorithm:\n  name: {algorithm}\n  clip: {clip}\nseed: 3\n"
 
@@ -195,8 +196,7 @@ def test_evaluation_time_is_taken_from_the_evaluations_when_metrics_lack_it(tmp_
 
 def test_unknown_metrics_are_shown_by_prefix(page: Page) -> None:
     others = page.sections["others"]
-    assert "curriculum" in others
-    assert page.chart("level")["data"][0]["y"] == [1] * 5
+    assert page.chart("curriculum/level")["data"][0]["y"] == [1] * 5
     assert page.chart("novelty")["data"][0]["y"] == [7] * 5
     assert "no_signal" not in others
 
@@ -366,8 +366,8 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
         {"iteration": 3, "name": "log_ratio", "edges": [math.nan, 1], "counts": [1]},
     ]
     write_lines(run / "histograms.jsonl", histograms)
-    point = {"value": math.nan, "low": None, "high": math.inf, "n": 3}
-    results = [{"task": "t", "metrics": {"pass@1": point}, "samples": [sample("p", "a", math.nan)]}]
+    points = {"pass@1": {"value": math.nan, "low": None, "n": 3}, "maj@1": {"value": 0.5, "low": -math.inf, "high": math.inf}}
+    results = [{"task": "t", "metrics": points, "samples": [sample("p", "a", math.nan)]}]
     write_lines(run / "evaluations.jsonl", [{"iteration": i, "step": i, "seconds": None, "results": results} for i in range(2)])
     page = report(tmp_path, run)
     assert "loss was NaN or infinite in 2 iterations, the first of them 1" in page.sections[""]
@@ -375,6 +375,7 @@ def test_numbers_that_are_not_finite(tmp_path: Path) -> None:
     assert page.chart("Loss")["data"][0]["x"][:3] == [0, 3, 4]
     assert "Divergence from the anchor" not in page.titles
     assert "not a number" in page.sections["results"]
+    assert page.chart("maj@1 on t")["data"][0]["error_y"]["array"] == [None, None]
     assert "A histogram of log_ratio in iteration 3" in page.sections[""]
     for name in ("charts", "clocks"):
         json.loads(page.scripts[name], parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
@@ -430,6 +431,22 @@ def test_histograms_with_other_edges_are_brought_to_common_bins(tmp_path: Path) 
         assert sum(shares) == pytest.approx(1)
         assert sum(s * (a + b) / 2 for s, a, b in zip(shares, edges[:-1], edges[1:], strict=True)) == pytest.approx(mean)
     assert columns[0][-1] is None
+
+
+def test_outliers_are_counted_at_the_ends(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    usual = {"iteration": 0, "name": "log_ratio", "edges": [-1, 0, 1], "counts": [5000, 5000]}
+    rare = {"iteration": 1, "name": "log_ratio", "edges": [-1, 1, 900, 1000], "counts": [9, 0, 1]}
+    write_lines(run / "histograms.jsonl", [usual, rare])
+    heat = report(tmp_path, run).chart("Log importance ratio")["data"][0]
+    assert (heat["y"][0], heat["y"][-1]) == (-1, 1)
+    assert heat["z"][-1][1] == pytest.approx(0.1 + 0.9 / 50)
+
+
+def test_json_in_a_script_cannot_end_it() -> None:
+    text = "</script><!--"
+    assert "<" not in embedded({"a": text})
+    assert json.loads(embedded({"a": text})) == {"a": text}
 
 
 # ----------------------------------------------------------------------------------------------------------- several runs

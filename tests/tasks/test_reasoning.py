@@ -61,10 +61,10 @@ def test_a_dataset_that_draws_from_the_global_generator_is_reproducible_and_leav
     random.seed(1)
     numpy.random.seed(1)  # noqa: NPY002
     expected = random.Random(1).random(), numpy.random.RandomState(1).random()
-    first = list(reasoning_gym_task("list_functions", size=12).items)
+    first = list(reasoning_gym_task("list_functions", size=80).items)
     pooled = list(reasoning_gym_task("pool_matrix", size=3).items)
     assert (random.random(), numpy.random.random()) == expected  # noqa: NPY002
-    assert list(reasoning_gym_task("list_functions", size=12).items) == first
+    assert list(reasoning_gym_task("list_functions", size=80).items) == first
     assert list(reasoning_gym_task("pool_matrix", size=3).items) == pooled
 
 

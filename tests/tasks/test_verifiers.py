@@ -314,6 +314,20 @@ def test_the_time_limit_stops(verifier: Callable[..., float]) -> None:
     assert failures.messages == {"timed_out": "train.jsonl line 7: no result within 0.05 s"}
 
 
+def test_the_alarm_passes_by_code_that_catches_every_exception() -> None:
+    caught: list[Exception] = []
+
+    def catches(answer: str, item: Item) -> float:
+        try:
+            time.sleep(0.2)
+        except Exception as error:
+            caught.append(error)
+        return 1.0
+
+    assert scores_of(catches, limit=0.02)[1].kinds == {"timed_out": 1}
+    assert caught == []
+
+
 def test_the_time_limit_outside_the_main_thread(in_a_thread: Callable[..., Any]) -> None:
     release = threading.Event()
     started = time.monotonic()

@@ -272,7 +272,7 @@ def generalized_advantage(
     following = torch.cat([live[:, 1:], no[:, :1]], 1) & ~end & ~cut
     next_value = torch.where(following, torch.cat([v[:, 1:], zero[:, :1]], 1), torch.where(end, zero, boot))
     delta = torch.where(live, r + gamma * next_value - v, 0)
-    decay = torch.where(following, gamma * lam, 0.0).to(delta.dtype)
+    decay = following.to(delta.dtype) * (gamma * lam)
     advantage = torch.zeros_like(delta)
     running = torch.zeros_like(delta[:, 0])
     for t in range(delta.shape[1] - 1, -1, -1):

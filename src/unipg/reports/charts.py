@@ -130,11 +130,13 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
     colour.
     """
     labels = list(dict.fromkeys(curve.label for curve in drawn))
-    if len(runs) > 1 and len(labels) > 1:
+    if len(runs) > 1 and len(panel.keys) > 1:
         return [
             chart
             for label in labels
-            for chart in line_charts(runs, [c for c in drawn if c.label == label], replace(panel, title=f"{panel.title}: {label}"), height)
+            for chart in line_charts(
+                runs, [c for c in drawn if c.label == label], replace(panel, title=f"{panel.title}: {label}", keys={}), height
+            )
         ]
     percent = panel.percent and all(0 <= v <= 1 for curve in drawn for v in curve.series.values if math.isfinite(v))
     data: list[dict[str, Any]] = []
@@ -149,7 +151,7 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
         data += _line(curve.series, trace, colour(number if len(runs) == 1 else curve.run), panel)
     axis: dict[str, Any] = {"title": {"text": panel.unit}, "tickformat": panel.ticks}
     axis |= {"tickformat": ".3~p", "rangemode": "tozero"} if percent else {}
-    layout = {"yaxis": axis, "showlegend": len(drawn) > 1}
+    layout = {"yaxis": axis, "showlegend": len(drawn) > 1 or len(panel.keys) > 1}
     return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data, 62 if height == HEIGHT else 40))] if data else []
 
 
@@ -376,7 +378,8 @@ def stacked_bars(runs: Sequence[Run], drawn: Sequence[Curve], title: str, captio
                 {
                     "type": "bar",
                     "name": escape(curve.label),
-                    "x": finite(sum(group) / len(group) for group in bins),
+                    "x": [(group[0] + group[-1]) / 2 for group in bins],
+                    "width": [group[-1] - group[0] + 1 for group in bins],
                     "y": finite(sum(value.get(i, 0.0) for i in group) / len(group) for group in bins),
                     "marker": {"color": colour(labels.index(curve.label)), "line": {"width": 0}},
                     "hovertemplate": "%{y:.3g} s",

@@ -47,7 +47,7 @@ def render(runs: Sequence[Run]) -> str:
 
     clocks = [_clocks(run) for run in runs]
     charts = page.Charts()
-    body, links = _body(runs, charts, page.clock_choice(clocks))
+    body, links = _body(runs, charts)
     title = escape(runs[0].label if len(runs) == 1 else " · ".join(run.label for run in runs))
     data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in charts.collected])
     return f"""<!doctype html>
@@ -63,6 +63,7 @@ def render(runs: Sequence[Run]) -> str:
 <main>
 {page.header(runs)}
 <nav aria-label="Sections">{links}</nav>
+{page.clock_choice(clocks) if charts.collected else ""}
 <noscript><p class="notes">The charts need JavaScript; tables and answers do not.</p></noscript>
 {body}
 </main>
@@ -75,21 +76,17 @@ def render(runs: Sequence[Run]) -> str:
 """
 
 
-def _body(runs: Sequence[Run], charts: page.Charts, clock_choice: str) -> tuple[str, str]:
+def _body(runs: Sequence[Run], charts: page.Charts) -> tuple[str, str]:
     """Every section that has something to show, and the links to them."""
-    learning = charts.grid(panels.learning_charts(runs))
-    others = panels.other_charts(runs)
     contents = {
         ("results", "Results"): page.results(runs),
-        ("learning", "Learning"): clock_choice + learning if learning else "",
+        ("learning", "Learning"): charts.grid(panels.learning_charts(runs)),
         ("gate", "Gate between demonstrations and rollouts"): charts.grid(panels.gate_charts(runs)),
         ("distributions", "Distributions"): charts.grid(panels.distribution_charts(runs)),
         ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
         ("time", "Time"): charts.grid(panels.time_charts(runs)),
-        ("others", "Other measurements"): "".join(
-            f"<h3>{escape(prefix)}</h3>{charts.grid(found, 'grid small')}" for prefix, found in others.items()
-        ),
+        ("others", "Other measurements"): charts.grid(panels.other_charts(runs), "grid small"),
         ("answers", "Sampled answers"): page.answers(runs),
         ("recipe", "Recipe" if len(runs) == 1 else "Recipes"): page.recipe(runs),
         ("facts", "Where it comes from"): page.facts(runs),

@@ -26,9 +26,15 @@ from unipg.reports.text import duration, is_percent, metrics_of, percent, tasks_
 LEARNING = (
     Panel(
         "Training return",
-        {"return/last_100": "return"},
-        "Mean return of the last 100 training episodes. Points as written, line smoothed, band: the middle 80 % of the points around. "
-        "Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
+        {"return/mean": "mean return"},
+        "Mean return of the episodes that ended in each iteration. Points: iterations, line: smoothed, band: the middle 80 % of the points "
+        "around. Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
+        band=True,
+    ),
+    Panel(
+        "Return of the last 100 episodes",
+        {"return/last_100": "mean return"},
+        "Mean over the last 100 training episodes, whenever they ended; slower but steadier than the return of an iteration.",
         band=True,
     ),
     Panel(
@@ -115,7 +121,7 @@ SIDES = {
     "overflow": "overflow",
 }
 MOMENTS = {"mean": "mean", "std": "standard deviation"}
-THROUGHPUT = ("rollout", "update")
+THROUGHPUT = {"rollout": "rollout", "update": "update"}
 
 
 def _terms(runs: Sequence[Run], prefix: str, leaves: dict[str, str]) -> list[str]:
@@ -218,7 +224,7 @@ def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     totals = {index: _totals([curve for curve in drawn if curve.run == index]) for index in range(len(runs))}
     charts = stacked_bars(runs, drawn, "Time of an iteration", read, totals)
     caption = "Tokens sampled and learned from in a second. Healthy: steady. A slow fall usually means longer answers."
-    return charts + line_charts(runs, _throughput(runs), Panel("Tokens per second", {}, caption))
+    return charts + line_charts(runs, _throughput(runs), Panel("Tokens per second", THROUGHPUT, caption))
 
 
 def _evaluation_times(runs: Sequence[Run]) -> list[Curve]:
@@ -250,16 +256,11 @@ def _throughput(runs: Sequence[Run]) -> list[Curve]:
     return found
 
 
-def other_charts(runs: Sequence[Run]) -> dict[str, list[Chart]]:
-    """Every metric that no other section shows, by the part of its name before the first slash."""
+def other_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Every metric that no other section shows, those of one prefix together."""
     shown = {key for panel in (*LEARNING, *OPTIMISATION) for key in panel.keys} | GATE.keys() | EFFECTIVE.keys() | set(QUANTILES)
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
-    charts: dict[str, list[Chart]] = {}
-    for key in sorted({key for run in runs for key in run.metrics} - shown):
-        prefix, slash, rest = key.partition("/")
-        if prefix == "time":
-            continue
-        panel = Panel(rest or key, {key: rest or key}, "", percent=is_percent(key))
-        charts.setdefault(prefix if slash else "general", []).extend(line_charts(runs, curves(runs, panel.keys), panel, height=220))
-    return {prefix: found for prefix, found in charts.items() if found}
+    rest = {key for run in runs for key in run.metrics if not key.startswith("time/")} - shown
+    panels = [Panel(key, {key: key}, "", percent=is_percent(key)) for key in sorted(rest)]
+    return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel, height=220)]

@@ -50,7 +50,7 @@ figure h3 { margin: 0 0 2px; } figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: 0.875rem; line-height: 1.4; max-width: 90ch; margin-top: 4px; }
 figure figure h3 { font-weight: 500; color: var(--soft); }
 .plot { width: 100%; }
-fieldset { border: 0; padding: 0; margin: 6px 0; font-size: 0.9rem; } legend { float: left; margin-right: 10px; color: var(--soft); }
+fieldset { border: 0; padding: 0; margin: 12px 0 0; font-size: 0.9rem; } legend { float: left; margin-right: 10px; color: var(--soft); }
 fieldset label { margin-right: 14px; white-space: nowrap; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 details > pre, .prompt > pre { background: var(--panel); border-radius: 8px; padding: 10px 14px; margin-top: 8px; }
@@ -118,7 +118,5 @@ SCRIPT = """
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
   document.querySelectorAll("input[name=clock]").forEach(choice =>
     choice.addEventListener("change", () => { clock = choice.value; drawAll(); }));
-  document.querySelectorAll("details").forEach(details => details.addEventListener("toggle", () =>
-    details.querySelectorAll(".plot").forEach(place => place.data && Plotly.Plots.resize(place))));
 })();
 """

@@ -1,0 +1,30 @@
+"""Every recipe of the repository runs, and every algorithm has one."""
+
+from pathlib import Path
+
+import pytest
+
+from unipg.algorithms import registered
+from unipg.cli import main
+from unipg.training.recipe import load_recipe
+
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
+
+
+def test_every_algorithm_has_a_recipe() -> None:
+    assert {load_recipe(path).build_algorithm().name for path in RECIPES} == set(registered())
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_it_runs(path: Path, tmp_path) -> None:
+    small = ["training.iterations=2", f"output={tmp_path / 'run'}", "training.evaluate_every=0", "threads=1"]
+    recipe = load_recipe(path)
+    if recipe.environment is not None:
+        small += ["environment.evaluation_episodes=1", "environment.steps=16"]
+    else:
+        small += ["training.prompts=2", "evaluation.items=2", "task.reasoning_gym.size=64"]
+        if recipe.policy.scratch is None:
+            small += ["policy.model=null", "policy.scratch={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64}"]
+    assert main(["train", str(path), *small]) == 0
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
+    assert (tmp_path / "run" / "model").is_dir()

@@ -1,0 +1,316 @@
+"""Training a language model through the command line: files, resume, kills, and what bad input gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from unipg.cli import main
+from unipg.training.checkpoints import read_checkpoint
+
+
+def refused(capsys, *arguments: str) -> str:
+    """The one line that a refused command prints; exit code 2."""
+    assert main(list(arguments)) == 2
+    printed = capsys.readouterr().err.strip()
+    assert "\n" not in printed
+    assert "Traceback" not in printed
+    return printed
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(folder)["module"]
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_writes_what_a_user_needs(recipe, tmp_path, capsys, rows) -> None:
+    path = recipe(evaluation={"items": 6, "tasks": [{"data": {"source": str(tmp_path / "held.jsonl"), "prompt": "q", "answer": "a"}}]})
+    (tmp_path / "held.jsonl").write_text('{"q": "9 + 1 =", "a": "10"}\n{"q": "1 + 0 =", "a": "1"}\n', encoding="utf-8")
+    assert main(["train", path]) == 0
+    run = tmp_path / "run"
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    metrics = lines(run / "metrics.jsonl")
+    assert [m["iteration"] for m in metrics] == [0, 1, 2]
+    for key in ("loss", "reward/mean", "gate/offline_fraction", "gradient_norm", "entropy", "learning_rate", "time/rollout", "advantage/sft/mean"):
+        assert key in metrics[-1], key
+    assert {h["name"] for h in lines(run / "histograms.jsonl")} >= {"reward", "success_rate", "advantage/sft"}
+    evaluations = lines(run / "evaluations.jsonl")
+    assert [e["iteration"] for e in evaluations] == [0, 3]
+    # '1 + 0 =' is also a training prompt: it is not held out
+    assert evaluations[0]["results"][0]["metrics"]["pass@1 (greedy)"]["n"] == 1
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run / "model"), AutoTokenizer.from_pretrained(run / "model")
+    assert model(**tokenizer("2 + 2 =", return_tensors="pt")).logits.shape[-1] == len(tokenizer)
+    capsys.readouterr()
+    assert (
+        main(
+            [
+                "evaluate",
+                str(run),
+                "--task",
+                f"{rows}:{{prompt: q, answer: a}}",
+                "--samples",
+                "4",
+                "--k",
+                "1,2",
+                "--json",
+                str(tmp_path / "e.json"),
+            ]
+        )
+        == 0
+    )
+    assert "maj@2" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "e.json").read_text())["results"][0]["metrics"]) == {
+        "pass@1 (greedy)", "pass@1 (sampled)", "pass@2", "maj@2",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ["hpt", "ppo", "grpo", "luffy"])
+def test_a_stop_anywhere_and_resume_is_bit_identical(recipe, tmp_path, algorithm, monkeypatch) -> None:
+    path = recipe(algorithm={"name": algorithm, "rollouts": 4}, training={"iterations": 3, "prompts": 4, "epochs": 2, "minibatches": 2})
+    assert main(["train", path]) == 0
+    expected = weights(tmp_path / "run")
+    from unipg.training.trainer import Trainer
+
+    for stop in (2, 3, 5):
+        output = f"output={tmp_path / f'stop{stop}'}"
+        with monkeypatch.context() as patched:
+            build = Trainer.__init__
+
+            def until(self, *arguments, stop=stop, build=build, **options) -> None:
+                build(self, *arguments, **options)
+                self.stop_after_steps = stop
+
+            patched.setattr(Trainer, "__init__", until)
+            assert main(["train", path, output]) == 130
+        assert read_checkpoint(tmp_path / f"stop{stop}")["step"] == stop
+        assert main(["train", path, output, "--resume"]) == 0
+        found = weights(tmp_path / f"stop{stop}")
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        assert [m["iteration"] for m in lines(tmp_path / f"stop{stop}" / "metrics.jsonl")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_process_continues_with_the_same_numbers(recipe, tmp_path, number) -> None:
+    path = recipe(training={"iterations": 30, "prompts": 4})
+    assert main(["train", path, f"output={tmp_path / 'straight'}"]) == 0
+    output = f"output={tmp_path / 'killed'}"
+    command = [sys.executable, "-m", "unipg.cli", "train", path, output]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) >= 3) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, number)
+    assert process.wait(timeout=60) == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    assert read_checkpoint(tmp_path / "killed")["iteration"] < 30
+    assert main(["train", path, output, "--resume"]) == 0
+    straight, resumed = (lines(tmp_path / name / "metrics.jsonl") for name in ("straight", "killed"))
+    assert [m["loss"] for m in straight] == [m["loss"] for m in resumed]
+    assert all(
+        torch.equal(a, b) for a, b in zip(weights(tmp_path / "straight").values(), weights(tmp_path / "killed").values(), strict=True)
+    )
+
+
+def test_the_gradient_does_not_depend_on_the_token_budget(recipe, tmp_path) -> None:
+    """Adam would blow rounding up where gradients are tiny; a large eps keeps steps proportional to gradients."""
+    path = recipe(training={"iterations": 1, "prompts": 6}, optimizer={"learning_rate": 0.1, "eps": 1.0}, policy={"dtype": "float64"})
+    for tokens in (16, 40, 100000):
+        assert main(["train", path, f"training.micro_batch_tokens={tokens}", f"output={tmp_path / str(tokens)}"]) == 0
+    whole = weights(tmp_path / "100000")
+    for tokens in (16, 40):
+        found = weights(tmp_path / str(tokens))
+        assert all(torch.allclose(found[name], value, rtol=0, atol=1e-12) for name, value in whole.items())
+
+
+# ---------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainig.iterations=3"], "trainig: this key does not exist; did you mean 'training'"),
+        (["training.iteration=3"], "training.iteration: this key does not exist; did you mean 'iterations'"),
+        (["training.iterations=three"], "training.iterations: expected a whole number, got 'three'"),
+        (["training.iterations=0"], "training.iterations is 0"),
+        (["algorithm=hptt"], "algorithm 'hptt' does not exist; did you mean 'hpt'"),
+        (["algorithm.gama=0.5"], "algorithm.gama: this key does not exist; did you mean 'gamma'"),
+        (["algorithm.gamma=2"], "algorithm.gamma is 2"),
+        (["algorithm.rollouts=0"], "algorithm.rollouts is 0; accepted for hpt: 1 or more"),
+        (["algorithm.on_missing_demo=ignore"], "algorithm.on_missing_demo: 'ignore' does not exist; accepted: error, rl, skip"),
+        (["rollouts.top_p=0.9"], "importance ratio would be wrong"),
+        (["rollouts.temperature=0"], "rollouts.temperature is 0"),
+        (["optimizer.schedule=cosin"], "did you mean 'cosine'"),
+        (["policy.model=nowhere/such"], "give either `model`"),
+        (["policy.scratch=null", "policy.model=./nowhere"], "the model folder './nowhere' does not exist"),
+        (["task.data.source=missing.jsonl"], "missing.jsonl"),
+        (["task.data.prompt=question"], "question"),
+        (["task.data.verifier=exact_mach"], "exact_mach"),
+        (["device=cuda"], "cuda"),
+        (["nonsense"], "not of the form dotted.key=value"),
+        (["logging.trackers=[tensorbord]"], "did you mean 'tensorboard'"),
+        (["threads=0"], "threads is 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_recipe_errors_name_the_place(recipe, tmp_path, capsys, overrides, said) -> None:
+    if overrides == ["device=cuda"] and torch.cuda.is_available():
+        overrides, said = ["device=cudda"], "cudda"
+    path = recipe()
+    assert said in refused(capsys, "train", path, *overrides)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_an_empty_and_a_broken_recipe(tmp_path, capsys) -> None:
+    assert "does not exist" in refused(capsys, "train", str(tmp_path / "no.yaml"))
+    (tmp_path / "empty.yaml").write_text("")
+    assert "is empty" in refused(capsys, "train", str(tmp_path / "empty.yaml"))
+    (tmp_path / "broken.yaml").write_text("algorithm: [hpt\n")
+    assert "line 2 is not valid YAML" in refused(capsys, "train", str(tmp_path / "broken.yaml"))
+    (tmp_path / "self.yaml").write_text("base: self.yaml\n")
+    assert "its own base" in refused(capsys, "train", str(tmp_path / "self.yaml"))
+
+
+def test_an_empty_data_file(recipe, rows, capsys, tmp_path) -> None:
+    rows.write_text("")
+    assert "train.jsonl" in refused(capsys, "train", recipe())
+
+
+def test_a_prompt_without_its_demonstration_is_named(recipe, rows, capsys) -> None:
+    rows.write_text('{"q": "what is love?", "a": "baby"}\n', encoding="utf-8")
+    path = recipe(task={"data": {"source": str(rows), "prompt": "q", "answer": "a", "verifier": "exact_match"}})
+    assert "'what is love?'" in refused(capsys, "train", path)
+
+
+def test_a_demonstration_longer_than_the_limit(recipe, rows, capsys, tmp_path) -> None:
+    rows.write_text('{"q": "1 =", "a": "123456789"}\n', encoding="utf-8")
+    said = refused(capsys, "train", recipe())
+    assert "line 1" in said
+    assert "more than rollouts.max_new_tokens (4)" in said
+    assert main(["train", recipe(rollouts={"long_demonstrations": "truncate"}), f"output={tmp_path / 'cut'}"]) == 0
+    assert lines(tmp_path / "cut" / "metrics.jsonl")[0]["demonstrations/truncated"] >= 1
+
+
+def test_a_non_binary_reward_with_a_gate(recipe, capsys, monkeypatch, rows, tmp_path) -> None:
+    (tmp_path / "graded.py").write_text("def half(answer, item):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = recipe(task={"data": {"source": str(rows), "prompt": "q", "answer": "a", "demonstration": "a", "verifier": "graded:half"}})
+    assert "success_threshold" in refused(capsys, "train", path)
+
+
+def test_a_verifier_that_raises_or_hangs_is_counted_and_the_run_goes_on(recipe, monkeypatch, rows, tmp_path) -> None:
+    (tmp_path / "moody.py").write_text(
+        "calls = 0\n"
+        "def judge(answer, item):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls % 5 == 1: raise ValueError('bad mood')\n"
+        "    if calls % 17 == 2:\n"
+        "        while True: pass\n"
+        "    if calls % 5 == 3: return float('nan')\n"
+        "    return 1.0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    path = recipe(
+        task={"data": {"source": str(rows), "prompt": "q", "answer": "a", "demonstration": "a", "verifier": "moody:judge"}},
+        rollouts={"verifier_seconds": 0.05},
+    )
+    assert main(["train", path]) == 0
+    metrics = lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(m["verifier/failures"] >= 4 for m in metrics)
+    assert all(0 < m["reward/mean"] < 1 for m in metrics)
+
+
+def test_an_existing_run_folder_and_a_checkpoint_of_another_recipe(recipe, tmp_path, capsys) -> None:
+    path = recipe()
+    assert "does not exist" in refused(capsys, "train", path, "--resume")
+    assert main(["train", path]) == 0
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert "already exists" in refused(capsys, "train", path)
+    (tmp_path / "run" / "run.json").unlink()
+    said = refused(capsys, "train", path, "--resume", "algorithm.gamma=0.5")
+    assert "belongs to another recipe" in said
+    assert "gamma" in said
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_finished_run_has_nothing_to_resume(recipe, capsys) -> None:
+    path = recipe()
+    assert main(["train", path]) == 0
+    assert main(["train", path, "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+def test_a_folder_that_cannot_be_made(recipe, tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot be written" in refused(capsys, "train", recipe(output=str(tmp_path / "file" / "run")))
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(recipe, tmp_path, capsys, monkeypatch) -> None:
+    saved = torch.save
+    calls = []
+
+    def full(state, file) -> None:
+        calls.append(1)
+        if len(calls) > 1:
+            file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        saved(state, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    said = refused(capsys, "train", recipe())
+    assert "No space left on device" in said
+    assert read_checkpoint(tmp_path / "run")["iteration"] == 1
+    assert not (tmp_path / "run" / "checkpoint.pt.writing").exists()
+    monkeypatch.undo()
+    assert main(["train", recipe(), "--resume"]) == 0
+
+
+def test_a_gradient_that_is_not_finite_stops_with_the_batch_or_is_skipped_and_counted(recipe, tmp_path, capsys, monkeypatch) -> None:
+    clip = torch.nn.utils.clip_grad_norm_
+
+    def broken(parameters, limit):
+        parameters = list(parameters)
+        parameters[0].grad.fill_(float("nan"))
+        return clip(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", broken)
+    said = refused(capsys, "train", recipe())
+    assert "optimiser step 0" in said
+    dumped = torch.load(tmp_path / "run" / "nonfinite-batch-step0.pt", weights_only=False)
+    assert "mask" in dumped
+    path = recipe(output=str(tmp_path / "skips"), optimizer={"on_nonfinite": "skip"})
+    assert main(["train", path]) == 0
+    assert lines(tmp_path / "skips" / "metrics.jsonl")[-1]["steps/skipped_nonfinite"] == 3
+
+
+def test_a_long_gradient_is_skipped_on_its_norm_before_clipping(recipe, tmp_path) -> None:
+    assert main(["train", recipe(optimizer={"clip_norm": 0.1, "skip_norm": 1e-6})]) == 0
+    assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["steps/skipped_large"] == 3
+
+
+def test_lora_trains_adapters_only(recipe, tmp_path) -> None:
+    assert main(["train", recipe(output=str(tmp_path / "base"))]) == 0
+    path = recipe(
+        policy={"scratch": None, "model": str(tmp_path / "base" / "model"), "lora": {"r": 2, "alpha": 4}},
+        algorithm={"name": "grpo", "kl": 0.1},
+    )
+    assert main(["train", path]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())["policy"]
+    assert 0 < record["trained"] < record["parameters"] / 4
+    assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+
+
+def test_tensorboard_receives_the_numbers(recipe, tmp_path) -> None:
+    assert main(["train", recipe(logging={"trackers": ["tensorboard"]})]) == 0
+    assert list((tmp_path / "run").rglob("events.out.tfevents*"))
