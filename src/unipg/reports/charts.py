@@ -387,7 +387,6 @@ def stacked_bars(runs: Sequence[Run], drawn: Sequence[Curve], title: str, captio
             )
         layout = {
             "barmode": "stack",
-            "bargap": 0,
             "showlegend": True,
             "yaxis": {"title": {"text": "seconds"}},
             "xaxis": {"title": {"text": "iteration"}},
