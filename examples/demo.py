@@ -12,7 +12,12 @@ from unipg.cli import main
 
 STAGES = (
     ("1/3", "warm start: SFT on a quarter of the demonstrations", "recipes/demo-warm-start.yaml", Path("runs/demo/warm-start")),
-    ("2/3", "hybrid post-training: rollouts where the model succeeds, demonstrations where it does not", "recipes/demo.yaml", Path("runs/demo/hpt")),
+    (
+        "2/3",
+        "hybrid post-training: rollouts where the model succeeds, demonstrations where it does not",
+        "recipes/demo.yaml",
+        Path("runs/demo/hpt"),
+    ),
 )
 
 

@@ -399,6 +399,7 @@ def test_long_runs_are_thinned_without_losing_spikes(tmp_path: Path) -> None:
     write_lines(run / "histograms.jsonl", [{"iteration": i, "name": "reward", "edges": edges, "counts": [1] * 10} for i in range(900)])
     page = report(tmp_path, run)
     assert 99.0 in page_values(page, "Gradient norm")
+    assert "lowest and the highest point of each stretch" in page.sections[""]
     assert all(len(trace["y"]) < 2500 for chart in page.charts for trace in chart["data"])
     assert len(page.chart("Reward")["data"][0]["x"]) <= 200
     assert page.chart("Reward")["data"][0]["z"][0][0] == pytest.approx(0.1)

@@ -14,11 +14,12 @@ import numpy
 
 from unipg.errors import InputError
 from unipg.reports import page, panels, theme
-from unipg.reports.charts import finite, thinned
+from unipg.reports.charts import MOST_POINTS, finite, thinned
 from unipg.reports.run import Run, read_runs
 
 NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 """The browser itself then refuses to load anything, whatever a run's text contains."""
+THINNED = '<p class="soft">Of long curves the lowest and the highest point of each stretch of iterations are drawn.</p>'
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
@@ -63,7 +64,7 @@ def render(runs: Sequence[Run]) -> str:
 <main>
 {page.header(runs)}
 <nav aria-label="Sections">{links}</nav>
-{page.clock_choice(clocks) if charts.collected else ""}
+{page.clock_choice(clocks) if charts.collected else ""}{THINNED if max(len(run.clock) for run in runs) > MOST_POINTS else ""}
 <noscript><p class="notes">The charts need JavaScript; tables and answers do not.</p></noscript>
 {body}
 </main>

@@ -142,7 +142,7 @@ class Failures:
     rows: list[int] = field(default_factory=list)
     """Positions of the failed answers; each has reward 0.0."""
     kinds: dict[str, int] = field(default_factory=dict)
-    """How many failed by kind: `raised`, `timed_out`, `not_a_number`."""
+    """How many failed by kind: `raised`, `timed_out`."""
     messages: dict[str, str] = field(default_factory=dict)
     """The first message of each kind, with the item it happened at."""
 
@@ -170,18 +170,17 @@ class _OutOfTime(BaseException):
 def score(
     verifier: Verifier, answers: Sequence[str], items: Sequence[Item], time_limit_seconds: float = 5.0
 ) -> tuple[list[float], Failures]:
-    """One reward for each answer `[B]`, whatever the verifier does, and which calls failed.
+    """One reward for each answer `[B]`, and which calls failed.
 
-    A call that raises (`raised`; `SystemExit` too), runs past the limit (`timed_out`), or gives NaN, an infinity, None or anything else
-    that is not a number (`not_a_number`) counts as failed and gives reward 0.0.
+    A call that raises (`raised`; `SystemExit` too) or runs past the limit (`timed_out`) counts as failed and gives reward 0.0.
 
     The limit is for each answer. In the main thread an alarm signal stops the call, also `while True: pass`, `time.sleep`, a regular
     expression that backtracks forever and code that catches every `Exception`; only native code that never returns to the interpreter
     outlasts it. The alarm's earlier handler and timer are put back. In any other thread, and where there is no alarm (Windows), the call
     runs in a daemon thread which is waited for and, past the limit, left behind: it keeps its processor time until the process ends.
 
-    Errors: `InputError` if every answer failed, with the verifier's name and the first message, and for a limit that is not above 0. An
-    `InputError` raised by the verifier, and `KeyboardInterrupt`, pass through.
+    Errors: `InputError` for a result that is NaN, infinite, None or anything else that is not a number, with the verifier's name and the
+    item; and for a limit that is not above 0. An `InputError` raised by the verifier, and `KeyboardInterrupt`, pass through.
     """
     if not time_limit_seconds > 0:
         raise InputError(f"the verifier's time limit is {time_limit_seconds}; it must be above 0 seconds")
@@ -200,13 +199,9 @@ def score(
         else:
             number = _finite(result)
             if number is None:
-                failures.add("not_a_number", row, f"{place}: the result is {_shown(result)}, not a finite number")
-            else:
-                reward = number
+                raise InputError(f"the verifier '{_name_of(verifier)}' gave {_shown(result)} for {place}: a reward must be a finite number")
+            reward = number
         rewards.append(reward)
-    if rewards and failures.count == len(rewards):
-        kinds = ", ".join(f"{count} {kind}" for kind, count in failures.kinds.items())
-        raise InputError(f"the verifier '{_name_of(verifier)}' failed on every answer ({kinds}), first at {failures.first}")
     return rewards, failures
 
 
