@@ -354,7 +354,7 @@ def test_evaluation_plays_a_fixed_number_of_episodes_per_environment(vectorized:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"id": "CartPool-v1"}, r"environment 'CartPool-v1' does not exist .*did you mean 'CartPole-v1'"),
+        ({"id": "CartPool-v1"}, r"environment 'CartPool-v1' does not exist; did you mean 'CartPole-v1'"),
         ({"id": "no_such_module:Clock-v0"}, "no_such_module"),
         ({"count": 0}, r"environment\.count is 0; accepted: 1 or more"),
         ({"steps": 0}, r"environment\.steps is 0"),
