@@ -562,7 +562,7 @@ def markdown(result: dict[str, Any], name: str) -> str:
         f"Source of the claim: {result['source']}. Score: share of right answers at temperature 1 on {setup['held_out']} fresh prompts of "
         f"each operation; mean over the seeds {', '.join(map(str, seeds))}. Interval: {result['interval']}.",
         "",
-        "Optimiser steps: those that moved the policy; a batch in which no rollout has an advantage moves nothing. Seconds: processor time, "
+        "Optimiser steps: those that moved the policy; a batch without any advantage moves nothing. Seconds: processor time, "
         f"held-out scores every {setup['window']} steps included.",
         "",
         "| method | score | " + " | ".join(OPERATIONS) + " | greedy | rollouts | optimiser steps | seconds |",
@@ -660,7 +660,7 @@ def main(arguments: Sequence[str]) -> int:
         if options.seeds < 1 or options.threads < 1:
             raise InputError(f"--seeds is {options.seeds} and --threads {options.threads}; accepted: 1 or more")
         sizes = (QUICK if options.quick else {}) | ({} if options.steps is None else {"steps": options.steps})
-        toy = Toy(**sizes)  # type: ignore[arg-type]
+        toy = Toy(**sizes)
         torch.set_num_threads(options.threads)
         from transformers.utils import logging
 

@@ -245,6 +245,10 @@ class Evaluation:
     def detach(self) -> Evaluation:
         return Evaluation(*(None if t is None else t.detach() for t in (self.log_prob, self.entropy, self.value)))  # type: ignore[arg-type]
 
+    def where(self, mask: Tensor) -> Evaluation:
+        """0 wherever `mask` is 0."""
+        return Evaluation(*(None if t is None else torch.where(mask, t, 0) for t in (self.log_prob, self.entropy, self.value)))  # type: ignore[arg-type]
+
     def entropy_of(self, who: str) -> Tensor:
         """[B,T] the entropy, or an error that says who needed it."""
         if self.entropy is None:

@@ -81,7 +81,7 @@ def categorical_log_prob(
 
 
 def gaussian_log_prob(
-    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*N A"], action: Float[Tensor, "*N A"]
+    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*#N A"], action: Float[Tensor, "*N A"]
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-density of a diagonal Gaussian, summed over the action's dimensions, and its entropy in nats."""
     log_std = log_std.expand_as(mean)

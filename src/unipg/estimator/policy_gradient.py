@@ -75,7 +75,6 @@ class Record:
     log_ratio: Tensor
     advantage: Tensor
     stable: Tensor
-    coefficient: Tensor
 
 
 @dataclass(frozen=True)
@@ -207,8 +206,8 @@ class PolicyGradient(Term):
         advantage = torch.where(mine, advantage, 0).to(lp.dtype)
         stable = self.mask(log_ratio, advantage, batch) & mine
         loss = per_token_loss(log_prob, log_reference, advantage, stable, self.surrogate)
-        factor = coefficient(lp, log_reference, advantage, stable)
-        return loss, Record(name, log_ratio[mine], advantage[mine], stable[mine], factor[mine])
+        keep = (lambda t: t.reshape(-1)) if bool(mine.all()) else (lambda t: t[mine])
+        return loss, Record(name, keep(log_ratio), keep(advantage), keep(stable))
 
 
 def _snake(name: str) -> str:
@@ -278,7 +277,7 @@ class Objective:
         if now.log_prob.shape != batch.mask.shape:
             raise InputError(f"log_prob is {list(now.log_prob.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
         quiet = silence(batch)
-        quiet_now = Evaluation(*(None if t is None else torch.where(batch.mask, t, 0) for t in (now.log_prob, now.entropy, now.value)))  # type: ignore[arg-type]
+        quiet_now = now if quiet is batch else now.where(batch.mask)
         if quiet.old_log_prob is None and "old_log_prob" in self.reads:
             quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
         total = quiet_now.log_prob.sum() * 0.0  # an empty group gives 0 and a usable graph
@@ -303,6 +302,8 @@ class Objective:
 def silence(batch: Trajectories) -> Trajectories:
     """The batch with every floating `[B,T]` tensor 0 where the policy did not act, so that nothing there can leak."""
     shape = batch.mask.shape
+    if bool(batch.mask.all()):
+        return batch
 
     def quiet(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not tensor.is_floating_point() or tensor.shape != shape:

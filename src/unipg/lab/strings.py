@@ -17,67 +17,101 @@ from unipg.rollouts.base import Demand, Experience
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Source, Trajectories
 
-MOST_STRINGS = 100_000
+MOST_TRAJECTORIES = 100_000
 
 
-class BigramPolicy(Policy):
-    """log pi(token | previous token) = log softmax(W[previous])[token]; value and entropy likewise. W is `[V,V]`, in float64."""
+def check_count(count: int, what: str) -> None:
+    """Refuses a problem that is too large to enumerate."""
+    if count > MOST_TRAJECTORIES:
+        raise InputError(f"{count} {what} are too many to enumerate; the limit is {MOST_TRAJECTORIES}")
+
+
+class TabularPolicy(Policy):
+    """log pi(action | state) = log softmax(W[state])[action]; value and entropy likewise. W is `[S,A]`, in float64.
+
+    The state of each step is the observation, an int64 `[B,T]`; a subclass may say otherwise.
+    """
 
     has_value = True
 
-    def __init__(self, vocabulary: int, seed: int = 0, scale: float = 0.5) -> None:
-        logits = scale * torch.randn(vocabulary, vocabulary, dtype=torch.float64, generator=generator(seed, "bigram"))
+    def __init__(self, logits: Tensor) -> None:
         self.logits = nn.Parameter(logits)
-        self.value = nn.Parameter(torch.zeros(vocabulary, dtype=torch.float64))
+        self.value = nn.Parameter(torch.zeros(len(logits), dtype=torch.float64))
         self.module = nn.ParameterDict({"logits": self.logits, "value": self.value})
-        self.vocabulary = vocabulary
+
+    def states(self, batch: Trajectories) -> Tensor:
+        """[B,T] row of W that decides each action; any valid row where the policy does not act."""
+        return torch.where(batch.mask, batch.require("observation", type(self).__name__), 0)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
         assert batch.present is not None
-        tokens = torch.where(batch.present, batch.action, 0)
-        previous = torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
-        log_prob, h = categorical_log_prob(self.logits[previous], tokens)
-        values = self.value[previous] if value else None
+        states = self.states(batch)
+        log_prob, h = categorical_log_prob(self.logits[states], torch.where(batch.present, batch.action, 0))
+        values = self.value[states] if value else None
         quiet = [None if t is None else torch.where(batch.mask, t, 0) for t in (log_prob, h if entropy else None, values)]
         return Evaluation(*quiet)  # type: ignore[arg-type]
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save(self.module.state_dict(), folder / "bigram.pt")
+        torch.save(self.module.state_dict(), folder / "tabular.pt")
+
+
+class BigramPolicy(TabularPolicy):
+    """log pi(token | previous token) = log softmax(W[previous])[token], W `[V,V]`: the smallest autoregressive model."""
+
+    def __init__(self, vocabulary: int, seed: int = 0, scale: float = 0.5) -> None:
+        super().__init__(scale * torch.randn(vocabulary, vocabulary, dtype=torch.float64, generator=generator(seed, "bigram")))
+        self.vocabulary = vocabulary
+
+    def states(self, batch: Trajectories) -> Tensor:
+        assert batch.present is not None
+        tokens = torch.where(batch.present, batch.action, 0)
+        return torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
 
 
 @dataclass(frozen=True)
 class StringProblem:
     """Prompts of one token, answers of exactly `length` tokens, a reward for every (prompt, answer).
 
-    `reward(prompt, answer)`: by default 1 where every answer token equals the prompt.
+    `reward(prompt, answer)`: by default 1 where every answer token equals the prompt. `end`: a token after which an answer stops; answers
+    then have 1 to `length` tokens.
     """
 
     vocabulary: int = 3
     prompts: tuple[int, ...] = (0, 1)
     length: int = 2
     reward: Callable[[int, tuple[int, ...]], float] = field(default=lambda prompt, answer: float(all(t == prompt for t in answer)))
+    end: int | None = None
 
     def __post_init__(self) -> None:
-        count = self.vocabulary**self.length
-        if count > MOST_STRINGS:
-            raise InputError(f"{count} strings are too many to enumerate; the limit is {MOST_STRINGS}")
+        going = self.vocabulary - (self.end is not None)
+        ended = sum(going**k for k in range(self.length)) if self.end is not None else 0
+        check_count(going**self.length + ended, "strings")
 
     def answers(self) -> list[tuple[int, ...]]:
         """Every string, in lexicographic order."""
-        return list(itertools.product(range(self.vocabulary), repeat=self.length))
+        if self.end is None:
+            return list(itertools.product(range(self.vocabulary), repeat=self.length))
+        answers: list[tuple[int, ...]] = []
+        going: list[tuple[int, ...]] = [()]
+        while going:
+            longer = [(*start, token) for start in going for token in range(self.vocabulary)]
+            answers += [a for a in longer if a[-1] == self.end or len(a) == self.length]
+            going = [a for a in longer if a[-1] != self.end and len(a) < self.length]
+        return sorted(answers)
 
     def batch(self, rows: list[tuple[int, tuple[int, ...]]], group: list[int], source: list[Source] | None = None) -> Trajectories:
         """Rows of (prompt, answer) as trajectories with their rewards."""
-        action = torch.tensor([[prompt, *answer] for prompt, answer in rows], dtype=torch.long).reshape(len(rows), self.length + 1)
-        mask = torch.ones_like(action, dtype=torch.bool)
-        mask[:, 0] = False
-        terminated = torch.zeros_like(mask)
-        terminated[:, -1] = True
+        padded = [[prompt, *answer] + [0] * (self.length - len(answer)) for prompt, answer in rows]
+        action = torch.tensor(padded, dtype=torch.long).reshape(len(rows), self.length + 1)
+        last = torch.tensor([len(answer) for _, answer in rows], dtype=torch.long).unsqueeze(1)
+        steps = torch.arange(self.length + 1)
+        mask = (steps > 0) & (steps <= last)
         return Trajectories(
             action=action,
             mask=mask,
-            terminated=terminated,
+            present=steps <= last,
+            terminated=mask & (steps == last),
             group=torch.tensor(group, dtype=torch.long),
             source=None if source is None else torch.tensor([int(s) for s in source]),
             reward=torch.tensor([self.reward(p, a) for p, a in rows], dtype=torch.float64),
@@ -125,6 +159,8 @@ class StringExperience(Experience):
                 tokens = [prompt]
                 for _ in range(problem.length):
                     tokens.append(int(torch.multinomial(logits[tokens[-1]].softmax(-1), 1, generator=draw)))
+                    if tokens[-1] == problem.end:
+                        break
                 rows.append((prompt, tuple(tokens[1:])))
             group += [first + number] * demand.rollouts
             source += [Source.ROLLOUT] * demand.rollouts

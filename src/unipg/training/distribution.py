@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -56,6 +57,14 @@ class Workers:
         if self.world > 1:
             for tensor in parameters:
                 dist.broadcast(tensor.data, 0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value, in the order of ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
 
     def wait(self) -> None:
         if self.world > 1:

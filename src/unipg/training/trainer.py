@@ -273,6 +273,11 @@ class Trainer:
         policy.module.train(was_training)
         return Evaluation(log_prob, value=values if value else None)
 
+    def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
+        """The micro-batches of an optimiser step."""
+        for index in self._micro_batches(batch):
+            yield (batch if len(index) == len(batch) else batch.select(index)).trim()
+
     def _micro_batches(self, batch: Trajectories) -> Iterator[Tensor]:
         """Row indices cut so that rows × longest stays within the token budget; rows of similar length together."""
         cost = self.policy.cost(batch)
@@ -319,18 +324,20 @@ class Trainer:
         seed_everything(self.seed, "update", self.iteration, self.position, self.workers.rank)
         planning = self.planning()
         planned = self.objective.plan(batch, planning)
-        planned = planned.select(self.objective.touched_rows(planned))
+        touched = self.objective.touched_rows(planned)
+        if not bool(touched.all()):
+            planned = planned.select(touched)
         rows = float(self.workers.sum(torch.tensor(float(len(planned)))))
         self.row["rows/active_fraction"] = len(planned) / max(1, len(batch))
         if rows == 0:
             self.skipped["empty"] += 1
             self.step += 1
             return
-        self.policy.module.train()
+        if not self.policy.module.training:
+            self.policy.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, tokens = 0.0, 0
-        for index in self._micro_batches(planned):
-            piece = planned.select(index).trim()
+        for piece in self._pieces(planned):
             now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value)
             loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
             loss.backward()
@@ -424,7 +431,7 @@ class Trainer:
             "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
             "module": self.policy.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "experience": self.experience.state_dict(),
+            "experience": self.workers.gather(self.experience.state_dict()),
             "random": random_states(),
             "world": self.workers.world,
         }
@@ -448,7 +455,7 @@ class Trainer:
             raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {self.workers.world}")
         self.policy.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.experience.load_state_dict(state["experience"])
+        self.experience.load_state_dict(state["experience"][self.workers.rank])
         restore_random_states(state["random"])
         for name in ("iteration", "step", "position", "seconds", "evaluated_at"):
             setattr(self, name, state[name])
