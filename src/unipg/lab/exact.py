@@ -124,14 +124,11 @@ class ExactProblem:
 
 
 def noisy_best(rows: Trajectories, log_environment: Tensor, noise: float) -> Tensor:
-    """[N] a demonstrator: the best trajectory of each context with probability 1 − noise, otherwise any one with equal chances.
-
-    Where the environment is random, "any one" means uniform over actions, and the best is the one with the highest reward that is
-    most likely to work out.
-    """
+    """[N] a demonstrator: the best trajectory of each context with probability 1 − noise, otherwise what a policy that acts uniformly
+    at random would do."""
     assert rows.group is not None
     chosen = torch.zeros(len(rows), dtype=torch.float64)
-    reward = rows.total_reward() + 1e-9 * log_environment
+    reward = rows.total_reward()
     for context in rows.group.unique():
         mine = (rows.group == context).nonzero().squeeze(-1)
         spread = log_environment[mine].exp()

@@ -84,9 +84,15 @@ class StringProblem:
     end: int | None = None
 
     def __post_init__(self) -> None:
-        going = self.vocabulary - (self.end is not None)
-        ended = sum(going**k for k in range(self.length)) if self.end is not None else 0
-        check_count(going**self.length + ended, "strings")
+        check_count(self.count, "strings")
+
+    @property
+    def count(self) -> int:
+        """Answers to one prompt."""
+        if self.end is None:
+            return self.vocabulary**self.length
+        going = self.vocabulary - 1
+        return going**self.length + sum(going**k for k in range(self.length))
 
     def answers(self) -> list[tuple[int, ...]]:
         """Every string, in lexicographic order."""

@@ -1,0 +1,185 @@
+"""Many independent batches of one exact problem, and the gradient that an objective gives on each of them.
+
+Every batch is prepared and planned on its own, through the algorithm's own code; only the last step, a sum over rows, is done for all
+batches at once: each has its own copy of the policy's parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from unipg.algorithms.base import Algorithm, Setting
+from unipg.estimator import Objective, Planning
+from unipg.estimator.policy_gradient import Record
+from unipg.lab.exact import ExactProblem
+from unipg.lab.strings import TabularPolicy
+from unipg.trajectories import Source, Trajectories
+
+CHUNK = 64
+"""Batches whose gradients are taken together."""
+COPY = "lab/copy"
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How trajectories come about: which policy the trainer calls old, and what the engine really sampled from."""
+
+    old_log_prob: Tensor
+    """[N,T] log-probability of every action under pi_old, as the trainer computes it."""
+    behaviour_log_prob: Tensor
+    """[N,T] the same under the engine's policy, which draws; −inf for an action that it never takes."""
+    value: Tensor
+    """[N,T] the critic's values: exact ones under pi_old."""
+    anchor_log_prob: Tensor
+
+    @classmethod
+    def of(cls, problem: ExactProblem, old: TabularPolicy | None = None, behaviour_log_prob: Tensor | None = None) -> Sampler:
+        """pi_old is `old` (default: the policy itself); the engine agrees with it unless it has log-probabilities of its own."""
+        with torch.no_grad():
+            log_prob = problem.log_prob(old)
+            anchor = problem.log_prob(problem.anchor)
+        behaviour = log_prob if behaviour_log_prob is None else behaviour_log_prob
+        return cls(log_prob, behaviour, problem.values(log_prob), anchor)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a batch is made of."""
+
+    groups: int
+    rollouts: int
+    demonstrations: bool
+    noise: float = 0.0
+    """Probability that a trajectory is scored 1 − R instead of R."""
+
+    def __call__(
+        self, problem: ExactProblem, sampler: Sampler, batches: int, random: torch.Generator, first_group: int = 0
+    ) -> list[Trajectories]:
+        """`batches` independent batches. Group g answers context (first_group + g) mod contexts, so that contexts come equally often."""
+        contexts = (torch.arange(self.groups) + first_group) % problem.contexts
+        parts, groups, sources = [], [], []
+        if self.rollouts:
+            weights = problem.probability_of(sampler.behaviour_log_prob)
+            parts.append(_pick(problem, weights, contexts, batches, self.rollouts, random).flatten(1))
+            groups.append(torch.arange(self.groups).repeat_interleave(self.rollouts))
+            sources.append(torch.full_like(groups[-1], int(Source.ROLLOUT)))
+        if self.demonstrations:
+            parts.append(_pick(problem, problem.demonstrator, contexts, batches, 1, random).flatten(1))
+            groups.append(torch.arange(self.groups))
+            sources.append(torch.full_like(groups[-1], int(Source.DEMONSTRATION)))
+        chosen, group, source = torch.cat(parts, 1), torch.cat(groups), torch.cat(sources)
+        assert problem.rows.reward is not None
+        reward = problem.rows.reward[chosen]
+        if self.noise:
+            reward = torch.where(torch.rand(reward.shape, dtype=torch.float64, generator=random) < self.noise, 1 - reward, reward)
+        table = problem.rows.replace(
+            old_log_prob=sampler.old_log_prob,
+            behaviour_log_prob=sampler.behaviour_log_prob,
+            anchor_log_prob=sampler.anchor_log_prob,
+            value=sampler.value,
+        )
+        return [table.select(chosen[i]).replace(group=group, source=source, reward=reward[i]) for i in range(batches)]
+
+
+def _pick(
+    problem: ExactProblem, weights: Tensor, contexts: Tensor, batches: int, count: int, random: torch.Generator
+) -> Tensor:
+    """[batches, groups, count] indices of trajectories, drawn for each group from the `weights [N]` of its context."""
+    picked = torch.zeros(batches, len(contexts), count, dtype=torch.long)
+    for context in contexts.unique():
+        where = (contexts == context).nonzero().squeeze(-1)
+        mine = (problem.context == context).nonzero().squeeze(-1)
+        drawn = torch.multinomial(weights[mine].detach(), batches * len(where) * count, replacement=True, generator=random)
+        picked[:, where] = mine[drawn].reshape(batches, len(where), count)
+    return picked
+
+
+def kept(algorithm: Algorithm, draw: Callable[[int, int], Trajectories], groups: int) -> Trajectories:
+    """One batch after dynamic sampling: as in training, groups that `keep` drops are sampled anew for as long as the algorithm allows.
+
+    `draw(round, missing)` gives a fresh batch with that many groups.
+    """
+    if algorithm.most_sampling_rounds == 1:
+        return draw(0, groups)
+    found: list[Trajectories] = []
+    missing = groups
+    for number in range(algorithm.most_sampling_rounds):
+        fresh = algorithm.keep(draw(number, missing))
+        assert fresh.group is not None
+        found.append(fresh.replace(group=fresh.group + number * groups))
+        missing -= len(fresh.group.unique())
+        if missing <= 0:
+            break
+    return Trajectories.join([batch for batch in found if len(batch)] or found[:1])
+
+
+def prepared(
+    algorithm: Algorithm, batch: Trajectories, setting: Setting, planning: Planning, objective: Objective | None = None
+) -> tuple[Objective, Trajectories]:
+    """The algorithm's objective (or another in its place) and the batch after all whole-batch work."""
+    objective = objective or algorithm.terms(setting)
+    return objective, objective.prepare(algorithm.prepare(batch, setting, planning), planning)
+
+
+class _Copies(TabularPolicy):
+    """As many copies of a tabular policy as there are batches, each row of a batch looking up its own."""
+
+    def __init__(self, policy: TabularPolicy, copies: int) -> None:
+        super().__init__(policy.logits.detach().repeat(copies, 1))
+        self.one, self.copies = policy, copies
+        with torch.no_grad():
+            self.value.copy_(policy.value.repeat(copies))
+
+    def states(self, batch: Trajectories) -> Tensor:
+        return self.one.states(batch) + len(self.one.logits) * batch.planned[COPY].unsqueeze(1)
+
+
+def ascent_directions(
+    objective: Objective, policy: TabularPolicy, planned: Sequence[Trajectories], *, records: list[Record] | None = None
+) -> Tensor:
+    """[N,S·A] what each planned batch would add to the policy's logits: minus the gradient of the objective's loss."""
+    directions = []
+    for start in range(0, len(planned), CHUNK):
+        chunk = planned[start : start + CHUNK]
+        rows = [batch.with_planned(**{COPY: torch.full((len(batch),), number)}) for number, batch in enumerate(chunk)]
+        joined = Trajectories.join(rows)
+        copies = _Copies(policy, len(chunk))
+        now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
+        loss = objective.loss(now, joined, records=records)
+        (slope,) = torch.autograd.grad(loss, copies.logits)
+        directions.append(-slope.reshape(len(chunk), -1))
+    return torch.cat(directions)
+
+
+def study_batches(
+    algorithm: Algorithm,
+    problem: ExactProblem,
+    sampler: Sampler,
+    draw: Draw,
+    batches: int,
+    random: torch.Generator,
+    objective: Objective | None = None,
+) -> tuple[Objective, list[Trajectories]]:
+    """`batches` independent batches, sampled, prepared and planned as training would."""
+    setting = Setting(max_new_tokens=problem.horizon)
+
+    def redraw(number: int, missing: int) -> Trajectories:
+        start = int(torch.randint(problem.contexts, (), generator=random)) if number else 0
+        return dataclasses.replace(draw, groups=missing)(problem, sampler, 1, random, start)[0]
+
+    if algorithm.most_sampling_rounds > 1:
+        raw = [kept(algorithm, redraw, draw.groups) for _ in range(batches)]
+    else:
+        raw = draw(problem, sampler, batches, random)
+    planned = []
+    objective = objective or algorithm.terms(setting)
+    for batch in raw:
+        planning = Planning()
+        _, ready = prepared(algorithm, batch, setting, planning, objective)
+        planned.append(objective.plan(ready, planning))
+    return objective, planned
