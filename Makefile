@@ -11,7 +11,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "unipg needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	@echo "setting up $(VENV) (once; a few minutes) …"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) setuptools wheel
+	@$(PIP) setuptools
 	@$(PIP) torch==2.13.0
 	@$(PIP) --no-build-isolation --editable .
 	@touch $@

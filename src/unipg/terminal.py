@@ -79,7 +79,7 @@ class TrainingDisplay:
         elif now - self.last_line >= PLAIN_SECONDS or done == total:
             self.last_line = now
             left = (now - self.began) / max(1, done - self.done_at_start) * (total - done)
-            self.console.print(f"{self.title} {done}/{total}  left {_clock(left)}  {facts}", highlight=False)
+            self.console.print(f"{self.title} {done}/{total}  left {_clock(left)}  {facts}", highlight=False, soft_wrap=True)
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))

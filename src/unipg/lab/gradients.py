@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
-from unipg.estimator import Objective, Planning
-from unipg.estimator.policy_gradient import Record
+from unipg.estimator import Objective, Planning, PolicyGradient, coefficient
+from unipg.estimator.policy_gradient import Record, silence
 from unipg.lab.exact import ExactProblem
 from unipg.lab.strings import TabularPolicy
 from unipg.trajectories import Source, Trajectories
@@ -139,8 +139,19 @@ class _Copies(TabularPolicy):
         return self.one.states(batch) + len(self.one.logits) * batch.planned[COPY].unsqueeze(1)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What the first policy gradient of an objective did to its own n tokens, `[n]` each."""
+
+    advantage: Tensor
+    stable: Tensor
+    """1 where the stabilisation mask let the token through."""
+    weight: Tensor
+    """1_stable · pi_theta / pi_ref."""
+
+
 def ascent_directions(
-    objective: Objective, policy: TabularPolicy, planned: Sequence[Trajectories], *, records: list[Record] | None = None
+    objective: Objective, policy: TabularPolicy, planned: Sequence[Trajectories], *, seen: list[Weights] | None = None
 ) -> Tensor:
     """[N,S·A] what each planned batch would add to the policy's logits: minus the gradient of the objective's loss."""
     directions = []
@@ -150,10 +161,25 @@ def ascent_directions(
         joined = Trajectories.join(rows)
         copies = _Copies(policy, len(chunk))
         now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
+        records: list[Record] = []
         loss = objective.loss(now, joined, records=records)
+        if seen is not None:
+            seen += _first_weights(objective, now.log_prob.detach(), joined, records)
         (slope,) = torch.autograd.grad(loss, copies.logits)
         directions.append(-slope.reshape(len(chunk), -1))
     return torch.cat(directions)
+
+
+def _first_weights(objective: Objective, log_prob: Tensor, batch: Trajectories, records: Sequence[Record]) -> list[Weights]:
+    found = [(term, r) for name, term in objective.named() if isinstance(term, PolicyGradient) for r in records if r.term == name]
+    if not found:
+        return []
+    term, record = found[0]
+    mine = batch.mask & batch.rows_from(*term.rows).unsqueeze(1)
+    reference = term.reference(log_prob, silence(batch))
+    one = torch.ones_like(record.advantage)
+    weight = coefficient(log_prob[mine][None], reference[mine][None], one[None], record.stable[None])[0]
+    return [Weights(record.advantage, record.stable, weight)]
 
 
 def study_batches(
