@@ -51,7 +51,7 @@ def run() -> int:
             return code
     folder = STAGES[-1][3]
     print("[3/3] report", flush=True)
-    code = main(["report", str(folder), str(STAGES[0][3])])
+    code = main(["report", str(folder)])
     if code:
         return code
     print(f"\nHeld-out items, before and after post-training ({time.monotonic() - began:.0f} s in all):")

@@ -268,6 +268,33 @@ def test_a_finished_run_has_nothing_to_resume(recipe, capsys) -> None:
     assert "is finished" in capsys.readouterr().out
 
 
+def test_a_prompt_that_fills_the_context(recipe, rows, capsys) -> None:
+    rows.write_text('{"q": "' + "1 + " * 40 + '1 =", "a": "41"}\n', encoding="utf-8")
+    said = refused(capsys, "train", recipe())
+    assert "line 1" in said
+    assert "the model's context of 64" in said
+
+
+def test_dynamic_sampling_without_any_signal_does_no_step(recipe, monkeypatch, rows, tmp_path) -> None:
+    (tmp_path / "never.py").write_text("def judge(answer, item):\n    return 0.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = recipe(
+        algorithm={"name": "dapo", "rollouts": 4, "max_sampling_rounds": 2},
+        task={"data": {"source": str(rows), "prompt": "q", "answer": "a", "verifier": "never:judge"}},
+    )
+    assert main(["train", path]) == 0
+    last = lines(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert last["steps/skipped_empty"] == 3
+    assert last["rollout/rounds"] == 2
+
+
+def test_evaluation_of_nothing_and_of_what_is_not_a_model(capsys, tmp_path) -> None:
+    assert "nothing to evaluate on" in refused(capsys, "evaluate", str(tmp_path))
+    assert "has no config.json" in refused(capsys, "evaluate", str(tmp_path), "--task", "chain_sum")
+    assert "did you mean 'chain_sum'" in refused(capsys, "evaluate", str(tmp_path), "--task", "chain_sun")
+    assert "whole numbers" in refused(capsys, "evaluate", str(tmp_path), "--task", "chain_sum", "--k", "one")
+
+
 def test_a_folder_that_cannot_be_made(recipe, tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "cannot be written" in refused(capsys, "train", recipe(output=str(tmp_path / "file" / "run")))

@@ -29,15 +29,17 @@ from unipg.estimator.aggregation import (
     TokenMean,
 )
 from unipg.estimator.likelihoods import Likelihood, Stepwise
-from unipg.estimator.masks import Both, Everything, Mask, RatioClip, SequenceClip
+from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
 from unipg.estimator.parts import Part, Progress, Schedule
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
 from unipg.estimator.policy_gradient import Objective, PolicyGradient, Term, coefficient, per_token_loss
 from unipg.estimator.references import (
     BehaviourPolicy,
+    Corrected,
     CurrentPolicy,
     OldPolicy,
     Reference,
+    SequenceCorrected,
     SequenceMean,
     ShapedUniform,
     TruncatedWeight,
@@ -57,6 +59,7 @@ __all__ = [
     "Combination",
     "Constant",
     "ConstantLength",
+    "Corrected",
     "CurrentPolicy",
     "EntropyBonus",
     "EntropyScaled",
@@ -68,6 +71,7 @@ __all__ = [
     "LeaveOneOut",
     "Likelihood",
     "Mask",
+    "MismatchMask",
     "Objective",
     "OldPolicy",
     "Outcome",
@@ -79,9 +83,11 @@ __all__ = [
     "Reference",
     "Schedule",
     "SequenceClip",
+    "SequenceCorrected",
     "SequenceMean",
     "SequenceMeanTokenMean",
     "SequenceMeanTokenSum",
+    "SequenceMismatchMask",
     "ShapedUniform",
     "Stepwise",
     "Term",

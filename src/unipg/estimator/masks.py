@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,11 @@ class Mask(Part):
     @property
     def ratio_field(self) -> str | None:
         return None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the batch that it reads beside the ratio's."""
+        return self.needs
 
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
@@ -91,6 +97,50 @@ class SequenceClip(Mask):
 
 
 @dataclass(frozen=True)
+class MismatchMask(Mask):
+    """Silences tokens on which sampler and trainer disagree, whatever the advantage (IcePop; MIS with a `Corrected` reference).
+
+        1  iff  low <= k <= high,   k = pi_old / pi_behaviour   of each token
+
+    `low`, `high`: bounds on k itself; with C = `high`, [1/C, C] is the symmetric choice, and low = 0 bounds k from above only. `pi_old` is the
+    trainer's own probability, `pi_behaviour` what the sampler recorded. Source: IcePop (Ling team, 2025; published range [0.5, 5]).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob", "behaviour_log_prob"})
+    low: float = 0.5
+    high: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1 <= self.high:
+            raise InputError(
+                f"{type(self).__name__}(low={self.low}, high={self.high}): bounds on the ratio pi_old / pi_behaviour itself; "
+                "accepted: low in [0, 1], high 1 or more"
+            )
+
+    def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
+        mismatch = self.measured(mismatch_log_ratio(batch, type(self).__name__), batch.mask).expand_as(log_ratio)
+        floor = math.log(self.low) if self.low > 0 else -math.inf
+        return (mismatch >= floor) & (mismatch <= math.log(self.high))
+
+    def measured(self, mismatch: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
+        """What the bounds are on: each token's own log k."""
+        return mismatch
+
+
+@dataclass(frozen=True)
+class SequenceMismatchMask(MismatchMask):
+    """As `MismatchMask`, on the geometric mean of a row's ratios: a row is silenced as a whole.
+
+        1  iff  low <= exp(mean_t log k_t) <= high
+
+    Source: Liu et al. 2025, "When speed kills stability" (masks on the geometric mean).
+    """
+
+    def measured(self, mismatch: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
+        return sequence_mean(mismatch, mask)
+
+
+@dataclass(frozen=True)
 class Both(Mask):
     """1 where both masks are 1 (`first & second`)."""
 
@@ -106,6 +156,10 @@ class Both(Mask):
     def ratio_field(self) -> str | None:
         return self.first.ratio_field or self.second.ratio_field
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.first.reads | self.second.reads
+
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
         return self.first(log_ratio, advantage, batch) & self.second(log_ratio, advantage, batch)
 
@@ -113,6 +167,12 @@ class Both(Mask):
 def sequence_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B 1"]:
     """[B,1] mean over each row's masked-in entries; 0 for a row without any."""
     return torch.where(mask, values, 0).sum(1, keepdim=True) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def mismatch_log_ratio(batch: Trajectories, who: str) -> Float[Tensor, "B T"]:
+    """[B,T] log pi_old − log pi_behaviour, trainer against sampler; 0 where the policy did not act, whatever stands there."""
+    log_ratio = batch.require("old_log_prob", who) - batch.require("behaviour_log_prob", who)
+    return torch.where(batch.mask, log_ratio, 0)
 
 
 def _outside(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:

@@ -177,7 +177,7 @@ class PolicyGradient(Term):
     @property
     def reads(self) -> frozenset[str]:
         ratio = self.mask.ratio_field
-        return self.reference.needs | self.mask.needs | self.advantage.reads | (frozenset({ratio}) if ratio else frozenset())
+        return self.reference.reads | self.mask.reads | self.advantage.reads | (frozenset({ratio}) if ratio else frozenset())
 
     @property
     def reads_entropy(self) -> bool:

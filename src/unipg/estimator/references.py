@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.masks import sequence_mean
+from unipg.estimator.masks import mismatch_log_ratio, sequence_mean
 from unipg.estimator.parts import Part
 from unipg.shapes import Float
 from unipg.trajectories import Trajectories
@@ -23,6 +23,14 @@ from unipg.trajectories import Trajectories
 @dataclass(frozen=True)
 class Reference(Part):
     """Base class."""
+
+    offline: ClassVar[bool] = False
+    """Whether it is for data whose sampling policy is unknown: over rollouts its weight would be no importance weight."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the batch that it reads."""
+        return self.needs
 
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
@@ -60,6 +68,8 @@ class BehaviourPolicy(Reference):
 class Uniform(Reference):
     """pi_ref = 1: weight pi_theta itself. DFT; the offline part of SRFT. Not an importance weight: a bias taken for stability."""
 
+    offline: ClassVar[bool] = True
+
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         return torch.zeros_like(log_prob)
 
@@ -71,6 +81,7 @@ class ShapedUniform(Reference):
     Weight on ∇log pi: f'(p)·p with f'(p) = shape / (p + shape)². Source: arXiv 2504.14945; Table 1 of arXiv 2509.04419, row 8.
     """
 
+    offline: ClassVar[bool] = True
     shape: float = 0.1
 
     def __post_init__(self) -> None:
@@ -113,3 +124,50 @@ class TruncatedWeight(Reference):
         log_ratio = log_prob - batch.require("old_log_prob", type(self).__name__)
         floor = math.log1p(-self.low) if self.low < 1 else -math.inf
         return log_prob - log_ratio.clamp(floor, math.log1p(self.high))
+
+
+@dataclass(frozen=True)
+class Corrected(Reference):
+    """Truncated importance sampling (TIS) for a sampler that is not the trainer's pi_old: the weight of `reference` times
+
+        min(k, limit),   k = pi_old / pi_behaviour   of each token
+
+    so log pi_ref = log pi_ref of `reference` − min(log k, log limit). With `OldPolicy` and no limit it is `BehaviourPolicy`.
+
+    `limit`: largest k that counts (published: 2), null for none. It bounds the correction alone, not pi_theta / pi_old.
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob", "behaviour_log_prob"})
+    reference: Reference = OldPolicy()
+    limit: float | None = 2.0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and not self.limit >= 1:
+            raise InputError(f"{type(self).__name__}.limit is {self.limit}; accepted: a weight of 1 or more, or null for no truncation")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.needs | self.reference.reads
+
+    def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
+        weight = self.measured(mismatch_log_ratio(batch, type(self).__name__))
+        if self.limit is not None:
+            weight = weight.clamp_max(math.log(self.limit))
+        return self.reference(log_prob, batch) - weight
+
+    def measured(self, mismatch: Float[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
+        """[B,T] or [B,1] log k that is truncated; `mismatch` is 0 where the policy did not act."""
+        return mismatch
+
+
+@dataclass(frozen=True)
+class SequenceCorrected(Corrected):
+    """As `Corrected`, with the whole row's ratio k = prod_t pi_old / pi_behaviour on each of its tokens.
+
+    Without a limit and with pi_theta = pi_old it is exact wherever the sampler has support; weights of single tokens leave out how likely
+    the rest of the row was. Source: Liu et al. 2025, "When speed kills stability" (sequence-level TIS).
+    """
+
+    def measured(self, mismatch: Float[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
+        return mismatch.sum(1, keepdim=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -92,7 +91,7 @@ class ExactProblem:
     def lagged(self, steps: int, size: float) -> TabularPolicy:
         """The policy that `steps` exact policy-gradient steps of length `size` ago would have become the present one, nearly: the
         gradient is descended, a step at a time, from the present parameters."""
-        past = copy.deepcopy(self.policy)
+        past = self.policy.twin()
         for _ in range(steps):
             slope = self.gradient(self.expected_reward, past)
             with torch.no_grad():

@@ -86,9 +86,7 @@ class Draw:
         return [table.select(chosen[i]).replace(group=group, source=source, reward=reward[i]) for i in range(batches)]
 
 
-def _pick(
-    problem: ExactProblem, weights: Tensor, contexts: Tensor, batches: int, count: int, random: torch.Generator
-) -> Tensor:
+def _pick(problem: ExactProblem, weights: Tensor, contexts: Tensor, batches: int, count: int, random: torch.Generator) -> Tensor:
     """[batches, groups, count] indices of trajectories, drawn for each group from the `weights [N]` of its context."""
     picked = torch.zeros(batches, len(contexts), count, dtype=torch.long)
     for context in contexts.unique():
@@ -126,7 +124,7 @@ def prepared(
     return objective, objective.prepare(algorithm.prepare(batch, setting, planning), planning)
 
 
-class _Copies(TabularPolicy):
+class Copies(TabularPolicy):
     """As many copies of a tabular policy as there are batches, each row of a batch looking up its own."""
 
     def __init__(self, policy: TabularPolicy, copies: int) -> None:
@@ -154,20 +152,29 @@ def ascent_directions(
     objective: Objective, policy: TabularPolicy, planned: Sequence[Trajectories], *, seen: list[Weights] | None = None
 ) -> Tensor:
     """[N,S·A] what each planned batch would add to the policy's logits: minus the gradient of the objective's loss."""
-    directions = []
+    found = []
     for start in range(0, len(planned), CHUNK):
         chunk = planned[start : start + CHUNK]
-        rows = [batch.with_planned(**{COPY: torch.full((len(batch),), number)}) for number, batch in enumerate(chunk)]
-        joined = Trajectories.join(rows)
-        copies = _Copies(policy, len(chunk))
-        now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
-        records: list[Record] = []
-        loss = objective.loss(now, joined, records=records)
-        if seen is not None:
-            seen += _first_weights(objective, now.log_prob.detach(), joined, records)
-        (slope,) = torch.autograd.grad(loss, copies.logits)
-        directions.append(-slope.reshape(len(chunk), -1))
-    return torch.cat(directions)
+        found.append(directions_of_copies(objective, Copies(policy, len(chunk)), join_copies(chunk), seen=seen))
+    return torch.cat(found)
+
+
+def join_copies(batches: Sequence[Trajectories]) -> Trajectories:
+    """The rows of several batches, each knowing the number of its batch: what `Copies` looks up."""
+    return Trajectories.join([batch.with_planned(**{COPY: torch.full((len(batch),), i)}) for i, batch in enumerate(batches)])
+
+
+def directions_of_copies(
+    objective: Objective, copies: Copies, joined: Trajectories, *, seen: list[Weights] | None = None
+) -> Tensor:
+    """[N,S·A] the same for planned batches that are joined already, each against its own copy of the policy."""
+    now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
+    records: list[Record] = []
+    loss = objective.loss(now, joined, records=records)
+    if seen is not None:
+        seen += _first_weights(objective, now.log_prob.detach(), joined, records)
+    (slope,) = torch.autograd.grad(loss, copies.logits)
+    return -slope.reshape(copies.copies, -1)
 
 
 def _first_weights(objective: Objective, log_prob: Tensor, batch: Trajectories, records: Sequence[Record]) -> list[Weights]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +40,10 @@ class TabularPolicy(Policy):
         self.logits = nn.Parameter(logits)
         self.value = nn.Parameter(torch.zeros(len(logits), dtype=torch.float64))
         self.module = nn.ParameterDict({"logits": self.logits, "value": self.value})
+
+    def twin(self) -> Self:
+        """The same policy with parameters of its own."""
+        return copy.deepcopy(self)
 
     def states(self, batch: Trajectories) -> Tensor:
         """[B,T] row of W that decides each action; any valid row where the policy does not act."""

@@ -193,9 +193,7 @@ def examine(
     reward = problem.gradient(problem.expected_reward)
     cosine = torch.nn.functional.cosine_similarity(gradients.mean(0), reward, dim=0)
     ess, masked = _weight_facts(seen)
-    return Result(
-        algorithm.name, claim, group_size, lag, clip, noise, batches, measured, float(cosine), ess, masked, series=series
-    )
+    return Result(algorithm.name, claim, group_size, lag, clip, noise, batches, measured, float(cosine), ess, masked, series=series)
 
 
 def _weight_facts(seen: list[Weights]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from unipg.errors import InputError
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.generation import sample
-from unipg.rollouts.text import SamplingRecipe, decode, end_tokens, prompt_text, prompt_tokens
+from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.seeding import generator
 from unipg.statistics import Interval, majority_at_k, mean_interval, pass_at_k, wilson_interval
 from unipg.tasks.base import Task
@@ -51,6 +51,7 @@ def evaluate_task(
     items = list(task.items[: recipe.items])
     tokenizer = policy.tokenizer
     prompts = [prompt_tokens(tokenizer, item, sampling.chat_template) for item in items]
+    check_room(policy.model, items, prompts, sampling.max_new_tokens)
     parts = 2 if recipe.samples else 1
 
     def answers(rollouts: int, greedy: bool, part: int) -> tuple[list[list[str]], list[list[float]], Failures]:

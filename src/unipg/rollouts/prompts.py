@@ -13,7 +13,7 @@ from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.base import Demand, EvaluationResult, Experience
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
 from unipg.rollouts.generation import sample
-from unipg.rollouts.text import SamplingRecipe, decode, end_tokens, prompt_text, prompt_tokens
+from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.samplers.base import Sampler
 from unipg.seeding import generator, seed_everything
 from unipg.tasks.base import Item, Task
@@ -51,6 +51,7 @@ class PromptRollouts(Experience):
         first = (demand.iteration * 1000 + demand.round) * self.prompts * 2 + demand.worker
         groups = [first + i * demand.workers for i in range(len(items))]
         prompts = [prompt_tokens(policy.tokenizer, item, self.sampling.chat_template) for item in items]
+        check_room(policy.model, items, prompts, self.max_new_tokens)
         batches: list[Trajectories] = []
         metrics: dict[str, float] = {}
         if demand.rollouts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -65,6 +66,17 @@ def prompt_tokens(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
     if not ids:
         raise InputError(f"{item.place or f'item {item.index}'}: the prompt is empty after tokenization")
     return list(ids)
+
+
+def check_room(model: Any, items: Sequence[Item], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    """Refuses prompts that leave no room for an answer in the model's context."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for item, prompt in zip(items, prompts, strict=True):
+        if limit is not None and len(prompt) + max_new_tokens > limit:
+            raise InputError(
+                f"{item.place or f'item {item.index}'}: the prompt has {len(prompt)} tokens, and with rollouts.max_new_tokens "
+                f"({max_new_tokens}) that is more than the model's context of {limit}"
+            )
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -39,16 +39,18 @@ def evaluate_model(
     """Results of a hub model, a model folder or a run folder, one per task.
 
     `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon. `recipe`: take the held-out tasks and the
-    sampling settings of a recipe instead; arguments that are given win over it. `progress` is told the task and its finished share.
+    sampling settings of a recipe; a run folder's own recipe is taken unasked. Arguments that are given win over it. `progress` is told the
+    task and its finished share.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
-    if recipe is not None:
-        held = load_recipe(recipe)
+    own = Path(model) / "recipe.yaml"
+    if recipe is not None or own.is_file():  # a run folder knows how its model samples
+        held = load_recipe(recipe or own)
         evaluation, sampling = held.evaluation, held.rollouts
-        wanted += held.evaluation.tasks
+        wanted += held.evaluation.tasks if recipe is not None or not tasks else []
     changes: dict[str, Any] = {"items": items, "samples": samples, "temperature": temperature, "k": k}
     if samples and k is None:
         changes["k"] = tuple(sorted({1, samples}))
@@ -58,7 +60,7 @@ def evaluate_model(
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
     wanted += [task_from_text(text, evaluation.items) for text in tasks]
     if not wanted:
-        raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), or --recipe FILE")
+        raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
     built = [task.build() for task in wanted]
     place = str(Path(model) / "model") if (Path(model) / "model" / "config.json").is_file() else model
     policy = CausalLanguageModel(load_model(place).to(pick_device(device)), load_tokenizer(place))

@@ -165,7 +165,7 @@ class Trainer:
                     raise Stopped from None
             self._update()
             last = self._finish_iteration(time.perf_counter() - began)
-            if self.stop_requested:
+            if self._stopping():
                 self.save_checkpoint()
                 raise Stopped
         self._evaluate_if_due()
@@ -196,7 +196,7 @@ class Trainer:
                 seed=self.seed,
                 worker=self.workers.rank,
                 workers=self.workers.world,
-                should_stop=lambda: self.stop_requested,
+                should_stop=lambda: self.stop_requested and self.workers.world == 1,
             )
             fresh, told = self.experience.collect(self.policy, demand)
             for name, value in told.items():
@@ -305,10 +305,14 @@ class Trainer:
             if self.stop_after_steps is not None and self.step >= self.stop_after_steps:
                 self.stop_requested = True
             self.observer.phase("update", self.position / self.steps_per_batch)
-            if self.stop_requested and self.position < self.steps_per_batch:
+            if self.position < self.steps_per_batch and self._stopping():
                 self.save_checkpoint()
                 raise Stopped
         self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
+
+    def _stopping(self) -> bool:
+        """Whether any worker was asked to stop: all of them must agree, or they would wait for each other for ever."""
+        return bool(self.workers.sum(torch.tensor(float(self.stop_requested))) > 0)
 
     def _minibatch(self, batch: Trajectories) -> Trajectories:
         """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide."""
@@ -412,7 +416,7 @@ class Trainer:
 
     def _evaluation_progress(self, done: float) -> None:
         self.observer.phase("evaluate", done)
-        if self.stop_requested:
+        if self.stop_requested and self.workers.world == 1:
             raise Interrupted
 
     # ------------------------------------------------------------------------------------------------ state
