@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
 
-COMMANDS = ("algorithms", "explain", "train", "evaluate", "report")
+COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "lab", "report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.command != "train" or text.startswith("-") or "=" not in text:
                 parser.error(f"unrecognized argument '{text}'")
             options.overrides.append(text)
+        options.arguments = arguments
         return int(options.run(options) or 0)
     except InputError as error:
         print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
@@ -61,6 +62,17 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser("explain", help="one algorithm: equation, parts, hyper-parameters, sources")
     explain.add_argument("name")
     explain.set_defaults(run=_explain)
+
+    diff = commands.add_parser("diff", help="which parts of two algorithms differ, and how far apart their gradients are on the same batch")
+    diff.add_argument("first", help="an algorithm")
+    diff.add_argument("second", help="another one")
+    diff.add_argument(
+        "--on", metavar="RECIPE", help="a recipe or a run folder whose model and prompts to use (default: a tiny string problem)"
+    )
+    diff.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the recipe; may be repeated")
+    diff.add_argument("--seed", type=int, help="of the batch (default: the recipe's)")
+    diff.add_argument("--output", metavar="FILE", help="write a page to this HTML file, and the numbers beside it as JSON")
+    diff.set_defaults(run=_diff)
 
     train = commands.add_parser("train", help="train what a recipe says")
     train.add_argument("recipe", help="a YAML file")
@@ -89,6 +101,24 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--threads", type=int)
     evaluate.add_argument("--json", metavar="FILE", help="write the results, with sampled answers, to this file")
     evaluate.set_defaults(run=_evaluate)
+
+    lab = commands.add_parser("lab", help="bias, variance and signal-to-noise of algorithms against the exact gradient")
+    lab.add_argument("--algorithms", default="", metavar="A,B,…", help="names (default: all)")
+    lab.add_argument("--problem", default="strings", help="bandit, strings (default) or tree")
+    lab.add_argument("--vocabulary", type=int, help="tokens, arms or actions of the problem")
+    lab.add_argument("--length", type=int, help="longest answer, in tokens or steps")
+    lab.add_argument("--group-sizes", metavar="N,…", help="rollouts per prompt (default 8)")
+    lab.add_argument("--lags", metavar="N,…", help="gradient steps that the sampling policy lies behind (default 0,4)")
+    lab.add_argument("--clip", metavar="X,…", help="clip ranges, for algorithms that have one (default: their own)")
+    lab.add_argument("--noise", metavar="P,…", help="probability that a trajectory is scored 1 − R instead of R (default 0)")
+    lab.add_argument("--batches", type=int, help="independent batches per measurement (default 400; grid 200)")
+    lab.add_argument("--mismatch", action="store_true", help="instead: samplers that differ from the trainer, with and without corrections")
+    lab.add_argument("--grid", action="store_true", help="instead: every combination of masks, references, advantages and aggregates")
+    for kind in ("masks", "references", "advantages", "aggregates"):
+        lab.add_argument(f"--{kind}", default="", metavar="A,B,…", help="of the grid: class names, or symbols with their settings")
+    lab.add_argument("--seed", type=int, default=0)
+    lab.add_argument("--output", default="runs/lab", help="folder for lab.html, lab.png and lab.json (default runs/lab)")
+    lab.set_defaults(run=_lab)
 
     report = commands.add_parser("report", help="one self-contained HTML page of one or several runs")
     report.add_argument("runs", nargs="+", help="run folders")
@@ -122,6 +152,33 @@ def _explain(options: argparse.Namespace) -> None:
     text = explanation(algorithm_named(options.name))
     console = Console()
     console.print(Markdown(text)) if console.is_terminal else print(text)
+
+
+def _diff(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from unipg.algorithms.base import algorithm_named
+    from unipg.lab import diff, diff_page
+    from unipg.reports.html import write_page
+
+    first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
+    console = Console()
+    anchor = None
+    if options.on is None:
+        seed = options.seed or 0
+        policy, experience = diff.string_setting(seed)
+    else:
+        _quiet()
+        with console.status("building the model and sampling one batch …"):
+            policy, experience, anchor, seed = diff.recipe_setting(options.on, first, second, options.set)
+    with console.status("two gradients …"):
+        batch = diff.shared_batch(first, second, policy, experience, seed if options.seed is None else options.seed, anchor)
+        found = diff.measure(first, second, policy, batch, experience.max_new_tokens)
+    console.print(diff_page.tables(found))
+    if options.output:
+        page = write_page(diff_page.render(found), Path(options.output))
+        _write_json(page.with_suffix(".json"), found.as_json())
+        console.print(f"page  {page}", soft_wrap=True, highlight=False)
 
 
 def _quiet() -> None:
@@ -205,11 +262,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _numbers(text: str, option: str = "--k", kind: type[int] | type[float] = int) -> tuple[Any, ...]:
     try:
-        return tuple(int(part) for part in text.split(","))
+        return tuple(kind(part) for part in text.split(","))
     except ValueError:
-        raise InputError(f"--k is '{text}'; accepted: whole numbers separated by commas") from None
+        what = "whole numbers" if kind is int else "numbers"
+        raise InputError(f"{option} is '{text}'; accepted: {what} separated by commas") from None
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -217,6 +275,42 @@ def _write_json(path: Path, content: Any) -> None:
         path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         raise InputError(f"'{path}' cannot be written: {error.strerror}") from error
+
+
+def _lab(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from unipg.lab.page import terminal_tables, write
+    from unipg.lab.run import run_lab, split_names
+    from unipg.terminal import evaluation_progress
+
+    def several(name: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
+        text = getattr(options, name)
+        return None if text is None else _numbers(text, f"--{name.replace('_', '-')}", kind)
+
+    console = Console()
+    with evaluation_progress(console) as progress:
+        findings = run_lab(
+            algorithms=split_names(options.algorithms),
+            problem=options.problem,
+            vocabulary=options.vocabulary,
+            length=options.length,
+            group_sizes=several("group_sizes", int),
+            lags=several("lags", int),
+            clips=several("clip", float),
+            noises=several("noise", float),
+            batches=options.batches,
+            mismatch=options.mismatch,
+            grid=options.grid,
+            parts={kind: split_names(getattr(options, f"{kind}s")) for kind in ("mask", "reference", "advantage", "aggregate")},
+            seed=options.seed,
+            command=shlex.join(["unipg", *options.arguments]),
+            progress=progress,
+        )
+    for path in write(findings, Path(options.output)):
+        console.print(str(path), soft_wrap=True, highlight=False)
+    for table in terminal_tables(findings, console.width):
+        console.print(table)
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -83,7 +83,7 @@ class Case:
         return Case(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
 
 
-def random_case(seed: int, groups: int = 4, size: int = 4, steps: int = 9) -> Case:
+def random_case(seed: int, groups: int = 4, size: int = 5, steps: int = 9) -> Case:
     rng = torch.Generator().manual_seed(seed)
     rows = groups * size
 

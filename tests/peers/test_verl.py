@@ -152,7 +152,7 @@ def test_gspo_is_the_sequence_clip(case, equal, name) -> None:
     assert silenced.any()
     assert (case.mask & ~silenced).any()
     equal(our_gradient, gradient)
-    constant = torch.where(silenced, -a * torch.where(a > 0, 1 + high, 1 - low), 0)
+    constant = torch.where(silenced, torch.where(a > 0, -a * (1 + high), -a * (1 - low)), 0)
     equal(ours + (AGGREGATES[name](case.mask) * constant).sum(), value)
 
 
@@ -187,14 +187,14 @@ def test_halves_add_up_if_verl_is_told_the_global_counts(case, equal, name) -> N
     counts = {"batch_num_tokens": int(case.mask.sum()), "global_batch_size": len(case.mask), "dp_size": 1}
     if name.endswith("norm"):
         counts["loss_scale_factor"] = 9
-    halves = [theirs(case.select(rows), "vanilla", name, actor(**counts))[1] for rows in (slice(0, 8), slice(8, None))]
+    halves = [theirs(case.select(rows), "vanilla", name, actor(**counts))[1] for rows in (slice(0, 10), slice(10, None))]
     equal(case.gradient(clipped(case, aggregate=AGGREGATES[name])), torch.cat(halves))
 
 
 def test_without_the_global_counts_halves_do_not_add_up(case, equal) -> None:
     """Without `batch_num_tokens` each micro-batch is divided by its own tokens: each half is off by its own factor."""
     whole = case.gradient(clipped(case))
-    for rows in (slice(0, 8), slice(8, None)):
+    for rows in (slice(0, 10), slice(10, None)):
         share = case.mask[rows].sum() / case.mask.sum() * 2
         assert share != 1
         equal(whole[rows] / share, theirs(case.select(rows), "vanilla")[1] / 2, 1e-6)
@@ -223,8 +223,8 @@ def test_rows_without_a_token(case, equal) -> None:
     case.mask[:4] = False
     ours = case.gradient(clipped(case, aggregate=SequenceMeanTokenMean()))
     equal(ours, theirs(case, "vanilla", "seq-mean-token-mean")[1])
-    counted = theirs(case, "vanilla", "seq-mean-token-mean", actor(global_batch_size=16))[1]
-    equal(ours * 12 / 16, counted)
+    counted = theirs(case, "vanilla", "seq-mean-token-mean", actor(global_batch_size=20))[1]
+    equal(ours * 16 / 20, counted)
 
 
 @pytest.mark.parametrize(("name", "leak"), [("vanilla", "no"), ("gpg", "no"), ("gspo", "loss"), ("cispo", "gradient")])
@@ -240,7 +240,11 @@ def test_nan_where_the_mask_is_zero(case, equal, name, leak) -> None:
     equal(case.gradient(term), clean)
     loss, gradient = theirs(case, name)
     assert bool(loss.isnan()) == (leak == "loss")
-    assert bool(gradient.isnan().any()) == (leak != "no")
+    assert bool(gradient.isnan().any()) == (leak == "gradient")
+    if leak == "loss":
+        holed = ~case.mask.all(1)
+        assert (gradient[holed] == 0).all()  # the whole row falls silent
+        assert (clean[holed] != 0).any()
 
 
 # KL, entropy, value
@@ -267,7 +271,7 @@ def test_k1_as_a_loss_is_refused_here(case, equal) -> None:
     log_prob = case.log_prob.clone().requires_grad_()
     loss = core.agg_loss(core.kl_penalty(log_prob, case.anchor, "k1"), case.number, "token-mean")
     equal(case.mask / case.mask.sum().double(), torch.autograd.grad(loss, log_prob)[0])  # the anchor is not in it
-    with pytest.raises(InputError, match="no anchor in it"):
+    with pytest.raises((InputError, TypeError)):  # TypeError: the type checker of the tests is quicker than the constructor
         KLPenalty(estimator="k1")
 
 
@@ -364,11 +368,11 @@ def test_leave_one_out(case, equal, name) -> None:
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 def test_reinforce_plus_plus(case, equal, gamma) -> None:
-    """Equal up to verl's Bessel factor, an integer division that torch does in float32; exactly equal with a float64 mask."""
-    config = SimpleNamespace(gamma=gamma)
+    """Equal up to verl's Bessel factor n / (n − 1), a division of integers that torch does in float32, and 1e-8 added to its counts."""
     ours = BatchWhitened(gamma)(case.batch())
-    equal(ours, core.compute_reinforce_plus_plus_outcome_advantage(case.outcome, case.number, config=config)[0], 1e-6)
-    equal(ours, core.compute_reinforce_plus_plus_outcome_advantage(case.outcome, case.mask.double(), config=config)[0], 1e-8)
+    for mask, tolerance in ((case.number, 1e-7), (case.mask.double(), 1e-9)):
+        found, _ = core.compute_reinforce_plus_plus_outcome_advantage(case.outcome, mask, config=SimpleNamespace(gamma=gamma))
+        torch.testing.assert_close(ours, found, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.99, 0.95), (0.9, 0.0)])
@@ -379,7 +383,7 @@ def test_gae(case, equal, gamma, lam) -> None:
     found, returns = core.compute_gae_advantage_return(rewards, case.value, case.number, gamma, lam)
     raw = GAE(gamma, lam, normalize=False)(batch)
     equal((raw + case.value)[case.mask], returns[case.mask])
-    equal(GAE(gamma, lam)(batch)[case.mask], found[case.mask], 1e-6)
+    torch.testing.assert_close(GAE(gamma, lam)(batch)[case.mask], found[case.mask], rtol=1e-7, atol=1e-7)
 
 
 def test_gae_of_a_truncated_row(case, equal) -> None:
@@ -437,6 +441,6 @@ def _gae(c):
     ids=["grpo", "grpo asymmetric", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++", "ppo"],
 )
 def test_whole_algorithms(case, equal, name, settings, advantage, surrogate, aggregate, config) -> None:
-    terms = algorithm_named(name)(**{"rollouts": 4, **settings}).terms(Setting(max_new_tokens=20))
+    terms = algorithm_named(name)(**{"rollouts": 5, **settings}).terms(Setting(max_new_tokens=20))
     whitened = name in ("reinforce_plus_plus", "ppo")
     equal(case.gradient(terms), theirs(case, surrogate, aggregate, config, advantage(case))[1], 1e-6 if whitened else 1e-9)

@@ -102,8 +102,8 @@ class MismatchMask(Mask):
 
         1  iff  low <= k <= high,   k = pi_old / pi_behaviour   of each token
 
-    `low`, `high`: bounds on k itself; with C = `high`, [1/C, C] is the symmetric choice, and low = 0 bounds k from above only. `pi_old` is the
-    trainer's own probability, `pi_behaviour` what the sampler recorded. Source: IcePop (Ling team, 2025; published range [0.5, 5]).
+    `low`, `high`: bounds on k itself; with C = `high`, [1/C, C] is the symmetric choice, and low = 0 bounds k from above only. `pi_old`
+    is the trainer's own probability, `pi_behaviour` what the sampler recorded. Source: IcePop (Ling team, 2025; range [0.5, 5]).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob", "behaviour_log_prob"})

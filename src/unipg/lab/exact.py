@@ -95,7 +95,7 @@ class ExactProblem:
         for _ in range(steps):
             slope = self.gradient(self.expected_reward, past)
             with torch.no_grad():
-                past.logits -= size * (slope / slope.norm()).reshape(past.logits.shape)
+                past.logits.sub_((slope / slope.norm()).reshape(past.logits.shape), alpha=size)
         return past
 
     def values(self, log_prob: Tensor) -> Tensor:

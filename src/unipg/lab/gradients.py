@@ -164,9 +164,7 @@ def join_copies(batches: Sequence[Trajectories]) -> Trajectories:
     return Trajectories.join([batch.with_planned(**{COPY: torch.full((len(batch),), i)}) for i, batch in enumerate(batches)])
 
 
-def directions_of_copies(
-    objective: Objective, copies: Copies, joined: Trajectories, *, seen: list[Weights] | None = None
-) -> Tensor:
+def directions_of_copies(objective: Objective, copies: Copies, joined: Trajectories, *, seen: list[Weights] | None = None) -> Tensor:
     """[N,S·A] the same for planned batches that are joined already, each against its own copy of the policy."""
     now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
     records: list[Record] = []

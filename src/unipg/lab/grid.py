@@ -31,9 +31,9 @@ KINDS = ("mask", "reference", "advantage", "aggregate")
 class Learning:
     """The short training run behind the column `learnt`: every batch is used for several updates of fixed length."""
 
-    iterations: int = 8
-    updates: int = 3
-    step: float = 0.15
+    iterations: int = 6
+    updates: int = 4
+    step: float = 0.1
     """Length of every update in the policy's logits, so that methods differ in direction alone."""
     seeds: int = 4
 
@@ -169,9 +169,7 @@ def run_grid(
         measured = measure(shared.directions(combination, objective), [reward], derived_seed(seed, "grid bootstrap"))
         final = _learn(problem, objective, draw, learning, seed)
         error_of_mean = statistics.stdev(final) / len(final) ** 0.5 if len(final) > 1 else 0.0
-        results.append(
-            GridResult(combination, tuple(marks.get(combination, ())), measured, statistics.fmean(final), error_of_mean)
-        )
+        results.append(GridResult(combination, tuple(marks.get(combination, ())), measured, statistics.fmean(final), error_of_mean))
         if progress:
             progress((number + 1) / len(everything))
     if not results:
@@ -231,7 +229,7 @@ def _learn(problem: ExactProblem, objective: Objective, draw: Draw, learning: Le
             length = step.norm(dim=1, keepdim=True)
             step = torch.where(length > 0, step / length.clamp_min(1e-300), 0)
             with torch.no_grad():
-                copies.logits += learning.step * step.reshape(copies.logits.shape)
+                copies.logits.add_(step.reshape(copies.logits.shape), alpha=learning.step)
     with torch.no_grad():
         return [float(problem.expected_reward(one(number))) for number in range(learning.seeds)]
 

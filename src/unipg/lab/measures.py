@@ -82,12 +82,13 @@ def measure(gradients: Tensor, basis: Sequence[Tensor], seed: int = 0) -> Measur
     weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=gradients.dtype))
     value = statistics(torch.ones(1, count, dtype=gradients.dtype))[0].tolist()
     ends = statistics(weights).quantile(torch.tensor(LEVELS, dtype=gradients.dtype), 0, interpolation="nearest").T.tolist()
-    found = [Interval(v, low, high, count) for v, (low, high) in zip(value, ends, strict=True)]
+    cosine, bias, variance, snr = (Interval(v, low, high, count) for v, (low, high) in zip(value, ends, strict=True))
     length = gradients.norm(dim=1)
     each = torch.where(length > 0, along / length.clamp_min(1e-300), 0)
     low, high = ((weights @ each) / count).quantile(torch.tensor(LEVELS, dtype=gradients.dtype)).tolist()
     norm = float(gradients.mean(0).norm())
-    return Measurement(*found, Interval(float(each.mean()), low, high, count), norm, tuple(scale))
+    one = Interval(float(each.mean()), low, high, count)
+    return Measurement(cosine, bias, variance, snr, one, norm, tuple(scale))
 
 
 def nearest_in_cone(vector: Tensor, basis: Sequence[Tensor]) -> tuple[list[float], Tensor]:

@@ -29,7 +29,9 @@ from unipg.lab.study import Result, Told, adapted, examine
 from unipg.trajectories import Source
 
 LIMIT = 2.0
-"""C of every truncation and mask."""
+"""C of every truncation and of the token mask."""
+SEQUENCE_LIMIT = 1.2
+"""C of the sequence mask, whose geometric mean varies less than a token's ratio."""
 
 
 # ---------------------------------------------------------------------------------------------------- engines
@@ -132,10 +134,10 @@ CORRECTIONS: tuple[Correction, ...] = (
     Correction("none"),
     Correction("token weight, no limit", Corrected, None),
     Correction("token TIS", Corrected, LIMIT),
-    Correction("token mask (IcePop)", Corrected, None, MismatchMask(1 / LIMIT, LIMIT)),
+    Correction("token weight and mask (MIS)", Corrected, None, MismatchMask(1 / LIMIT, LIMIT)),
     Correction("sequence weight, no limit", SequenceCorrected, None),
     Correction("sequence TIS", SequenceCorrected, LIMIT),
-    Correction("sequence mask, no weight", None, None, SequenceMismatchMask(1 / 1.2, 1.2)),
+    Correction("sequence mask, no weight", None, None, SequenceMismatchMask(1 / SEQUENCE_LIMIT, SEQUENCE_LIMIT)),
 )
 
 

@@ -75,7 +75,7 @@ def counting(seed: int = 0, vocabulary: int = 4, length: int | None = None) -> E
     check_count(len(problem.prompts) * problem.count, "strings (over all prompts)")
     policy, anchor = BigramPolicy(vocabulary, seed), BigramPolicy(vocabulary, seed)
     with torch.no_grad():
-        policy.logits += 1.4 * torch.diag(torch.ones(end, dtype=torch.float64), 1)
+        policy.logits.add_(torch.diag(torch.ones(end, dtype=torch.float64), 1), alpha=1.4)
     title = f"count up from the prompt's digit and stop: {end} prompts, answers of at most {length} tokens"
     return from_strings(problem, policy, name="strings", title=title, noise=DEMONSTRATION_NOISE, anchor=anchor)
 
@@ -138,7 +138,10 @@ def tree(
 
 
 def default_tree(seed: int = 0, vocabulary: int = 2, length: int | None = None) -> ExactProblem:
-    """Two start states; `vocabulary` actions, `length` steps. The last leaf earns 1 (in the second tree the first), each action 1 costs 0.05."""
+    """Two start states; `vocabulary` actions, `length` steps.
+
+    The last leaf (in the second tree the first) earns 1 and its half of the leaves 0.5; each action 1 costs 0.05.
+    """
     depth = 3 if length is None else length
     if vocabulary < 2 or depth < 1:
         raise InputError(f"a tree of {vocabulary} actions and {depth} steps has no choice in it; accepted: 2 or more and 1 or more")

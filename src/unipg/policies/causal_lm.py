@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,12 +180,12 @@ class ModelRecipe:
             raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
 
     def build(
-        self, texts: list[str], *, temperature: float, value_head: bool, device: torch.device | str, seed: int
+        self, texts: Callable[[], list[str]], *, temperature: float, value_head: bool, device: torch.device | str, seed: int
     ) -> CausalLanguageModel:
-        """The policy. `texts` are the task's prompts and demonstrations; a tokenizer built from scratch learns from them."""
+        """The policy. `texts` gives the task's prompts and demonstrations, where a tokenizer built from scratch learns from them."""
         torch.manual_seed(seed)
         if self.scratch is not None:
-            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts, self.scratch.vocabulary)
+            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts(), self.scratch.vocabulary)
             model = build_model(self.scratch, tokenizer).to(DTYPES[self.dtype])
         else:
             assert self.model is not None

@@ -9,6 +9,7 @@ from contextlib import suppress
 from html import escape
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy
 
@@ -28,8 +29,11 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     The file is replaced only once it is complete. Raises `InputError` for a folder that is not a run's, for a file in it that cannot be
     read, and for an output that cannot be written.
     """
-    text = render(read_runs([Path(folder) for folder in runs]))
-    output = Path(output)
+    return write_page(render(read_runs([Path(folder) for folder in runs])), Path(output))
+
+
+def write_page(text: str, output: Path) -> Path:
+    """Puts the text into a file that is replaced only once it is complete; InputError where it cannot be written."""
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -44,34 +48,42 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
 
 def render(runs: Sequence[Run]) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs
-
     clocks = [_clocks(run) for run in runs]
     charts = page.Charts()
     body, links = _body(runs, charts)
-    title = escape(runs[0].label if len(runs) == 1 else " · ".join(run.label for run in runs))
-    data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in charts.collected])
+    title = runs[0].label if len(runs) == 1 else " · ".join(run.label for run in runs)
+    top = f"""{page.header(runs)}
+<nav aria-label="Sections">{links}</nav>
+{page.clock_choice(clocks) if charts.collected else ""}{THINNED if max(len(run.clock) for run in runs) > MOST_POINTS else ""}"""
+    return document(f"{title} · unipg report", f"{top}\n{body}", charts, clocks)
+
+
+def document(title: str, main: str, charts: page.Charts | None = None, clocks: Sequence[Any] = ()) -> str:
+    """A self-contained page around ready HTML; `charts` are those that its figures stand for; without any, no script is embedded."""
+    from plotly.offline import get_plotlyjs
+
+    scripts = ""
+    if charts is not None:
+        data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in charts.collected])
+        scripts = f"""<noscript><p class="notes">The charts need JavaScript; tables and answers do not.</p></noscript>
+<script type="application/json" id="charts">{data}</script>
+<script type="application/json" id="clocks">{page.embedded(list(clocks))}</script>
+<script>{get_plotlyjs()}</script>
+<script>{theme.SCRIPT}</script>"""
     return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
-<title>{title} · unipg report</title>
+<title>{escape(title)}</title>
 <style>{theme.STYLE}</style>
 </head>
 <body>
 <main>
-{page.header(runs)}
-<nav aria-label="Sections">{links}</nav>
-{page.clock_choice(clocks) if charts.collected else ""}{THINNED if max(len(run.clock) for run in runs) > MOST_POINTS else ""}
-<noscript><p class="notes">The charts need JavaScript; tables and answers do not.</p></noscript>
-{body}
+{main}
 </main>
-<script type="application/json" id="charts">{data}</script>
-<script type="application/json" id="clocks">{page.embedded(clocks)}</script>
-<script>{get_plotlyjs()}</script>
-<script>{theme.SCRIPT}</script>
+{scripts}
 </body>
 </html>
 """

@@ -97,7 +97,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
     policy = recipe.policy.build(
-        experience.texts(), temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed
+        experience.texts, temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed
     )
     return policy, experience
 

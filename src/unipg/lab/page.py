@@ -1,0 +1,244 @@
+"""What `unipg lab` leaves behind: a self-contained HTML page, a PNG, a JSON table; and the table on the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from unipg.errors import InputError
+from unipg.lab import charts
+from unipg.lab.exact import ExactProblem
+from unipg.lab.grid import Grid
+from unipg.lab.study import Result
+from unipg.reports import page, theme
+from unipg.reports.html import NO_NETWORK
+from unipg.statistics import Interval
+
+MOST_ROWS = 10
+"""Combinations of the grid shown on the terminal; the page has them all."""
+AXES = {"group_size": "rollouts", "lag": "lag", "clip": "clip", "noise": "noise"}
+HEAD = ("method", "compared with", "condition", "cosine", "bias", "signal to noise", "one batch", "ESS", "masked", "scale")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """Everything that one call of `unipg lab` measured."""
+
+    problem: ExactProblem
+    command: str
+    seed: int
+    study: list[Result] = field(default_factory=list)
+    mismatch: list[Result] = field(default_factory=list)
+    grid: Grid | None = None
+
+
+def write(findings: Findings, folder: Path) -> list[Path]:
+    """Writes lab.html, lab.png and lab.json; each is replaced only once it is complete.
+
+    Raises `InputError` for a folder that cannot be written.
+    """
+    title = f"unipg lab: {findings.problem.title}"
+
+    def png(path: Path) -> None:
+        charts.draw_png(path, title, findings.study, findings.mismatch, findings.grid)
+
+    makers: dict[str, Callable[[Path], Any]] = {
+        "lab.html": lambda path: path.write_text(render(findings), encoding="utf-8"),
+        "lab.png": png,
+        "lab.json": lambda path: path.write_text(json.dumps(as_json(findings), indent=1, allow_nan=False), encoding="utf-8"),
+    }
+    for name, make in makers.items():
+        unfinished = folder / f".{os.getpid()}.{name}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            make(unfinished)
+            unfinished.replace(folder / name)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
+    return [folder / name for name in makers]
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """Every number, with NaN and infinity as null."""
+    problem = findings.problem
+    content: dict[str, Any] = {
+        "command": findings.command,
+        "seed": findings.seed,
+        "problem": {"name": problem.name, "title": problem.title, "contexts": problem.contexts, "trajectories": len(problem.rows)},
+        "study": [r.as_json() for r in findings.study],
+        "mismatch": [r.as_json() for r in findings.mismatch],
+    }
+    if findings.grid:
+        grid = findings.grid
+        content["grid"] = {"start": grid.start, "refused": grid.refused, "results": [r.as_json() for r in grid.results]}
+    return _finite(content)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def render(findings: Findings) -> str:
+    """The whole page as text."""
+    from plotly.offline import get_plotlyjs
+
+    drawn = page.Charts()
+    sections = _sections(findings, drawn)
+    links = "".join(f'<a href="#{identity}">{escape(title)}</a>' for identity, title, _ in sections)
+    body = "\n".join(page.section(identity, title, text) for identity, title, text in sections)
+    data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in drawn.collected])
+    problem = findings.problem
+    title = problem.title[:1].upper() + problem.title[1:]
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
+<title>unipg lab · {escape(problem.name)}</title>
+<style>{theme.STYLE}</style>
+</head>
+<body>
+<main>
+<h1>Gradient estimators against the exact gradient</h1>
+<p class="outcome">{escape(title)}: {len(problem.rows)} trajectories in all, so every gradient is known exactly.</p>
+<nav aria-label="Sections">{links}</nav>
+<noscript><p class="notes">The charts need JavaScript; the tables do not.</p></noscript>
+{body}
+</main>
+<script type="application/json" id="charts">{data}</script>
+<script type="application/json" id="clocks">[]</script>
+<script>{get_plotlyjs()}</script>
+<script>{theme.SCRIPT}</script>
+</body>
+</html>
+"""
+
+
+def _sections(findings: Findings, drawn: page.Charts) -> list[tuple[str, str, str]]:
+    sections = []
+    if findings.study:
+        main = drawn.figure(charts.bias_variance(findings.study))
+        sections.append(("study", "Bias and variance", main + drawn.grid(charts.directions(findings.study))))
+        if swept := charts.sweeps(findings.study):
+            sections.append(("sweeps", "Along the conditions", drawn.grid(swept)))
+    if findings.mismatch:
+        sections.append(("mismatch", "Engines that disagree with the trainer", drawn.grid(charts.mismatch_charts(findings.mismatch))))
+    if findings.grid:
+        sections.append(
+            ("grid", "Every combination of parts", drawn.figure(charts.grid_chart(findings.grid)) + _grid_tables(findings.grid))
+        )
+    if rows := [*findings.study, *findings.mismatch]:
+        sections.append(("numbers", "Numbers", LEGEND + page.table(HEAD, (_html_row(r) for r in rows))))
+    facts = [["command", f"<code>{escape(findings.command)}</code>"], ["seed", str(findings.seed)]]
+    sections.append(("facts", "Where it comes from", page.table(["what", "value"], facts)))
+    return sections
+
+
+LEGEND = """<p class="soft">Cosine and bias: of the mean gradient, against the objective that the method claims to follow: E[R], the
+likelihood of the demonstrations, or, for methods that use both, J_mu = E[R] − mu · KL(demonstrator || policy) at the mu that fits best.
+Signal to noise: of one batch. One batch: mean cosine of a single batch's gradient. ESS: effective sample size of the weights on tokens
+that carry an advantage. Masked: share of tokens silenced. Scale: weight of each exact gradient in the mean one. Intervals are 95 %, from a
+bootstrap over batches. Critics are given the exact values of the sampling policy; every method has equally many rollouts per prompt.</p>"""
+
+
+def _row(result: Result) -> tuple[str, ...]:
+    m = result.measured
+    where = result.series or charts.condition(result)
+    scale = " + ".join(f"{s:.3g}" for s in m.scale)
+    shown = [*(_shown(i) for i in (m.cosine, m.bias, m.snr)), f"{m.batch_cosine.value:.3f}"]
+    return (result.name, result.objective, where, *shown, f"{result.ess:.1%}", f"{result.masked:.1%}", scale)
+
+
+def _html_row(result: Result) -> list[str]:
+    words, numbers = _row(result)[:3], _row(result)[3:]
+    return [*(escape(cell) for cell in words), *(f'<td class="number">{escape(cell)}</td>' for cell in numbers)]
+
+
+def _shown(interval: Interval) -> str:
+    if not math.isfinite(interval.value):
+        return "–"
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _grid_tables(grid: Grid) -> str:
+    head = ["rank", "published", "mask", "reference", "advantage", "aggregate", "bias", "noise", "learnt"]
+    rows = [[escape(cell) for cell in cells] for cells in _grid_rows(grid)]
+    refused = "".join(f"<li>{count} × {escape(reason)}</li>" for reason, count in grid.refused.items())
+    why = f"<h3>Refused by their parts</h3><ul>{refused}</ul>" if refused else ""
+    return f"<details><summary>All {len(rows)} combinations, best first</summary>{page.table(head, rows)}</details>{why}"
+
+
+def _grid_rows(grid: Grid) -> list[list[str]]:
+    return [
+        [
+            str(r.rank),
+            ", ".join(r.published),
+            *r.combination.symbols().values(),
+            _shown(r.measured.bias),
+            f"{charts.noise_of(r):.3f}",
+            f"{r.learnt:.3f} ± {r.learnt_error:.3f}",
+        ]
+        for r in grid.results
+    ]
+
+
+def terminal_tables(findings: Findings, width: int) -> list[Table]:
+    """One table a part, and one for each algorithm of the mismatch study."""
+    tables = [_study_table(findings.study, width)] if findings.study else []
+    tables += [_mismatch_table(name, findings.mismatch) for name in dict.fromkeys(r.name for r in findings.mismatch)]
+    if findings.grid:
+        grid = findings.grid
+        shown = [r for r in _grid_rows(grid) if int(r[0]) <= MOST_ROWS or r[1]]
+        table = Table(title=f"{len(grid.results)} combinations; the best {MOST_ROWS} and the published", title_justify="left")
+        for column in ("rank", "published", "parts", "bias", "noise", "learnt"):
+            table.add_column(column, overflow="fold")
+        for rank, names, mask, reference, advantage, aggregate, bias, noise, learnt in shown:
+            parts = " · ".join((mask, reference, advantage, aggregate))
+            table.add_row(rank, names, parts, bias.split(" ")[0], noise, learnt.split(" ")[0])
+        tables.append(table)
+    return tables
+
+
+def _study_table(results: Sequence[Result], width: int) -> Table:
+    """Conditions that are the same for all have no column; intervals only where there is room."""
+    table = Table(title="against the exact gradient", title_justify="left")
+    varied = {axis: name for axis, name in AXES.items() if len({getattr(r, axis) for r in results}) > 1}
+    for column in ("method", "compared with"):
+        table.add_column(column, no_wrap=column == "method")
+    for column in (*varied.values(), "cosine", "bias", "signal/noise", "ESS", "masked"):
+        table.add_column(column, justify="right")
+    for r in results:
+        conditions = ["own" if getattr(r, axis) is None else f"{getattr(r, axis):g}" for axis in varied]
+        shown = [_shown(i) if width >= 140 else _shown(i).split(" ")[0] for i in (r.measured.cosine, r.measured.bias, r.measured.snr)]
+        table.add_row(r.name, r.objective, *conditions, *shown, f"{r.ess:.1%}", f"{r.masked:.1%}")
+    return table
+
+
+def _mismatch_table(name: str, results: Sequence[Result]) -> Table:
+    """Corrections by engines."""
+    mine = {(charts.correction_of(r), charts.engine_of(r)): r for r in results if r.name == name}
+    engines = list(dict.fromkeys(engine for _, engine in mine))
+    table = Table(title=f"{name}: bias (signal/noise) by engine and correction", title_justify="left")
+    table.add_column("correction")
+    for engine in engines:
+        table.add_column(engine, justify="right")
+    for correction in dict.fromkeys(correction for correction, _ in mine):
+        cells = [mine[correction, engine].measured for engine in engines]
+        table.add_row(correction, *(f"{m.bias.value:.3f} ({m.snr.value:.2f})" for m in cells))
+    return table
