@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -78,6 +79,17 @@ class Case:
         now = {name: tensor.clone().requires_grad_() for name, tensor in now.items()}
         loss = objective(Evaluation(**now), self.batch(**changes))
         return loss.detach(), torch.autograd.grad(loss, now[of])[0]
+
+    def beside(self, *bounds: float) -> None:
+        """Makes the first rows one token long, with ratios a millionth below and above each bound under advantages of either sign."""
+        row = 0
+        for bound in bounds:
+            for factor in (1 - 1e-6, 1 + 1e-6):
+                for sign in (-1.0, 1.0):
+                    self.mask[row] = torch.arange(self.mask.shape[1]) == 0
+                    self.old[row, 0] = self.log_prob[row, 0] - math.log(bound * factor)
+                    self.advantage[row] = sign
+                    row += 1
 
     def select(self, rows) -> Case:
         return Case(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})

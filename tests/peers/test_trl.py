@@ -173,6 +173,16 @@ def test_loss_types_are_aggregates(case, equal, kind) -> None:
     equal(ours + (AGGREGATES[kind](case.mask) * constant).sum(), value)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_bounds_lie_where_theirs_do(case, equal, level) -> None:
+    case.beside(0.8, 1.28, *([3.0] if level == "token" else []))
+    parts = {"mask": SequenceClip(0.2, 0.28), "reference": SequenceMean()} if level == "sequence" else {"dual": 3.0}
+    a = case.advantage[:, :1].expand_as(case.advantage)
+    delta = 3.0 if level == "token" else None
+    found = theirs(case, "dapo", advantage=a, importance_sampling_level=level, delta=delta)[1]
+    equal(case.gradient(clipped(case, TokenMean(), **parts), planned={"given": a}), found)
+
+
 def test_delta_is_the_dual_clip(case, equal) -> None:
     equal(case.gradient(clipped(case, TokenMean(), dual=3.0)), theirs(case, "dapo", delta=3.0)[1])
     # a delta below 1 + epsilon_high changes roles with it: it bounds positive advantages, epsilon_high the negative ones
@@ -194,9 +204,7 @@ def test_sequence_level_is_gspo(case, equal, kind) -> None:
 def test_cispo_bounds_the_weight_itself(case, equal, bound) -> None:
     """TRL's `epsilon_high` is the largest weight, not its distance from 1, and there is no lower bound."""
     value, gradient = theirs(case, "cispo", epsilon_high=bound)
-    ours, our_gradient = case.ours(
-        PolicyGradient(advantage=case.given, reference=TruncatedWeight(1.0, bound - 1), aggregate=TokenMean())
-    )
+    ours, our_gradient = case.ours(PolicyGradient(advantage=case.given, reference=TruncatedWeight(1.0, bound - 1), aggregate=TokenMean()))
     equal(ours, value)
     equal(our_gradient, gradient)
 

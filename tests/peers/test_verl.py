@@ -114,6 +114,14 @@ def test_vanilla_is_the_ratio_clip_with_dual(case, equal, name) -> None:
     equal(ours + (AGGREGATES[name](case.mask) * constant).sum(), value)
 
 
+@pytest.mark.parametrize("name", ["vanilla", "gspo"])
+def test_bounds_lie_where_theirs_do(case, equal, name) -> None:
+    case.beside(0.8, 1.28, *([3.0] if name == "vanilla" else []))
+    parts = {"mask": SequenceClip(0.2, 0.28), "reference": SequenceMean()} if name == "gspo" else {}
+    a = case.advantage[:, :1].expand_as(case.advantage)
+    equal(case.gradient(clipped(case, **parts), planned={"given": a}), theirs(case, name, advantage=a)[1])
+
+
 def test_vanilla_always_has_the_dual_clip(case, equal) -> None:
     ratio = (case.log_prob - case.old).exp()
     beyond = case.mask & (case.advantage < 0) & (ratio > 3)
@@ -250,7 +258,9 @@ def test_nan_where_the_mask_is_zero(case, equal, name, leak) -> None:
 # KL, entropy, value
 
 
-@pytest.mark.parametrize(("name", "estimator"), [("kl", "k1"), ("k1", "k1"), ("mse", "k2"), ("k2", "k2"), ("low_var_kl", "k3"), ("k3", "k3")])
+@pytest.mark.parametrize(
+    ("name", "estimator"), [("kl", "k1"), ("k1", "k1"), ("mse", "k2"), ("k2", "k2"), ("low_var_kl", "k3"), ("k3", "k3")]
+)
 def test_kl_values(case, equal, name, estimator) -> None:
     equal(kl_estimate(case.log_prob, case.anchor, estimator), core.kl_penalty(case.log_prob, case.anchor, name))
 
