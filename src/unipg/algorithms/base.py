@@ -92,16 +92,16 @@ class Algorithm:
 
 @dataclass(frozen=True)
 class KLInReward:
-    """A mixin of hyper-parameters: a KL penalty against the anchor in the reward of each token."""
+    """A mixin, named before `Algorithm`: a KL penalty against the anchor in the reward of each token."""
 
     kl_in_reward: float = setting(0.0, "weight of the KL estimate subtracted from each token's reward; 0 for none")
     kl_estimator: KLEstimator = setting("k1", "estimate used in the reward: k1, k2 or k3")
 
-    def with_kl(self, batch: Trajectories) -> Trajectories:
+    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         return kl_in_reward(batch, self.kl_in_reward, self.kl_estimator) if self.kl_in_reward else batch
 
     @property
-    def kl_reads(self) -> frozenset[str]:
+    def reads(self) -> frozenset[str]:
         return frozenset({"old_log_prob", "anchor_log_prob"}) if self.kl_in_reward else frozenset()
 
 

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, KLInReward, Setting, register, setting
-from unipg.estimator import GAE, EntropyBonus, Objective, OldPolicy, Planning, PolicyGradient, RatioClip, ValueLoss
+from unipg.estimator import GAE, EntropyBonus, Objective, OldPolicy, PolicyGradient, RatioClip, ValueLoss
 from unipg.estimator.aggregation import AggregateName, aggregate_named
-from unipg.trajectories import Trajectories
 
 
 @register
@@ -37,10 +36,3 @@ class PPO(KLInReward, Algorithm):
             mask=RatioClip(self.clip_low, self.clip_high), reference=OldPolicy(), advantage=gae, aggregate=aggregate
         ) + self.value_weight * ValueLoss(gae=gae, clip=self.value_clip, aggregate=aggregate)
         return objective + self.entropy * EntropyBonus(aggregate=aggregate) if self.entropy else objective
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.kl_reads
-
-    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        return self.with_kl(batch)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, KLInReward, Setting, register, setting
-from unipg.estimator import BatchWhitened, OldPolicy, Planning, PolicyGradient, RatioClip
+from unipg.estimator import BatchWhitened, OldPolicy, PolicyGradient, RatioClip
 from unipg.estimator.aggregation import AggregateName, aggregate_named
-from unipg.trajectories import Trajectories
 
 
 @register
@@ -32,10 +31,3 @@ class ReinforcePlusPlus(KLInReward, Algorithm):
             advantage=BatchWhitened(self.gamma),
             aggregate=aggregate_named(self.aggregate, setting.max_new_tokens),
         )
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.kl_reads
-
-    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        return self.with_kl(batch)

@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, KLInReward, Setting, register, setting
-from unipg.estimator import CurrentPolicy, LeaveOneOut, Planning, PolicyGradient
+from unipg.estimator import CurrentPolicy, LeaveOneOut, PolicyGradient
 from unipg.estimator.aggregation import AggregateName, aggregate_named
-from unipg.trajectories import Trajectories
 
 
 @register
@@ -28,10 +27,3 @@ class RLOO(KLInReward, Algorithm):
             advantage=LeaveOneOut(),
             aggregate=aggregate_named(self.aggregate, setting.max_new_tokens),
         )
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return self.kl_reads
-
-    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        return self.with_kl(batch)

@@ -49,6 +49,7 @@ def default_bandit(seed: int = 0, vocabulary: int = 4, length: int = 1) -> Exact
     if length != 1:
         raise InputError(f"a bandit acts once: its length is 1, not {length}")
     _check_size(vocabulary)
+    check_count((vocabulary - 1) * vocabulary, "arms (over all contexts)")
     logits = 0.7 * torch.randn(vocabulary - 1, vocabulary, dtype=torch.float64, generator=generator(seed, "bandit"))
     earned = {0: 1.0, 1: 0.5}
     rewards = [[earned.get((arm - context - 1) % vocabulary, 0.0) for arm in range(vocabulary)] for context in range(vocabulary - 1)]
@@ -64,8 +65,8 @@ def counting(seed: int = 0, vocabulary: int = 4, length: int | None = None) -> E
     _check_size(vocabulary)
     end = vocabulary - 1
     length = end if length is None else length
-    if length < 1:
-        raise InputError(f"--length is {length}; accepted: a number of tokens of at least 1")
+    if length < end:
+        raise InputError(f"length is {length}; accepted: {end} or more, for so many tokens has the longest right answer")
 
     def reward(prompt: int, answer: tuple[int, ...]) -> float:
         right = tuple(range(prompt + 1, vocabulary))
@@ -145,8 +146,8 @@ def default_tree(seed: int = 0, vocabulary: int = 2, length: int | None = None) 
     depth = 3 if length is None else length
     if vocabulary < 2 or depth < 1:
         raise InputError(f"a tree of {vocabulary} actions and {depth} steps has no choice in it; accepted: 2 or more and 1 or more")
-    inner = sum(vocabulary**level for level in range(depth))
     leaves = vocabulary**depth
+    inner = (leaves - 1) // (vocabulary - 1)
     check_count(2 * leaves**2, "paths through the tree")
     logits = 0.5 * torch.randn(2 * inner, vocabulary, dtype=torch.float64, generator=generator(seed, "tree"))
     logits[:inner, -1] += 0.8  # the first tree is half learnt
@@ -171,4 +172,4 @@ def problem_named(name: str, seed: int = 0, vocabulary: int | None = None, lengt
 
 def _check_size(vocabulary: int) -> None:
     if vocabulary < 2:
-        raise InputError(f"--vocabulary is {vocabulary}; accepted: 2 or more")
+        raise InputError(f"vocabulary is {vocabulary}; accepted: 2 or more")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ MOST_TRAJECTORIES = 100_000
 def check_count(count: int, what: str) -> None:
     """Refuses a problem that is too large to enumerate."""
     if count > MOST_TRAJECTORIES:
-        raise InputError(f"{count} {what} are too many to enumerate; the limit is {MOST_TRAJECTORIES}")
+        shown = str(count) if count < 10**15 else f"about 10^{math.log10(count):.0f}"
+        raise InputError(f"{shown} {what} are too many to enumerate; the limit is {MOST_TRAJECTORIES}")
 
 
 class TabularPolicy(Policy):
@@ -98,7 +100,8 @@ class StringProblem:
         if self.end is None:
             return self.vocabulary**self.length
         going = self.vocabulary - 1
-        return going**self.length + sum(going**k for k in range(self.length))
+        full = going**self.length
+        return full + (self.length if going == 1 else (full - 1) // (going - 1))
 
     def answers(self) -> list[tuple[int, ...]]:
         """Every string, in lexicographic order."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.estimator import CurrentPolicy, Everything, Objective, Planning, PolicyGradient, Progress
+from unipg.lab import gradients
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.seeding import generator
 from unipg.training.optimization import OptimizerRecipe
@@ -108,9 +109,7 @@ def gradient(
 
 
 def prepared(algorithm: Algorithm, batch: Trajectories, planning: Planning | None = None) -> tuple[Objective, Trajectories]:
-    planning = planning or Planning(Progress(1, 4))
-    objective = algorithm.terms(SETTING)
-    return objective, objective.prepare(algorithm.prepare(batch, SETTING, planning), planning)
+    return gradients.prepared(algorithm, batch, SETTING, planning or Planning(Progress(1, 4)))
 
 
 def _same(expected: Tensor, found: Tensor, sentence: str) -> None:

@@ -192,7 +192,7 @@ class RunRecord:
             },
             "versions": versions(),
             "machine": {
-                "cpu": _cpu(),
+                "cpu": cpu_name(),
                 "cores": os.cpu_count(),
                 "threads": torch.get_num_threads(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
@@ -235,7 +235,8 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
+    """What the processor calls itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
