@@ -46,7 +46,7 @@ def run() -> int:
             print(f"[{number}] {title}: done before, in {folder}")
             continue
         print(f"[{number}] {title}", flush=True)
-        code = main(["train", recipe, *(["--resume"] if (folder / "checkpoint.pt").is_file() else [])])
+        code = main(["train", recipe, *(["--resume"] if folder.is_dir() else [])])
         if code:
             return code
     folder = STAGES[-1][3]

@@ -230,7 +230,7 @@ def test_no_clamp_of_the_log_ratio(case, equal) -> None:
 
 
 def test_weights_of_another_sampler(case, equal) -> None:
-    """TRL multiplies by pi_old / pi_sampler: dividing by the sampler's policy under a clip on pi_old. Its truncation has no part here."""
+    """TRL multiplies by pi_old / pi_sampler: dividing by the sampler's policy under a clip on pi_old. Untruncated here."""
     weight = (case.old - case.behaviour).exp()
     vllm = {"use_vllm": True, "vllm_importance_sampling_correction": True}
     gradient = theirs(case, "dapo", inputs={"importance_sampling_ratio": weight}.items(), **vllm)[1]

@@ -12,6 +12,7 @@ import torch
 from unipg import (
     GAE,
     BatchWhitened,
+    BehaviourPolicy,
     ConstantLength,
     CurrentPolicy,
     EntropyBonus,
@@ -69,7 +70,7 @@ def actor(low=0.2, high=0.28, dual=3.0, **split) -> ActorConfig:
     return config
 
 
-def theirs(case, name, aggregate="token-mean", config=None, advantage=None):
+def theirs(case, name, aggregate="token-mean", config=None, advantage=None, weights=None):
     """verl's loss and gradient."""
     log_prob = case.log_prob.clone().requires_grad_()
     surrogate = core.compute_policy_loss_reinforce if name == "reinforce" else core.get_policy_loss_fn(name)
@@ -81,6 +82,7 @@ def theirs(case, name, aggregate="token-mean", config=None, advantage=None):
         response_mask=case.number,
         loss_agg_mode=aggregate,
         config=config or actor(),
+        rollout_is_weights=weights,
     )
     return loss.detach(), torch.autograd.grad(loss, log_prob)[0]
 
@@ -146,6 +148,12 @@ def test_vanilla_and_ours_stop_at_twenty_nats(case, equal) -> None:
     assert gradient[1, 1] == ours[1, 1] == 0
     ours[0, 1] = 0
     equal(ours, gradient)
+
+
+def test_weights_of_another_sampler(case, equal) -> None:
+    """verl multiplies by pi_old / pi_sampler: dividing by the sampler's policy under a clip on pi_old."""
+    found = theirs(case, "vanilla", weights=(case.old - case.behaviour).exp())[1]
+    equal(case.gradient(clipped(case, reference=BehaviourPolicy())), found)
 
 
 @pytest.mark.parametrize("name", ["token-mean", "seq-mean-token-mean"])

@@ -343,7 +343,7 @@ def test_a_long_gradient_is_skipped_on_its_norm_before_clipping(recipe, tmp_path
     assert lines(tmp_path / "run" / "metrics.jsonl")[-1]["steps/skipped_large"] == 3
 
 
-def test_lora_trains_adapters_only(recipe, tmp_path) -> None:
+def test_lora_trains_adapters_only(recipe, tmp_path, rows) -> None:
     assert main(["train", recipe(output=str(tmp_path / "base"))]) == 0
     path = recipe(
         policy={"scratch": None, "model": str(tmp_path / "base" / "model"), "lora": {"r": 2, "alpha": 4}},
@@ -353,6 +353,55 @@ def test_lora_trains_adapters_only(recipe, tmp_path) -> None:
     record = json.loads((tmp_path / "run" / "run.json").read_text())["policy"]
     assert 0 < record["trained"] < record["parameters"] / 4
     assert (tmp_path / "run" / "model" / "adapter_config.json").is_file()
+    assert main(["evaluate", str(tmp_path / "run"), "--task", f"{rows}:{{prompt: q, answer: a}}", "--items", "2"]) == 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(recipe, tmp_path) -> None:
+    path = recipe()
+    assert main(["train", path, f"output={tmp_path / 'straight'}"]) == 0
+    begun = tmp_path / "run"
+    begun.mkdir()
+    (begun / "recipe.yaml").write_text("algorithm: hpt\n")
+    (begun / "run.json").write_text('{"status": "runn')
+    assert main(["train", path, "--resume"]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(begun).values(), weights(tmp_path / "straight").values(), strict=True))
+
+
+def test_a_folder_that_holds_no_run_is_not_resumed(recipe, tmp_path, capsys) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    assert "holds no run" in refused(capsys, "train", recipe(), "--resume")
+
+
+def test_a_tracker_that_is_not_installed_is_named(recipe, capsys) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("trackio") is None:
+        assert "needs the package 'trackio'" in refused(capsys, "train", recipe(logging={"trackers": ["trackio"]}))
+
+
+def test_conversations_go_through_the_chat_template(recipe, tmp_path, rows, capsys) -> None:
+    from transformers import AutoTokenizer
+
+    assert main(["train", recipe(output=str(tmp_path / "base"))]) == 0
+    folder = tmp_path / "base" / "model"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = tmp_path / "chat.jsonl"
+    row = {"q": [{"role": "user", "content": "1 + 1 ="}], "a": "2"}
+    chat.write_text("".join(json.dumps(row) + "\n" for _ in range(4)), encoding="utf-8")
+    changes = {
+        "policy": {"scratch": None, "model": str(folder)},
+        "task": {"data": {"source": str(chat), "prompt": "q", "answer": "a", "demonstration": "a", "verifier": "exact_match"}},
+    }
+    assert "no chat template" in refused(capsys, "train", recipe(**changes))
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+    tokenizer.save_pretrained(folder)
+    assert main(["train", recipe(**changes), f"output={tmp_path / 'chat'}"]) == 0
+    from unipg.rollouts.text import prompt_tokens
+    from unipg.tasks.base import Item
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.decode(prompt_tokens(tokenizer, Item(0, row["q"]), "auto")) == "<1 + 1 =>:"
 
 
 def test_tensorboard_receives_the_numbers(recipe, tmp_path) -> None:

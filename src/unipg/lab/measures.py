@@ -64,7 +64,7 @@ def measure(gradients: Tensor, basis: Sequence[Tensor], seed: int = 0) -> Measur
         """[R,4] cosine, bias, variance, snr for R weightings of the batches `[R,N]` that sum to N."""
         mean = weight @ along / count
         pairs = (weight**2) @ squares  # what a batch has with itself, and with its own copies
-        total = count**2 - (weight**2).sum(1)
+        total = (count**2 - (weight**2).sum(1)).clamp_min(1)  # 0 where a resample holds one batch alone
         right = ((mean * count) ** 2 - pairs[:, 0]) / total
         wrong = ((weight @ across).square().sum(1) - pairs[:, 1]) / total
         signal = right + wrong

@@ -236,7 +236,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 def _check_folder(name: str) -> None:
     path = Path(name)
     looks_local = path.exists() or name.startswith((".", "/", "~", "runs/"))
-    if looks_local and not (path / "config.json").is_file():
+    if looks_local and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         what = "has no config.json" if path.is_dir() else "does not exist" if not path.exists() else "is not a folder"
         raise InputError(f"the model folder '{name}' {what}; accepted: a folder written by save_pretrained, or a hub name")
 

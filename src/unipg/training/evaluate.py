@@ -62,7 +62,8 @@ def evaluate_model(
     if not wanted:
         raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
     built = [task.build() for task in wanted]
-    place = str(Path(model) / "model") if (Path(model) / "model" / "config.json").is_file() else model
+    inside = Path(model) / "model"
+    place = str(inside) if inside.is_dir() else model
     policy = CausalLanguageModel(load_model(place).to(pick_device(device)), load_tokenizer(place))
     results = []
     for task in built:

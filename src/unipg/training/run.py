@@ -26,6 +26,7 @@ from unipg.rollouts.base import Experience
 from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts
 from unipg.samplers import UniformSampler
+from unipg.training.checkpoints import NAME as CHECKPOINT
 from unipg.training.distribution import Workers
 from unipg.training.recipe import Recipe
 from unipg.training.tracking import Tracker
@@ -41,7 +42,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     """
     folder = Path(recipe.output)
     workers = Workers.from_environment()
-    _check_folder(folder, resume)
+    resume = _continues(folder, resume)
     if recipe.threads is not None:
         if recipe.threads < 1:
             raise InputError(f"threads is {recipe.threads}; accepted: 1 or more")
@@ -130,12 +131,20 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
-def _check_folder(folder: Path, resume: bool) -> None:
-    if resume:
-        if not folder.is_dir():
-            raise InputError(f"there is nothing to resume: the run folder '{folder}' does not exist")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
+def _continues(folder: Path, resume: bool) -> bool:
+    """Whether there is a checkpoint to continue from. A run that was killed before its first one starts again: nothing is lost."""
+    started = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if not resume:
+        if started:
+            raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
+        return False
+    if not folder.is_dir():
+        raise InputError(f"there is nothing to resume: the run folder '{folder}' does not exist")
+    if (folder / CHECKPOINT).is_file():
+        return True
+    if started and not (folder / "recipe.yaml").is_file():
+        raise InputError(f"there is nothing to resume: '{folder}' holds no run")
+    return False
 
 
 def _make_folder(folder: Path) -> None:
@@ -175,7 +184,7 @@ class RunRecord:
         self, folder: Path, recipe: Recipe, algorithm: Algorithm, trainer: Trainer, command: str, device: torch.device, writes: bool = True
     ) -> None:
         self.path, self.trainer, self.writes = folder / "run.json", trainer, writes
-        earlier = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        earlier = _earlier(self.path)
         parameters = list(trainer.policy.module.parameters())
         self.content: dict[str, Any] = {
             "name": folder.name,
@@ -219,6 +228,15 @@ class RunRecord:
             temporary = self.path.with_suffix(".writing")
             temporary.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
             temporary.replace(self.path)
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """The record of a run that is continued; empty where there is none, or none that can be read."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def versions() -> dict[str, str]:
