@@ -13,7 +13,7 @@ from unipg.cli import main
 from unipg.lab import counting
 from unipg.lab.gradients import Draw, Sampler, ascent_directions, study_batches
 from unipg.lab.grid import Combination, Learning, _Shared, chosen_parts, default_parts, published, run_grid
-from unipg.lab.mismatch import run_mismatch
+from unipg.lab.mismatch import CORRECTIONS, Engine, Tempered, TopK, run_mismatch
 from unipg.lab.run import split_names
 from unipg.lab.study import instances
 from unipg.seeding import generator
@@ -26,7 +26,7 @@ def lab(folder: Path, *arguments: str) -> int:
 
 
 def test_study_from_the_command_line(tmp_path, capsys) -> None:
-    arguments = ["--algorithms", "rloo,grpo,hpt", "--batches", "20", "--group-sizes", "2,4", "--clip", "0.1,0.2", "--noise", "0,0.1"]
+    arguments = ["--algorithms", "rloo,grpo,hpt", "--batches", "6", "--group-sizes", "2,4", "--clip", "0.1,0.2", "--noise", "0,0.1"]
     assert lab(tmp_path / "out", *arguments) == 0
     printed = capsys.readouterr().out
     assert "grpo" in printed
@@ -51,7 +51,7 @@ def test_study_from_the_command_line(tmp_path, capsys) -> None:
 
 
 def test_mismatch_and_grid_from_the_command_line(tmp_path, capsys) -> None:
-    arguments = ["--mismatch", "--grid", "--batches", "20", "--algorithms", "rloo", "--masks", "Everything"]
+    arguments = ["--mismatch", "--grid", "--batches", "5", "--algorithms", "rloo", "--masks", "Everything"]
     arguments += [
         "--references",
         "CurrentPolicy,Uniform",
@@ -155,13 +155,16 @@ def test_every_pure_rollout_method_is_marked() -> None:
 
 def test_corrections_against_engines() -> None:
     """The truth of the study in one table: sequence weights repair a temperature, nothing repairs a missing action."""
-    results = {r.series: r.measured for r in run_mismatch(instances(["rloo"]), PROBLEM, batches=200)}
-    assert results["temperature 0.5 / none"].bias.low > 0.2
-    assert results["temperature 0.5 / sequence weight, no limit"].bias.low == 0
-    assert results["temperature 0.5 / token TIS"].bias.high < results["temperature 0.5 / none"].bias.low
-    assert results["temperature 0.5 / sequence weight, no limit"].snr.high < results["temperature 0.5 / none"].snr.low
+    engines = (Engine(), Tempered(0.5), TopK(3))
+    corrections = [c for c in CORRECTIONS if c.name in ("none", "token TIS", "sequence weight, no limit")]
+    found = run_mismatch(instances(["rloo"]), PROBLEM, group_size=4, batches=150, engines=engines, corrections=corrections)
+    results = {r.series: r.measured for r in found}
+    assert results["T = 0.5 / none"].bias.low > 0.2
+    assert results["T = 0.5 / sequence weight, no limit"].bias.low == 0
+    assert results["T = 0.5 / token TIS"].bias.high < results["T = 0.5 / none"].bias.low
+    assert results["T = 0.5 / sequence weight, no limit"].snr.high < results["T = 0.5 / none"].snr.low
     assert all(results[s].bias.low > 0.2 for s in results if s.startswith("top-3"))
-    same = [results[s] for s in results if s.startswith("the policy itself")]
+    same = [results[s] for s in results if s.startswith("exact")]
     assert all(m.norm == pytest.approx(same[0].norm, abs=1e-12) for m in same)
     assert all(math.isfinite(m.snr.value) for m in results.values())
 

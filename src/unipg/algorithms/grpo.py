@@ -24,6 +24,7 @@ class GRPO(Algorithm):
     rollouts: int = setting(8, "rollouts per prompt, at least 2")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 2402.03300")
     clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "arXiv 2402.03300")
+    clip_dual: float | None = setting(None, "bound on the ratio itself where the advantage is negative (dual clip, 3); null for none")
     kl: float = setting(0.0, "weight of the KL penalty in the loss; 0 for none", "arXiv 2402.03300 uses 0.04")
     kl_estimator: Literal["k2", "k3"] = setting("k3", "estimate of the KL in the loss", "arXiv 2402.03300, eq. 4")
     aggregate: AggregateName = setting("sequence_mean_token_mean", "how tokens are averaged", "arXiv 2402.03300, eq. 3")
@@ -31,7 +32,7 @@ class GRPO(Algorithm):
     def objective(self, setting: Setting) -> PolicyGradient | Objective:
         aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
         gradient = PolicyGradient(
-            mask=RatioClip(self.clip_low, self.clip_high),
+            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual),
             reference=OldPolicy(),
             advantage=GroupStandardized(),
             aggregate=aggregate,

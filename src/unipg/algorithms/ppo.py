@@ -21,6 +21,7 @@ class PPO(KLInReward, Algorithm):
     rollouts: int = setting(1, "rollouts per prompt; no group is needed")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 1707.06347")
     clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "arXiv 1707.06347")
+    clip_dual: float | None = setting(None, "bound on the ratio itself where the advantage is negative (dual clip, 3); null for none")
     gamma: float = setting(1.0, "discount per token or step; 0.99 is usual for control")
     lam: float = setting(0.95, "GAE's lambda", "arXiv 1707.06347")
     normalize_advantage: bool = setting(True, "whiten the advantage over the batch")
@@ -33,6 +34,6 @@ class PPO(KLInReward, Algorithm):
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)
         aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
         objective = PolicyGradient(
-            mask=RatioClip(self.clip_low, self.clip_high), reference=OldPolicy(), advantage=gae, aggregate=aggregate
+            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual), reference=OldPolicy(), advantage=gae, aggregate=aggregate
         ) + self.value_weight * ValueLoss(gae=gae, clip=self.value_clip, aggregate=aggregate)
         return objective + self.entropy * EntropyBonus(aggregate=aggregate) if self.entropy else objective

@@ -17,7 +17,10 @@ class Reinforce(Algorithm):
     paper = "Williams 1992; arXiv 2509.04419, Table 1, row 4"
     equation = "coefficient = +1 if R > 0 else −1"
     bias = "The sign of the reward replaces the reward: it follows the success rate, not the expected reward (exact with signed: false)."
-    deviations = ("The paper's table has ±1; with signed: false the advantage is R − baseline, the textbook estimator.",)
+    deviations = (
+        "The paper's table has ±1; with signed: false the advantage is R − baseline, the textbook estimator.",
+        "On policy: with several optimiser steps per batch the later ones are off policy, and nothing corrects for it.",
+    )
 
     rollouts: int = setting(8, "rollouts per prompt")
     signed: bool = setting(True, "±1 by success instead of the reward itself", "arXiv 2509.04419, Table 1")

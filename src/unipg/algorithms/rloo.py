@@ -16,6 +16,7 @@ class RLOO(KLInReward, Algorithm):
     title = "REINFORCE leave-one-out"
     paper = "arXiv 2402.14740"
     equation = "coefficient = R_j − mean_{k≠j} R_k"
+    deviations = ("On policy: with several optimiser steps per batch the later ones are off policy, and nothing corrects for it.",)
     needs_group = 2
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2")

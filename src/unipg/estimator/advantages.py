@@ -114,7 +114,7 @@ class Constant(Advantage):
         return f"{self.value:g}"
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
-        return torch.full(batch.mask.shape, self.value, device=batch.mask.device)
+        return torch.full(batch.mask.shape, self.value, dtype=torch.float64, device=batch.mask.device)
 
 
 @dataclass(frozen=True)

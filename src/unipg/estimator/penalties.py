@@ -10,7 +10,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import GAE, Planning
-from unipg.estimator.policy_gradient import Record, Term
+from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record, Term
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -21,9 +21,10 @@ def kl_estimate(log_prob: Float[Tensor, "*N"], anchor_log_prob: Float[Tensor, "*
     """Per-sample estimate of KL(pi_theta || pi_anchor) from samples of pi_theta, d = log pi_theta − log pi_anchor.
 
         k1 = d        unbiased, noisy, may be negative
-        k2 = d² / 2   biased value, low variance; its GRADIENT is the unbiased one of the KL
+        k2 = d² / 2   biased value, low variance; on policy its GRADIENT is the unbiased one of the KL
         k3 = exp(−d) − 1 + d   unbiased value, never negative; its gradient is that of KL(pi_anchor || pi_theta) as seen from pi_theta
 
+    Where −d exceeds 20, k3 goes on as a straight line: exp would only add noise, then inf; the pull stays.
     Source: Schulman 2020, "Approximating KL divergence".
     """
     d = log_prob - anchor_log_prob
@@ -32,7 +33,8 @@ def kl_estimate(log_prob: Float[Tensor, "*N"], anchor_log_prob: Float[Tensor, "*
     if estimator == "k2":
         return 0.5 * d * d
     if estimator == "k3":
-        return torch.expm1(-d) + d
+        steep = (-d).clamp_max(LOG_RATIO_LIMIT)
+        return torch.expm1(steep) + torch.exp(steep.detach()) * (-d - steep) + d
     raise InputError(f"KL estimator '{estimator}' does not exist; {nearest(str(estimator), ['k1', 'k2', 'k3'])}")
 
 

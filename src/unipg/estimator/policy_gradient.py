@@ -252,6 +252,7 @@ class Objective:
     def prepare(self, batch: Trajectories, planning: Planning | None = None) -> Trajectories:
         """On the whole rollout batch: advantages, value targets. `planning` carries progress and the sum over workers."""
         planning = planning or Planning()
+        check_rewards(batch)
         quiet = silence(batch)
         planned = {f"{name}/{k}": v for name, term in self.named() for k, v in term.prepared(quiet, planning).items()}
         return batch.replace(planned={**batch.planned, **planned})
@@ -312,6 +313,13 @@ def silence(batch: Trajectories) -> Trajectories:
 
     fields = ("step_reward", "behaviour_log_prob", "old_log_prob", "anchor_log_prob", "value", "bootstrap_value")
     return batch.replace(**{name: quiet(getattr(batch, name)) for name in fields}, planned={k: quiet(v) for k, v in batch.planned.items()})
+
+
+def check_rewards(batch: Trajectories) -> None:
+    """Refuses a reward that is not finite, naming the row: in a group it would spoil every other row's advantage."""
+    if batch.reward is not None and not bool(torch.isfinite(batch.reward).all()):
+        row = int((~torch.isfinite(batch.reward)).nonzero()[0])
+        raise InputError(f"the reward of row {row} is {float(batch.reward[row])}; accepted: finite numbers")
 
 
 def check_log_probs(log_prob: Tensor, batch: Trajectories, name: str) -> None:

@@ -43,7 +43,7 @@ class Engine:
 
     @property
     def name(self) -> str:
-        return "the policy itself"
+        return "exact"
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits
@@ -62,7 +62,7 @@ class Rounded(Engine):
 
     @property
     def name(self) -> str:
-        return "bf16 logits"
+        return "bf16"
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits.to(torch.bfloat16).to(logits.dtype)
@@ -76,7 +76,7 @@ class Tempered(Engine):
 
     @property
     def name(self) -> str:
-        return f"temperature {self.temperature:g}"
+        return f"T = {self.temperature:g}"
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits / self.temperature

@@ -219,10 +219,10 @@ def _study_table(results: Sequence[Result], width: int) -> Table:
     """Conditions that are the same for all have no column; intervals only where there is room."""
     table = Table(title="against the exact gradient", title_justify="left")
     varied = {axis: name for axis, name in AXES.items() if len({getattr(r, axis) for r in results}) > 1}
-    for column in ("method", "compared with"):
-        table.add_column(column, no_wrap=column == "method")
-    for column in (*varied.values(), "cosine", "bias", "signal/noise", "ESS", "masked"):
-        table.add_column(column, justify="right")
+    for column in ("method", "target"):
+        table.add_column(column, no_wrap=True)
+    for column in (*varied.values(), "cosine", "bias", "S/N", "ESS", "masked"):
+        table.add_column(column, justify="right", no_wrap=True)
     for r in results:
         conditions = ["own" if getattr(r, axis) is None else f"{getattr(r, axis):g}" for axis in varied]
         shown = [_shown(i) if width >= 140 else _shown(i).split(" ")[0] for i in (r.measured.cosine, r.measured.bias, r.measured.snr)]
@@ -235,7 +235,7 @@ def _mismatch_table(name: str, results: Sequence[Result]) -> Table:
     mine = {(charts.correction_of(r), charts.engine_of(r)): r for r in results if r.name == name}
     engines = list(dict.fromkeys(engine for _, engine in mine))
     table = Table(title=f"{name}: bias (signal/noise) by engine and correction", title_justify="left")
-    table.add_column("correction")
+    table.add_column("correction", no_wrap=True)
     for engine in engines:
         table.add_column(engine, justify="right")
     for correction in dict.fromkeys(correction for correction, _ in mine):

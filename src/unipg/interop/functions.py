@@ -1,0 +1,107 @@
+"""Algorithms as plain functions of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipg.algorithms.base import Algorithm, Setting
+from unipg.errors import InputError
+from unipg.estimator import Planning, PolicyGradient
+from unipg.estimator.advantages import Advantage
+from unipg.shapes import Bool, Float, Int
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+
+def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Float[Tensor, ""]]:
+    """`f(log_prob, mask, reward, …) -> loss` of a whole batch, every term included.
+
+    Arguments of f, by name: `log_prob [B,T]` with the graph, `mask [B,T]` bool, `reward [B]`; and where the algorithm reads them
+    `group [B]`, `demonstration [B]` bool, `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`, `value`, `old_value` `[B,T]`.
+    The gradient is that of `unipg train` on the same batch.
+    """
+    setting = Setting(max_new_tokens=max_new_tokens)
+    objective = algorithm.terms(setting)
+
+    def f(
+        log_prob: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+        reward: Float[Tensor, " B"],
+        *,
+        group: Int[Tensor, " B"] | None = None,
+        demonstration: Bool[Tensor, " B"] | None = None,
+        entropy: Float[Tensor, "B T"] | None = None,
+        value: Float[Tensor, "B T"] | None = None,
+        old_value: Float[Tensor, "B T"] | None = None,
+        **log_probs: Tensor,
+    ) -> Float[Tensor, ""]:
+        source = None if demonstration is None else torch.where(demonstration, int(Source.DEMONSTRATION), int(Source.ROLLOUT))
+        batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, **log_probs)
+        planning = Planning()
+        return objective(Evaluation(log_prob, entropy, value), algorithm.prepare(batch, setting, planning), planning)
+
+    return f
+
+
+def advantage_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T"]]:
+    """`f(reward [B], mask [B,T], group [B]) -> advantage [B,T]` of the algorithm's policy gradient on rollouts; 0 where the mask is 0.
+
+    Raises InputError for an algorithm whose advantage depends on the current policy.
+    """
+    term = _rollout_term(algorithm)
+    if term.advantage.is_dynamic:
+        raise InputError(f"the advantage of '{algorithm.name}' depends on the current policy; use loss_function")
+
+    def f(reward: Float[Tensor, " B"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B T"]:
+        advantage = term.advantage(_carrier(mask, reward=reward, group=group))
+        return torch.where(mask.bool(), advantage, 0)
+
+    return f
+
+
+def per_token_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T"]]:
+    """`f(log_prob, old_log_prob, advantage, mask) -> loss [B,T]` per token, before any aggregation: for frameworks that bring their own
+    advantages and reduce themselves. Mask and reference are the algorithm's; the gradient flows through `log_prob` alone.
+    """
+    term = _rollout_term(algorithm)
+
+    def f(
+        log_prob: Float[Tensor, "B T"],
+        old_log_prob: Float[Tensor, "B T"],
+        advantage: Float[Tensor, "B T"],
+        mask: Bool[Tensor, "B T"],
+    ) -> Float[Tensor, "B T"]:
+        mask = mask.bool()
+        quiet = torch.where(mask, old_log_prob, 0)
+        batch = _carrier(mask, old_log_prob=quiet, behaviour_log_prob=quiet, anchor_log_prob=quiet)
+        given = dataclasses.replace(term, advantage=Given(torch.where(mask, advantage, 0)))
+        loss, _ = given.per_token(Evaluation(torch.where(mask, log_prob, 0)), batch, "given", Planning())
+        return loss
+
+    return f
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Given(Advantage):
+    """Advantages worked out elsewhere."""
+
+    values: Tensor
+    dynamic = True  # asked for with every call, never planned
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        return self.values
+
+
+def _rollout_term(algorithm: Algorithm) -> PolicyGradient:
+    for term in algorithm.terms(Setting()).terms:
+        if isinstance(term, PolicyGradient) and Source.ROLLOUT in term.rows:
+            return term
+    raise InputError(f"algorithm '{algorithm.name}' has no policy gradient on rollouts")
+
+
+def _carrier(mask: Tensor, **fields: Any) -> Trajectories:
+    return Trajectories(action=torch.zeros(mask.shape, dtype=torch.long, device=mask.device), mask=mask.bool(), **fields)
