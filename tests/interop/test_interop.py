@@ -10,14 +10,14 @@ from unipg import Evaluation, InputError, Planning
 from unipg.algorithms import Setting, registered
 from unipg.interop import advantage_function, loss_function, per_token_function, prime_rl, slime
 from unipg.lab import BigramPolicy
-from unipg.laws import checks
+from unipg.laws.cases import VOCABULARY, random_batch
 
 
 @pytest.mark.parametrize("name", registered())
 def test_the_loss_function_has_the_objectives_gradient(name) -> None:
     algorithm = registered()[name]()
-    batch = checks.random_batch(algorithm, 3)
-    policy = BigramPolicy(checks.VOCABULARY, 3)
+    batch = random_batch(algorithm, 3)
+    policy = BigramPolicy(VOCABULARY, 3)
     now = policy.evaluate(batch, entropy=True, value=True)
     leaves = [now.log_prob.detach().requires_grad_(), now.entropy.detach().requires_grad_(), now.value.detach().requires_grad_()]
     loss = loss_function(algorithm, 6)(

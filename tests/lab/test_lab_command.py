@@ -45,8 +45,11 @@ def test_study_from_the_command_line(tmp_path, capsys) -> None:
     for title in ("Bias and variance of every method", "Bias by rollouts per prompt", "Noise by clip range", "share of wrong scores"):
         assert title in page
     charts = json.loads(re.search(r'id="charts">(.*?)</script>', page, re.S).group(1))
-    assert len(charts) == 3 + 2 * 3
+    assert len(charts) == 1 + 2 * 3  # no charts by method: so many conditions could not be told apart
     assert {trace["name"] for trace in charts[0]["data"]} == {"rloo", "grpo", "hpt"}
+    assert sum(trace["showlegend"] for trace in charts[0]["data"]) == 3
+    by_clip = next(chart for chart in charts if chart["layout"]["xaxis"]["title"]["text"] == "clip range")
+    assert [(trace["name"], trace["x"]) for trace in by_clip["data"]] == [("grpo", [0.1, 0.2])]
     assert (tmp_path / "out" / "lab.png").read_bytes()[:4] == b"\x89PNG"
 
 

@@ -72,6 +72,10 @@ def test_a_gradient_that_points_away_or_nowhere() -> None:
     assert nowhere.bias.value == 1
     assert nowhere.variance.value == math.inf
     assert nowhere.snr.value == 0
+    always = measure(torch.tensor([[0.1, 0.3]], dtype=torch.float64).expand(7, 2), [target])
+    assert always.variance.value == pytest.approx(0, abs=1e-12)
+    assert always.variance.value >= 0
+    assert always.cosine.value == pytest.approx(0.1**0.5)
     with pytest.raises(InputError, match="2 or more"):
         measure(torch.zeros(1, 2, dtype=torch.float64), [target])
 
@@ -166,7 +170,7 @@ def test_a_kl_in_the_reward_follows_the_regularised_objective() -> None:
 
 def test_claimed_objectives() -> None:
     names = {name: claimed_objective(algorithm(), PROBLEM)[0] for name, algorithm in registered().items()}
-    assert names["sft"] == names["dft"] == "demonstrations"
+    assert names["sft"] == names["dft"] == "likelihood"
     assert names["hpt"] == names["luffy"] == names["srft"] == "J_mu"
     assert names["ppo"] == names["grpo"] == "E[R]"
 

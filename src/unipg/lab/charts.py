@@ -24,6 +24,7 @@ AXES = {
 }
 
 
+MOST_CONDITIONS = 4
 PLACES = (("top", "center", (0, 12)), ("bottom", "center", (0, -12)), ("middle", "right", (9, 0)), ("middle", "left", (-9, 0)))
 """Where the names of neighbouring marks stand, in turn."""
 
@@ -71,24 +72,35 @@ def _looks(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     return {name: (colour(i), SYMBOLS[(i + i // len(COLOURS)) % len(SYMBOLS)]) for i, name in enumerate(names)}
 
 
+def lines_over_lags(results: Sequence[Result]) -> list[tuple[str, list[Result]]]:
+    """Results that differ in their lag alone, by method; those without any signal are left out."""
+    groups: dict[tuple[Any, ...], list[Result]] = {}
+    for r in results:
+        if math.isfinite(noise_of(r)):
+            groups.setdefault((r.name, r.group_size, r.clip, r.noise), []).append(r)
+    return [(key[0], group) for key, group in groups.items()]
+
+
 def bias_variance(results: Sequence[Result]) -> Chart:
-    """All methods in one picture: bias to the right, noise upwards; a line joins a method's conditions."""
+    """All methods in one picture: bias to the right, noise upwards; a line joins what differs in the lag alone."""
     looks = _looks(list(dict.fromkeys(r.name for r in results)))
-    data = []
-    for name, (shade, symbol) in looks.items():
-        mine = [r for r in results if r.name == name and math.isfinite(noise_of(r))]
+    data: list[dict[str, Any]] = []
+    for name, group in lines_over_lags(results):
+        shade, symbol = looks[name]
         data.append(
             {
                 "type": "scatter",
                 "mode": "lines+markers",
                 "name": escape(name),
-                "x": finite(r.measured.bias.value for r in mine),
-                "y": finite(noise_of(r) for r in mine),
-                "error_x": _spread([r.measured.bias for r in mine]),
-                "text": [_hover(r) for r in mine],
+                "legendgroup": name,
+                "showlegend": all(trace["legendgroup"] != name for trace in data),
+                "x": finite(r.measured.bias.value for r in group),
+                "y": finite(noise_of(r) for r in group),
+                "error_x": _spread([r.measured.bias for r in group]),
+                "text": [_hover(r) for r in group],
                 "hovertemplate": "%{text}<extra></extra>",
                 "line": {"color": shade, "width": 1, "dash": "dot"},
-                "marker": {"size": 10, "symbol": [symbol if r.lag == 0 else f"{symbol}-open" for r in mine], "color": shade},
+                "marker": {"size": 10, "symbol": [symbol if r.lag == 0 else f"{symbol}-open" for r in group], "color": shade},
             }
         )
     layout = {
@@ -107,9 +119,11 @@ def bias_variance(results: Sequence[Result]) -> Chart:
 
 
 def directions(results: Sequence[Result]) -> list[Chart]:
-    """Bias and signal-to-noise ratio by method, one colour a condition."""
+    """Bias and signal-to-noise ratio by method, one colour a condition; nothing where there are too many of them to tell apart."""
     names = list(dict.fromkeys(r.name for r in results))[::-1]
     conditions = list(dict.fromkeys(condition(r) for r in results))
+    if len(conditions) > MOST_CONDITIONS:
+        return []
     charts = []
     for title, field, caption in (
         ("Bias by method", "bias", "How much of the mean gradient points elsewhere than the method's own objective, with 95 % intervals."),
@@ -145,11 +159,13 @@ def sweeps(results: Sequence[Result]) -> list[Chart]:
         values = sorted({getattr(r, axis) for r in results if getattr(r, axis) is not None})
         if len(values) < (3 if axis == "lag" else 2):
             continue
-        others = {a: next(getattr(r, a) for r in results) for a in AXES if a != axis}
-        if axis == "clip":  # without a lag no ratio leaves its range
-            others["lag"] = max(r.lag for r in results)
-        some = [r for r in results if getattr(r, axis) is not None]
-        some = [r for r in some if all(getattr(r, a) == v or (a == "clip" and r.clip is None) for a, v in others.items())]
+        some = []
+        for name in dict.fromkeys(r.name for r in results):
+            mine = [r for r in results if r.name == name]
+            held = {a: getattr(mine[0], a) for a in AXES if a != axis}
+            if axis == "clip":  # without a lag no ratio leaves its range
+                held["lag"] = max(r.lag for r in mine)
+            some += [r for r in mine if getattr(r, axis) is not None and all(getattr(r, a) == v for a, v in held.items())]
         for title, what in (("Bias", BIAS), ("Noise", NOISE)):
             charts.append(_sweep(some, axis, label, title, what))
     return charts
@@ -157,7 +173,7 @@ def sweeps(results: Sequence[Result]) -> list[Chart]:
 
 def _sweep(results: Sequence[Result], axis: str, label: str, title: str, what: str) -> Chart:
     looks = _looks(list(dict.fromkeys(r.name for r in results)))
-    data = []
+    data: list[dict[str, Any]] = []
     for name, (shade, symbol) in looks.items():
         mine = sorted((r for r in results if r.name == name), key=lambda r: getattr(r, axis))
         data.append(
@@ -167,6 +183,7 @@ def _sweep(results: Sequence[Result], axis: str, label: str, title: str, what: s
                 "name": escape(name),
                 "x": [getattr(r, axis) for r in mine],
                 "y": finite(r.measured.bias.value if title == "Bias" else noise_of(r) for r in mine),
+                **({"error_y": _spread([r.measured.bias for r in mine])} if title == "Bias" else {}),
                 "text": [_hover(r) for r in mine],
                 "hovertemplate": "%{text}<extra></extra>",
                 "line": {"color": shade, "width": 1.5},
@@ -179,7 +196,8 @@ def _sweep(results: Sequence[Result], axis: str, label: str, title: str, what: s
         "xaxis": {"title": {"text": label}},
         "yaxis": {"title": {"text": title.lower()}, "rangemode": "tozero"},
     }
-    return Chart(f"{title} by {label}", f"Vertical: {what}.", data, layout, 420 + 6 * len(data))
+    caption = f"Vertical: {what}. Other conditions are held at the first of their values{', the lag at its largest' * (axis == 'clip')}."
+    return Chart(f"{title} by {label}", caption, data, layout, 420 + 6 * len(data))
 
 
 def mismatch_charts(results: Sequence[Result]) -> list[Chart]:
@@ -321,14 +339,18 @@ def draw_png(path: Path, title: str, study: Sequence[Result], mismatch: Sequence
 
 
 def _draw_study(axes: Any, results: Sequence[Result]) -> None:
-    for i, name in enumerate(dict.fromkeys(r.name for r in results)):
-        mine = [r for r in results if r.name == name and math.isfinite(noise_of(r))]
-        shade, marker = colour(i), MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]
-        x, y = [r.measured.bias.value for r in mine], [noise_of(r) for r in mine]
-        axes.plot(x, y, ":", color=shade, linewidth=1)
-        for r, a, b in zip(mine, x, y, strict=True):
-            spread = [[a - r.measured.bias.low], [r.measured.bias.high - a]]
-            axes.errorbar([a], [b], xerr=spread, color=shade, marker=marker, markerfacecolor=shade if r.lag == 0 else "none", markersize=8)
+    looks = {
+        name: (colour(i), MARKERS[(i + i // len(COLOURS)) % len(MARKERS)]) for i, name in enumerate(dict.fromkeys(r.name for r in results))
+    }
+    for name, group in lines_over_lags(results):
+        shade, marker = looks[name]
+        axes.plot([r.measured.bias.value for r in group], [noise_of(r) for r in group], ":", color=shade, linewidth=1)
+        for r in group:
+            bias = r.measured.bias
+            spread = [[bias.value - bias.low], [bias.high - bias.value]]
+            face = shade if r.lag == 0 else "none"
+            axes.errorbar([bias.value], [noise_of(r)], xerr=spread, color=shade, marker=marker, markerfacecolor=face, markersize=8)
+    for name, (shade, marker) in looks.items():
         axes.plot([], [], color=shade, marker=marker, linestyle="none", label=name)
     _bias_noise(axes, "Bias and variance of every method (full marks: on policy; open: sampled by an older policy)")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)

@@ -73,7 +73,7 @@ def measure(gradients: Tensor, basis: Sequence[Tensor], seed: int = 0) -> Measur
         ahead = (mean > 0) & (target.norm() > 0)
         cosine = torch.where(mean > 0, 1, -1) * (1 - share).sqrt()
         bias = torch.where(ahead, share.sqrt(), 1)
-        noise = torch.where(signal > 0, spread / signal.clamp_min(1e-300), math.inf)
+        noise = torch.where(signal > 0, spread.clamp_min(0) / signal.clamp_min(1e-300), math.inf)
         return torch.stack([cosine, bias, noise, noise.clamp_min(1e-300).rsqrt()], 1)
 
     draw = generator(seed, "bootstrap")

@@ -217,7 +217,7 @@ def terminal_tables(findings: Findings, width: int) -> list[Table]:
 
 def _study_table(results: Sequence[Result], width: int) -> Table:
     """Conditions that are the same for all have no column; intervals only where there is room."""
-    table = Table(title="against the exact gradient", title_justify="left")
+    table = Table(title="against the exact gradient", title_justify="left", box=None, padding=(0, 1, 0, 0))
     varied = {axis: name for axis, name in AXES.items() if len({getattr(r, axis) for r in results}) > 1}
     for column in ("method", "target"):
         table.add_column(column, no_wrap=True)
@@ -226,7 +226,7 @@ def _study_table(results: Sequence[Result], width: int) -> Table:
     for r in results:
         conditions = ["own" if getattr(r, axis) is None else f"{getattr(r, axis):g}" for axis in varied]
         shown = [_shown(i) if width >= 140 else _shown(i).split(" ")[0] for i in (r.measured.cosine, r.measured.bias, r.measured.snr)]
-        table.add_row(r.name, r.objective, *conditions, *shown, f"{r.ess:.1%}", f"{r.masked:.1%}")
+        table.add_row(r.name, r.objective, *conditions, *shown, f"{r.ess:.0%}", f"{r.masked:.0%}")
     return table
 
 

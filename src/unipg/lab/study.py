@@ -99,7 +99,7 @@ def claimed_objective(algorithm: Algorithm, problem: ExactProblem) -> tuple[str,
     if algorithm.demonstrations == "none":
         return name, [reward]
     likelihood = problem.gradient(problem.demonstration_likelihood)
-    return ("J_mu", [reward, likelihood]) if algorithm.uses_rollouts else ("demonstrations", [likelihood])
+    return ("J_mu", [reward, likelihood]) if algorithm.uses_rollouts else ("likelihood", [likelihood])
 
 
 def instances(names: Sequence[str] = ()) -> list[Algorithm]:

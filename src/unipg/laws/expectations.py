@@ -1,0 +1,138 @@
+"""The law of exactness: expectations over every batch of a problem that is small enough to enumerate."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from unipg.algorithms.base import Algorithm
+from unipg.lab.strings import BigramPolicy, StringProblem
+from unipg.laws.cases import SETTING, LawBroken
+from unipg.laws.checks import TOLERANCE, gradient, prepared
+from unipg.trajectories import Source
+
+
+@dataclass(frozen=True)
+class SmallProblem:
+    """Every answer of at most two tokens out of {0, 1} to one prompt, with a reward for each in lexicographic order."""
+
+    rewards: tuple[float, ...]
+    ends: bool = False
+    """Whether an answer stops after the token 1: then answers are 00, 01 and 1, of two lengths."""
+
+    def strings(self) -> StringProblem:
+        def reward(prompt: int, answer: tuple[int, ...]) -> float:
+            return self.rewards[2 * answer[0] + (answer[1] if len(answer) == 2 else 0)]
+
+        return StringProblem(vocabulary=2, prompts=(0,), length=2, reward=reward, end=1 if self.ends else None)
+
+    def describe(self) -> str:
+        said = [f"{''.join(map(str, a))}: {self.strings().reward(0, a):g}" for a in self.strings().answers()]
+        return f"answers and rewards {{{', '.join(said)}}}"
+
+
+def small_problems(algorithm: Algorithm) -> list[SmallProblem]:
+    """One with answers of one length, one with answers of two lengths."""
+    if algorithm.counts_successes:
+        return [SmallProblem((1, 0, 0, 1)), SmallProblem((1, 0, 0), ends=True)]
+    return [SmallProblem((0, 0.2, 0.5, 1)), SmallProblem((1, 0.2, 0.5), ends=True)]
+
+
+def expected_gradient(
+    algorithm: Algorithm,
+    problem: StringProblem,
+    policy: BigramPolicy,
+    anchor: BigramPolicy | None = None,
+    reward: Callable[[Tensor], Tensor] = lambda reward: reward,
+) -> Tensor:
+    """[V·V] gradient of the loss in the logits, averaged over every batch of one group that the policy can draw, on policy.
+
+    `anchor`: where a KL is measured from, by default the policy itself. `reward` may replace the rewards `[B]`.
+    """
+    answers = problem.answers()
+    size = max(2, algorithm.needs_group) if algorithm.uses_rollouts else 0
+    if size:
+        algorithm = dataclasses.replace(algorithm, rollouts=size)
+    demonstrations = [problem.best_answer(0)] if algorithm.demonstrations != "none" else []
+    with torch.no_grad():
+        probability = problem.probabilities(policy, 0)
+    total = torch.zeros(policy.logits.numel(), dtype=torch.float64)
+    for chosen in itertools.product(range(len(answers)), repeat=size):
+        rows = [(0, answers[i]) for i in chosen] + [(0, d) for d in demonstrations]
+        batch = problem.batch(rows, [0] * len(rows), [Source.ROLLOUT] * size + [Source.DEMONSTRATION] * len(demonstrations))
+        assert batch.reward is not None
+        with torch.no_grad():
+            log_prob = policy.evaluate(batch).log_prob
+            other = (anchor or policy).evaluate(batch).log_prob
+        batch = batch.replace(
+            reward=reward(batch.reward),
+            old_log_prob=log_prob,
+            behaviour_log_prob=log_prob,
+            anchor_log_prob=other,
+            value=torch.zeros_like(log_prob),
+        )
+        objective, ready = prepared(algorithm, batch)
+        total += float(probability[list(chosen)].prod()) * gradient(objective, policy, ready)[: len(total)]
+    return total
+
+
+def exactness(algorithm: Algorithm, seed: int = 0, *, problem: SmallProblem | None = None) -> float:
+    """3. On a problem that can be enumerated, the expected gradient points exactly along the gradient of the expected reward; an
+    algorithm that states a bias (`Algorithm.bias`) must have one; a penalty against the anchor lowers the KL to it. Returns the smallest
+    cosine.
+
+    `problem`: one to look at instead of one with answers of one length and one with answers of two; a stated bias need not show there.
+    """
+    policy = BigramPolicy(2, seed)
+    cosines = {}
+    for small in [problem] if problem else small_problems(algorithm):
+        try:
+            cosines[small] = _cosine(algorithm, small.strings(), policy)
+        except Exception as error:
+            raise LawBroken(f"exactness: {type(error).__name__} ({error}); example: {small.describe()}") from error
+    small, cosine = min(cosines.items(), key=lambda item: item[1])
+    if not algorithm.bias and not cosine > 1 - TOLERANCE:
+        said = f"the expected gradient has cosine {cosine:.6g} to the exact one, and no bias is stated"
+        raise LawBroken(f"exactness: {said}; example: {small.describe()}" + (f", seed {seed}" if seed else ""))
+    if algorithm.bias and not problem and cosine > 1 - TOLERANCE:
+        raise LawBroken("exactness: a bias is stated, but the expected gradient points exactly along the exact one")
+    if "anchor_log_prob" in algorithm.terms(SETTING).reads | algorithm.reads:
+        _penalty_lowers_the_divergence(algorithm, small, policy, seed)
+    return cosine
+
+
+def _cosine(algorithm: Algorithm, problem: StringProblem, policy: BigramPolicy) -> float:
+    found = expected_gradient(algorithm, problem, policy)
+    if algorithm.uses_rollouts:
+        loss = -problem.expected_reward(policy)
+    else:
+        loss = -problem.probabilities(policy, 0)[problem.answers().index(problem.best_answer(0))].log()
+    (exact,) = torch.autograd.grad(loss, policy.logits)
+    if float(exact.abs().max()) < 1e-12:  # all answers are worth the same: nothing may move
+        return 1.0 if float(found.abs().max()) < 1e-12 else 0.0
+    return float(cosine_similarity(found, exact.flatten(), dim=0))
+
+
+def _penalty_lowers_the_divergence(algorithm: Algorithm, small: SmallProblem, policy: BigramPolicy, seed: int) -> None:
+    """What the anchor adds to the expected gradient, rewards aside, must point along the gradient of KL(pi || anchor)."""
+    problem, anchor = small.strings(), BigramPolicy(2, seed + 1)
+
+    def worthless(reward: Tensor) -> Tensor:
+        return torch.zeros_like(reward)
+
+    far = expected_gradient(algorithm, problem, policy, anchor, worthless)
+    added = far - expected_gradient(algorithm, problem, policy, None, worthless)
+    with torch.no_grad():
+        log_anchor = problem.probabilities(anchor, 0).log()
+    probability = problem.probabilities(policy, 0)
+    (exact,) = torch.autograd.grad((probability * (probability.log() - log_anchor)).sum(), policy.logits)
+    cosine = float(cosine_similarity(added, exact.flatten(), dim=0))
+    if not cosine > 0:
+        where = f"the penalty's expected gradient has cosine {cosine:.3f} to that of the KL to the anchor"
+        raise LawBroken(f"exactness: {where}, so a step raises the KL instead of lowering it; example: {small.describe()}")

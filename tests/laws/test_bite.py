@@ -1,0 +1,40 @@
+"""The laws bite: each deliberate mistake is caught by the law that is there for it, and its sentence names the property."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from unipg.laws import LAWS, LawBroken, search
+
+
+def _load(name: str):
+    spec = importlib.util.spec_from_file_location(f"laws_{name}", Path(__file__).parent / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+BROKEN = _load("broken").BROKEN
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_mistake_is_caught_by_its_law(mistake: str) -> None:
+    law, words, build = BROKEN[mistake]
+    with pytest.raises(LawBroken) as caught:
+        search(law, build(), 60)
+    sentence = str(caught.value)
+    assert sentence.startswith(law.replace("_", " "))
+    assert re.search(words, sentence), sentence
+    assert "; example: " in sentence
+    assert "\n" not in sentence
+    print(f"{mistake}: {sentence}")
+
+
+def test_every_law_has_a_mistake_that_it_catches() -> None:
+    assert {law for law, _, _ in BROKEN.values()} == set(LAWS)
