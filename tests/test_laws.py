@@ -8,10 +8,10 @@ import torch
 from unipg.algorithms import registered
 from unipg.algorithms.ppo import PPO
 from unipg.algorithms.reinforce import Reinforce
-from unipg.algorithms.rloo import RLOO
-from unipg.estimator import GroupAdvantage, Outcome, PolicyGradient, Reference, SequenceMeanTokenSum
+from unipg.estimator import Outcome, PolicyGradient, Reference
 from unipg.lab import BigramPolicy
-from unipg.laws import LAWS, LawBroken, checks, exactness, split
+from unipg.laws import LAWS, LawBroken, checks, exactness
+from unipg.laws.cases import VOCABULARY, random_batch
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -23,38 +23,24 @@ def test_law(name: str, law: str) -> None:
 @pytest.mark.parametrize("name", registered())
 def test_the_laws_run_on_a_gradient_that_is_not_zero(name: str) -> None:
     algorithm = registered()[name]()
-    objective, ready = checks.prepared(algorithm, checks.random_batch(algorithm))
-    assert checks.gradient(objective, BigramPolicy(checks.VOCABULARY), ready).norm() > 1e-3
-
-
-@pytest.mark.parametrize("seed", range(1, 6))
-@pytest.mark.parametrize("law", ["split", "silence", "agreement", "emptiness", "second_opinion"])
-def test_laws_on_other_batches(law: str, seed: int) -> None:
-    for algorithm in registered().values():
-        LAWS[law](algorithm(), seed)  # type: ignore[call-arg]
+    objective, ready = checks.prepared(algorithm, random_batch(algorithm))
+    assert checks.gradient(objective, BigramPolicy(VOCABULARY), ready).norm() > 1e-3
 
 
 @pytest.mark.parametrize(
     "algorithm",
-    [Reinforce(signed=False), Reinforce(signed=False, baseline=0.3), PPO(normalize_advantage=False, lam=1.0)],
-    ids=["reinforce with the reward itself", "with a constant baseline", "ppo without whitening"],
+    [
+        Reinforce(signed=False),
+        Reinforce(signed=False, baseline=0.3),
+        PPO(normalize_advantage=False, lam=1.0, aggregate="sequence_mean_token_sum"),
+    ],
+    ids=["reinforce with the reward itself", "with a constant baseline", "ppo without whitening, rows by their sums"],
 )
 def test_exact_where_the_bias_is_switched_off(algorithm) -> None:
     class Unbiased(type(algorithm)):
         bias = ""
 
     assert exactness(Unbiased(**dataclasses.asdict(algorithm))) > 1 - 1e-10
-
-
-def test_a_law_names_what_broke(monkeypatch) -> None:
-    """An average over the micro-batch instead of the batch must not pass."""
-    grpo = registered()["grpo"]()
-    plain = checks.Objective.loss
-    monkeypatch.setattr(
-        checks.Objective, "loss", lambda self, now, batch, planning=None, **k: plain(self, now, batch, planning, **k) / len(batch)
-    )
-    with pytest.raises(LawBroken, match="split: 2 micro-batches"):
-        split(grpo)
 
 
 def test_silence_catches_a_product_with_the_mask(monkeypatch) -> None:
@@ -73,29 +59,15 @@ def test_silence_catches_a_product_with_the_mask(monkeypatch) -> None:
 
     checks.silence(Broken())
     monkeypatch.setattr(policy_gradient, "silence", lambda batch: batch)
-    with pytest.raises(LawBroken, match="silence: nan"):
+    with pytest.raises(LawBroken, match="silence: nan where the mask is 0 .*; example: 4 groups x 4 rollouts, lengths "):
         checks.silence(Broken())
-
-
-def test_exactness_catches_a_baseline_that_looks_at_its_own_sample() -> None:
-    @dataclasses.dataclass(frozen=True)
-    class Peeking(GroupAdvantage):
-        def of_rewards(self, reward, group, counted):
-            return reward - reward**2
-
-    class Broken(RLOO):
-        def objective(self, setting):
-            return PolicyGradient(advantage=Peeking(), aggregate=SequenceMeanTokenSum())
-
-    with pytest.raises(LawBroken, match="exactness"):
-        exactness(Broken())
 
 
 def test_gradients_of_the_whole_batch_match_a_sum_written_by_hand() -> None:
     """GRPO's gradient against the textbook max(-A r, -A clip r) averaged per row, then over rows."""
     grpo = registered()["grpo"]()
-    batch = checks.random_batch(grpo, 2)
-    policy = BigramPolicy(checks.VOCABULARY, 2)
+    batch = random_batch(grpo, 2)
+    policy = BigramPolicy(VOCABULARY, 2)
     objective, ready = checks.prepared(grpo, batch)
     ours = checks.gradient(objective, policy, ready)
     policy.module.zero_grad()

@@ -7,6 +7,7 @@ has a wrong letter. Reinforcement alone never finds the two unknown operations, 
     python benchmarks/claims/hpt.py                        the whole claim, written to benchmarks/results/hpt.{json,md,png}
     python benchmarks/claims/hpt.py --quick                a minute: does it run? The numbers mean nothing
     python benchmarks/claims/hpt.py --methods hpt,sft      some of the methods
+    python benchmarks/claims/hpt.py --architecture gpt2    another small transformer, written to benchmarks/results/hpt-gpt2.{json,md,png}
 
 Every method runs through the library's own loop with its registered algorithm. A finished run is kept at once, so a stopped benchmark
 continues where it was when the same command is given again (on the same commit).
@@ -317,7 +318,11 @@ def train_base(toy: Toy, seed: int, told: Callable[[], None]) -> tuple[CausalLan
     """The base model of a seed, which all methods start from, and its scores."""
     seed_everything(seed, BASE)
     tokenizer = word_tokenizer()
-    policy = CausalLanguageModel(build_model(toy.model, tokenizer), tokenizer)
+    model = build_model(toy.model, tokenizer)
+    for part in model.modules():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = 0.0  # GPT-2's default is 0.1: what is trained would not be what was sampled
+    policy = CausalLanguageModel(model, tokenizer)
     experience = experience_of(toy, base_task(toy, seed), toy.base_prompts, post_training_tasks(toy, seed)[1], seed)
     return policy, train(toy, policy, base_phases(toy), experience, toy.base_learning_rate, seed, told)
 
@@ -500,8 +505,9 @@ def _assertion(text: str, value: Interval, holds: bool, seeds: dict[int, float],
 
 def facts(toy: Toy, arguments: Sequence[str], commit: str, modified: bool) -> dict[str, Any]:
     """What ran, on what."""
+    as_claimed = dataclasses.replace(toy, model=Toy.model) == Toy()
     return {
-        "claim": "HPT on the toy 'noisy expert on string operations'" + (", sizes changed" if toy != Toy() else ""),
+        "claim": f"HPT on the toy 'noisy expert on string operations', {toy.model.architecture}{'' if as_claimed else ', sizes changed'}",
         "source": "arXiv 2509.04419",
         "commit": commit,
         "library_modified": modified,
@@ -656,7 +662,10 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds, from 0 on")
     parser.add_argument("--methods", default=",".join(METHODS), help=f"comma-separated, of: {', '.join(METHODS)}")
     parser.add_argument("--steps", type=int, help=f"optimiser steps of each method (default {Toy.steps})")
-    parser.add_argument("--output", type=Path, help="results, without suffix; default benchmarks/results/hpt, quick: runs/claims/hpt")
+    parser.add_argument(
+        "--architecture", default=Toy.model.architecture, help="of transformers: llama, gpt2, qwen3 … (default %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, help="results, without suffix; default benchmarks/results/hpt, for --quick runs/claims/hpt")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one seed: only whether it runs")
     return parser.parse_args(arguments)
@@ -673,12 +682,13 @@ def main(arguments: Sequence[str]) -> int:
         if options.seeds < 1 or options.threads < 1:
             raise InputError(f"--seeds is {options.seeds} and --threads {options.threads}; accepted: 1 or more")
         sizes = (QUICK if options.quick else {}) | ({} if options.steps is None else {"steps": options.steps})
-        toy = Toy(**sizes)
+        toy = Toy(**sizes, model=dataclasses.replace(Toy.model, architecture=options.architecture))
         torch.set_num_threads(options.threads)
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        output = options.output or ROOT / ("runs/claims/hpt" if options.quick else "benchmarks/results/hpt")
+        name = "hpt" if toy.model == Toy.model else f"hpt-{options.architecture}"
+        output = options.output or ROOT / ("runs/claims" if options.quick else "benchmarks/results") / name
         commit, modified = _git("rev-parse", "HEAD"), bool(_git("status", "--porcelain", "--", "src"))
         store = _beside(output, ".jsonl")
         runs = run_all(toy, methods, range(1 if options.quick else options.seeds), store, commit)

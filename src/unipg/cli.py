@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("unipg: stopped at once; the last checkpoint is good: continue with --resume", file=sys.stderr)
+        training = "; the last checkpoint is good: continue with --resume" if arguments[:1] == ["train"] else ""
+        print(f"unipg: stopped at once{training}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

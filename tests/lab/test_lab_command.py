@@ -160,7 +160,7 @@ def test_corrections_against_engines() -> None:
     """The truth of the study in one table: sequence weights repair a temperature, nothing repairs a missing action."""
     engines = (Engine(), Tempered(0.5), TopK(3))
     corrections = [c for c in CORRECTIONS if c.name in ("none", "token TIS", "sequence weight, no limit")]
-    found = run_mismatch(instances(["rloo"]), PROBLEM, group_size=4, batches=150, engines=engines, corrections=corrections)
+    found = run_mismatch(instances(["rloo"]), PROBLEM, group_size=4, batches=80, engines=engines, corrections=corrections)
     results = {r.series: r.measured for r in found}
     assert results["T = 0.5 / none"].bias.low > 0.2
     assert results["T = 0.5 / sequence weight, no limit"].bias.low == 0

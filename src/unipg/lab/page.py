@@ -19,8 +19,8 @@ from unipg.lab import charts
 from unipg.lab.exact import ExactProblem
 from unipg.lab.grid import Grid
 from unipg.lab.study import Result
-from unipg.reports import page, theme
-from unipg.reports.html import NO_NETWORK
+from unipg.reports import page
+from unipg.reports.html import document
 from unipg.statistics import Interval
 
 MOST_ROWS = 10
@@ -95,39 +95,16 @@ def _finite(value: Any) -> Any:
 
 def render(findings: Findings) -> str:
     """The whole page as text."""
-    from plotly.offline import get_plotlyjs
-
     drawn = page.Charts()
     sections = _sections(findings, drawn)
     links = "".join(f'<a href="#{identity}">{escape(title)}</a>' for identity, title, _ in sections)
     body = "\n".join(page.section(identity, title, text) for identity, title, text in sections)
-    data = page.embedded([{"data": c.data, "layout": c.layout, "height": c.height} for c in drawn.collected])
     problem = findings.problem
-    title = problem.title[:1].upper() + problem.title[1:]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
-<title>unipg lab · {escape(problem.name)}</title>
-<style>{theme.STYLE}</style>
-</head>
-<body>
-<main>
-<h1>Gradient estimators against the exact gradient</h1>
-<p class="outcome">{escape(title)}: {len(problem.rows)} trajectories in all, so every gradient is known exactly.</p>
-<nav aria-label="Sections">{links}</nav>
-<noscript><p class="notes">The charts need JavaScript; the tables do not.</p></noscript>
-{body}
-</main>
-<script type="application/json" id="charts">{data}</script>
-<script type="application/json" id="clocks">[]</script>
-<script>{get_plotlyjs()}</script>
-<script>{theme.SCRIPT}</script>
-</body>
-</html>
-"""
+    outcome = (
+        f"{problem.title[:1].upper() + problem.title[1:]}: {len(problem.rows)} trajectories in all, so every gradient is known exactly."
+    )
+    top = f'<h1>Gradient estimators against the exact gradient</h1>\n<p class="outcome">{escape(outcome)}</p>'
+    return document(f"unipg lab · {problem.name}", f'{top}\n<nav aria-label="Sections">{links}</nav>\n{body}', drawn)
 
 
 def _sections(findings: Findings, drawn: page.Charts) -> list[tuple[str, str, str]]:

@@ -96,7 +96,7 @@ class Case:
         )
 
     def describe(self, *shows: str) -> str:
-        """The case in one line; of what a law does, only the fields named in `shows`."""
+        """The case in one line; of what a law does to it, the fields named in `shows` where there is anything to say."""
         groups = len({r.group for r in self.rows})
         counts = [f"{_plural(groups, 'group')}"]
         for source in (Source.ROLLOUT, Source.DEMONSTRATION):
@@ -116,7 +116,7 @@ class Case:
             "cut": f"cut {[list(c) for c in self.cut]}",
             "workers": f"{_plural(self.workers, 'worker')}",
         }
-        return ", ".join(facts + [said[name] for name in shows])
+        return ", ".join(facts + [said[name] for name in shows if getattr(self, name) != getattr(Case, name)])
 
 
 def _plural(count: int, what: str) -> str:

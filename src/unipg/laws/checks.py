@@ -39,14 +39,14 @@ def on_cases(body: Callable[[Algorithm, Case], None]) -> BatchLaw:
                 raise
             except Exception as error:
                 what = f"{body.__name__}: {type(error).__name__} ({error})"
-                raise LawBroken(f"{what}; example: {each.describe('order', 'cut', 'workers')}") from error
+                raise LawBroken(f"{what}; example: {each.describe('columns', 'order', 'cut', 'workers')}") from error
 
     functools.update_wrapper(law, body)
     del law.__wrapped__  # type: ignore[attr-defined]  # its signature is not the law's
     return law
 
 
-def gradient(
+def step(
     objective: Objective,
     policy: BigramPolicy,
     batch: Trajectories,
@@ -54,20 +54,28 @@ def gradient(
     cuts: Iterable[Tensor] | None = None,
     disturb: Callable[[Evaluation, Trajectories], Evaluation] | None = None,
 ) -> Tensor:
-    """[P] gradient of a prepared batch, in the given micro-batches."""
+    """[1+P] loss and gradient of a prepared batch, in the given micro-batches."""
     planning = planning or Planning(Progress(1, 4))
     planned = objective.plan(batch, planning)
     policy.module.zero_grad(set_to_none=True)
+    total = torch.zeros((), dtype=torch.float64)
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
         piece = planned.select(rows)
         now = policy.evaluate(piece, entropy=True, value=True)
-        objective.loss(disturb(now, piece) if disturb else now, piece, planning).backward()
-    return _gradient_of(policy)
+        loss = objective.loss(disturb(now, piece) if disturb else now, piece, planning)
+        loss.backward()
+        total += loss.detach()
+    return _found(total, policy)
 
 
-def _gradient_of(policy: BigramPolicy) -> Tensor:
+def _found(loss: Tensor, policy: BigramPolicy) -> Tensor:
     parameters = [policy.logits, policy.value]
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    return torch.cat([loss.detach().reshape(1), *((torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters)])
+
+
+def gradient(objective: Objective, policy: BigramPolicy, batch: Trajectories) -> Tensor:
+    """[P] gradient of a prepared batch."""
+    return step(objective, policy, batch)[1:]
 
 
 def prepared(algorithm: Algorithm, batch: Trajectories, planning: Planning | None = None) -> tuple[Objective, Trajectories]:
@@ -75,11 +83,12 @@ def prepared(algorithm: Algorithm, batch: Trajectories, planning: Planning | Non
 
 
 def _same(expected: Tensor, found: Tensor, sentence: str, case: Case, *shows: str) -> None:
-    scale = max(float(expected.abs().max()), 1e-3)
-    difference = float((expected - found).abs().max()) / scale
-    if not difference <= TOLERANCE:
-        size = f"the gradient differs by {difference:.2e} of its largest entry (allowed {TOLERANCE:.0e})"
-        raise LawBroken(f"{sentence}: {size}; example: {case.describe(*shows)}")
+    """Refuses two results of `step` that differ."""
+    for what, a, b in (("gradient", expected[1:], found[1:]), ("loss", expected[:1], found[:1])):
+        difference = float((a - b).abs().max()) / max(float(a.abs().max()), 1e-3)
+        if not difference <= TOLERANCE:
+            size = f"the {what} differs by {difference:.2e} of its largest entry (allowed {TOLERANCE:.0e})"
+            raise LawBroken(f"{sentence}: {size}; example: {case.describe(*shows)}")
 
 
 # ---------------------------------------------------------------------------------------------------- 1. split
@@ -90,17 +99,17 @@ def split(algorithm: Algorithm, case: Case) -> None:
     """1. The gradient does not change with micro-batching, padding, row order or number of workers."""
     batch, policy = case.batch(), case.policy()
     objective, ready = prepared(algorithm, batch)
-    whole = gradient(objective, policy, ready)
-    _same(whole, gradient(*_again(algorithm, policy, batch)), "split: the same batch prepared a second time", case)
+    whole = step(objective, policy, ready)
+    _same(whole, step(*_again(algorithm, policy, batch)), "split: the same batch prepared a second time", case)
     if len(case.cut) > 1:
         cuts = [torch.tensor(piece) for piece in case.cut]
-        _same(whole, gradient(objective, policy, ready, cuts=cuts), f"split: {len(cuts)} micro-batches instead of one", case, "cut")
+        _same(whole, step(objective, policy, ready, cuts=cuts), f"split: {len(cuts)} micro-batches instead of one", case, "cut")
     if case.order and case.order != tuple(sorted(case.order)):
         other = batch.select(list(case.order))
-        _same(whole, gradient(*_again(algorithm, policy, other)), "split: rows in another order before planning", case, "order")
+        _same(whole, step(*_again(algorithm, policy, other)), "split: rows in another order before planning", case, "order")
     if case.columns:
         wide = _padded(batch, case.columns)
-        _same(whole, gradient(*_again(algorithm, policy, wide)), f"split: {case.columns} more columns of padding", case, "columns")
+        _same(whole, step(*_again(algorithm, policy, wide)), "split: more columns of padding", case, "columns")
     if case.workers > 1:
         found = _over_workers(algorithm, policy, batch, case)
         _same(whole, found, f"split: {case.workers} workers instead of one", case, "workers")
@@ -118,7 +127,7 @@ def _padded(batch: Trajectories, columns: int) -> Trajectories:
 
 
 def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectories, case: Case) -> Tensor:
-    """The sum of the gradients of workers that hold whole groups and share only counts."""
+    """The sum of losses and gradients of workers that hold whole groups and share only counts."""
     assert batch.group is not None
     groups, workers = batch.group, case.workers
     shared = _SharedSum(workers)
@@ -131,7 +140,7 @@ def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectorie
             objective, ready = prepared(algorithm, mine, planning)
             own = BigramPolicy(VOCABULARY)
             own.module.load_state_dict(policy.module.state_dict())
-            found[rank] = gradient(objective, own, ready, planning)
+            found[rank] = step(objective, own, ready, planning)
         except BaseException as error:
             found[rank] = error
             shared.barrier.abort()
@@ -170,7 +179,7 @@ def silence(algorithm: Algorithm, case: Case) -> None:
     """2. NaN, inf and garbage where the policy did not act change nothing."""
     batch, policy, value = case.batch(), case.policy(), case.rubbish
     objective, ready = prepared(algorithm, batch)
-    whole = gradient(objective, policy, ready)
+    whole = step(objective, policy, ready)
 
     def spoil_now(now: Evaluation, piece: Trajectories) -> Evaluation:
         if "log_prob" not in case.spoiled:
@@ -183,13 +192,17 @@ def silence(algorithm: Algorithm, case: Case) -> None:
     if "action" in case.spoiled:
         assert batch.present is not None
         dirty["action"] = torch.where(batch.present, batch.action, VOCABULARY + 7)
-    objective, ready = prepared(algorithm, batch.replace(**dirty))
-    found = gradient(objective, policy, ready, disturb=spoil_now)
     where = "" if case.spoiled == SPOILED else f" in {', '.join(case.spoiled)}"
+    sentence = f"silence: {value}{where} where the mask is 0"
+    try:
+        objective, ready = prepared(algorithm, batch.replace(**dirty))
+        found = step(objective, policy, ready, disturb=spoil_now)
+    except Exception as error:
+        raise LawBroken(f"{sentence} raises {type(error).__name__} ({error}); example: {case.describe()}") from error
     if not bool(torch.isfinite(found).all()):
-        bad = float(found[~torch.isfinite(found)][0])
-        raise LawBroken(f"silence: {value}{where} where the mask is 0 makes the gradient {bad}; example: {case.describe()}")
-    _same(whole, found, f"silence: {value}{where} where the mask is 0", case)
+        name = "gradient" if bool(torch.isfinite(found[0])) else "loss"
+        raise LawBroken(f"{sentence} makes the {name} {float(found[~torch.isfinite(found)][0])}; example: {case.describe()}")
+    _same(whole, found, sentence, case)
 
 
 # ---------------------------------------------------------------------------------------------------- 4. agreement
@@ -201,14 +214,17 @@ def agreement(algorithm: Algorithm, case: Case) -> None:
     have the same gradient everywhere."""
     batch, policy = case.batch(), case.policy()
     objective, ready = prepared(algorithm, batch)
-    score = gradient(_with_surrogate(objective, "score"), policy, ready)
-    ratio = gradient(_with_surrogate(objective, "ratio"), policy, ready)
+    score = step(_with_surrogate(objective, "score"), policy, ready)
+    ratio = step(_with_surrogate(objective, "ratio"), policy, ready)
+    ratio[0] = score[0]  # the losses may differ: only their gradients are one
     _same(score, ratio, "agreement: surrogates 'score' and 'ratio'", case)
     with torch.no_grad():
         log_prob = policy.evaluate(batch).log_prob
     objective, ready = prepared(algorithm, batch.replace(old_log_prob=log_prob, behaviour_log_prob=log_prob))
-    plain = gradient(_without_ratios(objective), policy, ready)
-    _same(plain, gradient(objective, policy, ready), "agreement: at pi_theta = pi_old, against the on-policy gradient", case)
+    plain = step(_without_ratios(objective), policy, ready)
+    found = step(objective, policy, ready)
+    found[0] = plain[0]
+    _same(plain, found, "agreement: at pi_theta = pi_old, against the on-policy gradient", case)
 
 
 def _with_surrogate(objective: Objective, name: Literal["score", "ratio"]) -> Objective:
@@ -241,19 +257,21 @@ def emptiness(algorithm: Algorithm, case: Case) -> None:
     objective = algorithm.terms(SETTING)
     nothing = batch.replace(mask=torch.zeros_like(batch.mask))
     for what, empty in (("a batch whose mask is 0 everywhere", nothing), ("a batch without rows", batch.select([]))):
-        found = gradient(objective, policy, objective.prepare(_with_gates(objective, empty)))
+        found = step(objective, policy, objective.prepare(_with_gates(objective, empty)))
         if bool((found != 0).any()):
-            raise LawBroken(f"emptiness: {what} gives a gradient of {float(found.abs().max())}, not exactly 0; example: {case.describe()}")
+            name = "loss" if bool(found[0] != 0) else "gradient"
+            size = float(found[found != 0][0])
+            raise LawBroken(f"emptiness: {what} gives a {name} of {size:g}, not exactly 0; example: {case.describe()}")
     objective, ready = prepared(algorithm, batch)
     for source in (Source.ROLLOUT, Source.DEMONSTRATION):
-        found = gradient(objective, policy, ready.select(~ready.rows_from(source)))
+        found = step(objective, policy, ready.select(~ready.rows_from(source)))
         if not bool(torch.isfinite(found).all()):
-            raise LawBroken(f"emptiness: without any {source.name.lower()} the gradient is not finite; example: {case.describe()}")
+            raise LawBroken(f"emptiness: without any {source.name.lower()} loss or gradient is not finite; example: {case.describe()}")
     if algorithm.demonstrations != "required":  # a group of nothing has no demonstration either
         idle = Row(group=1 + max((r.group for r in case.rows), default=0), source=Source.ROLLOUT, prompt=1, turns=(0,), reward=1.0)
         more = dataclasses.replace(case, rows=(idle,)).batch()
-        found = gradient(*_again(algorithm, policy, Trajectories.join([batch, more])))
-        _same(gradient(objective, policy, ready), found, "emptiness: one more group in which the policy did nothing", case)
+        found = step(*_again(algorithm, policy, Trajectories.join([batch, more])))
+        _same(step(objective, policy, ready), found, "emptiness: one more group in which the policy did nothing", case)
 
 
 def _with_gates(objective: Objective, batch: Trajectories) -> Trajectories:
@@ -272,7 +290,7 @@ def second_opinion(algorithm: Algorithm, case: Case) -> None:
     objective, ready = prepared(algorithm, batch)
     planning = Planning(Progress(1, 4))
     planned = objective.plan(ready, planning)
-    fast = gradient(objective, policy, ready)
+    fast = step(objective, policy, ready)
     policy.module.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(batch)):
@@ -280,9 +298,9 @@ def second_opinion(algorithm: Algorithm, case: Case) -> None:
         for name, term in objective.named():
             now = policy.evaluate(piece, entropy=True, value=True)
             loss, _ = term.per_token(now, piece, name, planning)
-            for step in range(piece.mask.shape[1]):
-                if piece.mask[0, step]:
-                    total = total + piece.planned[f"{name}/weight"][0, step] * loss[0, step]
+            for t in range(piece.mask.shape[1]):
+                if piece.mask[0, t]:
+                    total = total + piece.planned[f"{name}/weight"][0, t] * loss[0, t]
     if total.requires_grad:
         total.backward()
-    _same(_gradient_of(policy), fast, "second opinion: token by token, each row alone", case)
+    _same(_found(total, policy), fast, "second opinion: token by token, each row alone", case)

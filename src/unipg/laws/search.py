@@ -6,6 +6,7 @@ hypothesis is imported when something is searched for, so that `import unipg.law
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,6 @@ LAWS: dict[str, Callable[..., Any]] = {
 }
 MOST_RUNS = 3
 """Whole training runs that a search may start: they are slow."""
-WORKERS = (1, 1, 1, 2, 3, 4)
-"""Numbers of workers to draw from; one is common, since threads are slow."""
 
 
 def check(algorithm: Algorithm) -> None:
@@ -44,14 +43,15 @@ def check(algorithm: Algorithm) -> None:
         law(algorithm)
 
 
-def cases(algorithm: Algorithm) -> SearchStrategy[Case]:
-    """hypothesis strategy: batches that the algorithm may meet, and what may be done to them.
+def cases(algorithm: Algorithm, law: str = "") -> SearchStrategy[Case]:
+    """hypothesis strategy: batches that the algorithm may meet, and what the law may do to them.
 
     1 to 3 groups, each of 1 to 3 rollouts with 0 to 4 tokens after the prompt, the policy's or the environment's; a demonstration per
-    group where the algorithm uses them; any row order, any cut into micro-batches, 1 to 4 workers, any rubbish in any field.
+    group where the algorithm uses them. For `split` one of: another row order, any cut into micro-batches, columns of padding, 2 to 4
+    workers, whose shares are the cut. For `silence`: any rubbish in any field.
     """
     st = _hypothesis().strategies
-    rewards = st.sampled_from((0.0, 1.0) if algorithm.counts_successes else (0.0, 1.0, 0.5, -1.0))
+    rewards = _rewards(algorithm)
     turns = st.lists(st.sampled_from((1, 0)), max_size=4).map(tuple)
 
     @st.composite
@@ -64,26 +64,37 @@ def cases(algorithm: Algorithm) -> SearchStrategy[Case]:
             if algorithm.demonstrations != "none":
                 rows.append(Row(group, Source.DEMONSTRATION, prompt, (1,) * draw(st.integers(1, 4)), 1.0))
         numbers = range(len(rows))
+        case = Case(tuple(rows), draw(st.integers(0, 3)))
+        if law == "silence":
+            spoiled = draw(st.sampled_from([(name,) for name in SPOILED] + [SPOILED]))
+            return dataclasses.replace(case, rubbish=draw(st.sampled_from(RUBBISH)), spoiled=spoiled)
+        if law != "split":
+            return case
+        what = draw(st.sampled_from(("columns", "order", "cut", "workers")))
+        if what == "columns":
+            return dataclasses.replace(case, columns=draw(st.integers(1, 3)))
+        if what == "order":
+            return dataclasses.replace(case, order=tuple(draw(st.permutations(numbers))))
+        if what == "workers":  # their shares must do as micro-batches first, so that only what they have to sum is left to them
+            workers = draw(st.integers(2, 4))
+            shares = [tuple(i for i in numbers if rows[i].group % workers == rank) for rank in range(workers)]
+            return dataclasses.replace(case, workers=workers, cut=tuple(share for share in shares if share))
         labels = draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
         pieces = [tuple(i for i in numbers if labels[i] == label) for label in range(4)]
-        return Case(
-            rows=tuple(rows),
-            seed=draw(st.integers(0, 3)),
-            columns=draw(st.integers(0, 3)),
-            order=tuple(draw(st.permutations(numbers))),
-            cut=tuple(piece for piece in pieces if piece),
-            workers=draw(st.sampled_from(WORKERS)),
-            rubbish=draw(st.sampled_from(RUBBISH)),
-            spoiled=draw(st.sampled_from([(name,) for name in SPOILED] + [SPOILED])),
-        )
+        return dataclasses.replace(case, cut=tuple(piece for piece in pieces if piece))
 
     return draw_case()
+
+
+def _rewards(algorithm: Algorithm) -> SearchStrategy[float]:
+    st = _hypothesis().strategies
+    return st.sampled_from((0.0, 1.0) if algorithm.counts_successes else (0.0, 1.0, 0.5, -1.0))
 
 
 def small_problems(algorithm: Algorithm) -> SearchStrategy[SmallProblem]:
     """hypothesis strategy: enumerable problems with any rewards, answers of one length or of two."""
     st = _hypothesis().strategies
-    rewards = st.sampled_from((0.0, 1.0) if algorithm.counts_successes else (0.0, 1.0, 0.5, -1.0))
+    rewards = _rewards(algorithm)
 
     def with_rewards(ends: bool) -> SearchStrategy[SmallProblem]:
         count = 3 if ends else 4
@@ -114,7 +125,7 @@ def search(law: str, algorithm: Algorithm, examples: int = 50) -> None:
         )
         examples = min(examples, MOST_RUNS)
     else:
-        arguments = st.fixed_dictionaries({"case": cases(algorithm)})
+        arguments = st.fixed_dictionaries({"case": cases(algorithm, law)})
 
     @hypothesis.settings(
         max_examples=examples,
@@ -128,9 +139,12 @@ def search(law: str, algorithm: Algorithm, examples: int = 50) -> None:
     )
     @hypothesis.given(arguments)
     def tried(found: dict[str, Any]) -> None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(0)
+        try:
             LAWS[law](copy.deepcopy(algorithm), **found)
+        finally:
+            torch.set_rng_state(before)
 
     try:
         tried()

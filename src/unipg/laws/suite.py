@@ -99,7 +99,7 @@ class LawSuite:
     @classmethod
     def subjects(cls) -> dict[str, Algorithm]:
         """What the laws run on, by name. Refuses an empty list, and things in the wrong one."""
-        kinds: dict[str, type] = {
+        kinds: dict[str, type[Any]] = {
             "algorithms": Algorithm,
             "masks": Mask,
             "references": Reference,
@@ -110,6 +110,7 @@ class LawSuite:
         }
         found: dict[str, Algorithm] = {}
         for attribute, kind in kinds.items():
+            listed: Any
             for listed in getattr(cls, attribute):
                 if not isinstance(listed, kind):
                     raise InputError(f"{cls.__name__}.{attribute} lists {listed!r}; accepted: {kind.__name__} values")
