@@ -302,7 +302,7 @@ PLAIN = {"advantage": LeaveOneOut(), "aggregate": SUM}
 BROKEN: dict[str, tuple[str, str, Callable[[], Algorithm]]] = {
     # name: the law that must catch it, words that its sentence must have, and how it is made
     "per-micro-batch mean": ("split", "micro-batches instead of one", lambda: trial(MicroBatchMean(**PLAIN))),
-    "advantage that reads the whole micro-batch": ("split", "micro-batches instead of one|workers", lambda: trial(LooksAtTheMicroBatch())),
+    "advantage that reads the whole micro-batch": ("split", "micro-batches instead of one", lambda: trial(LooksAtTheMicroBatch())),
     "aggregate divided by the padded width": ("split", "more columns of padding", lambda: trial(PaddedWidth())),
     "group statistics over the wrong axis": ("split", "another order|workers instead of one", lambda: trial(WrongAxis())),
     "count of one worker": ("split", "workers instead of one", lambda: trial(OwnTokenCount())),

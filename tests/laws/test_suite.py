@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -116,7 +118,7 @@ def test_a_part_that_remembers_between_calls_is_found() -> None:
                 return 2 * found
             return found
 
-    with pytest.raises(LawBroken, match="^split: .* outlives a batch"):
+    with pytest.raises(LawBroken, match=r"^split: .* outlives a batch"):
         search("split", trial(Remembers()), 20)
 
 
@@ -155,3 +157,11 @@ def test_generated_cases_cover_what_they_promise() -> None:
     assert any(case.workers == 1 and len(case.cut) > 1 for case in seen)
     for case in seen:
         assert not case.cut or sorted(i for piece in case.cut for i in piece) == list(range(len(case.rows)))
+
+
+def test_the_code_of_the_laws_page_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "laws.md").read_text(encoding="utf-8")
+    names: dict = {"__name__": "laws_page"}
+    for block in re.findall(r"```python\n(.*?)```", text, re.S):
+        exec(block.replace("examples=200", "examples=5"), names)
+    assert set(names["TestMine"].subjects()) == {"MedianBaseline", "mine"}

@@ -16,7 +16,10 @@ class PPO(KLInReward, Algorithm):
     title = "Proximal policy optimisation"
     paper = "arXiv 1707.06347"
     equation = "coefficient = 1_Clip · Â_GAE · r,  r = pi_theta / pi_old;  + value loss − entropy bonus"
-    bias = "The advantage is whitened with statistics of the sampled batch (and a learned critic with lam < 1 is biased)."
+    bias = (
+        "The advantage is whitened with statistics of the sampled batch, token_mean weights rows by the batch's lengths, "
+        "and a learned critic with lam < 1 is biased."
+    )
 
     rollouts: int = setting(1, "rollouts per prompt; no group is needed")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 1707.06347")

@@ -13,6 +13,7 @@ from unipg.trajectories import Source
 class SFT(Algorithm):
     """Maximum likelihood of demonstrations: the estimator with advantage 1 on data that the policy did not sample.
 
+    With demonstrations of different lengths, token_mean lets long ones count for more; sequence_mean_token_sum is the likelihood itself.
     What makes it SFT rather than REINFORCE with advantage 1 is only where the trajectories come from.
     """
 

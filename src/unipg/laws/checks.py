@@ -101,9 +101,12 @@ def split(algorithm: Algorithm, case: Case) -> None:
     objective, ready = prepared(algorithm, batch)
     whole = step(objective, policy, ready)
     _same(whole, step(*_again(algorithm, policy, batch)), "split: the same batch prepared a second time", case)
-    if len(case.cut) > 1:
-        cuts = [torch.tensor(piece) for piece in case.cut]
-        _same(whole, step(objective, policy, ready, cuts=cuts), f"split: {len(cuts)} micro-batches instead of one", case, "cut")
+    shares = [tuple(i for i, row in enumerate(case.rows) if row.group % case.workers == rank) for rank in range(case.workers)]
+    # what each worker holds must do as a micro-batch first: then only what workers sum is left to blame
+    for cut in (case.cut, tuple(share for share in shares if share)):
+        if len(cut) > 1:
+            found = step(objective, policy, ready, cuts=[torch.tensor(piece) for piece in cut])
+            _same(whole, found, f"split: {len(cut)} micro-batches instead of one", dataclasses.replace(case, cut=cut), "cut")
     if case.order and case.order != tuple(sorted(case.order)):
         other = batch.select(list(case.order))
         _same(whole, step(*_again(algorithm, policy, other)), "split: rows in another order before planning", case, "order")

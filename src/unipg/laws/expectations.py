@@ -17,6 +17,9 @@ from unipg.laws.cases import SETTING, LawBroken
 from unipg.laws.checks import TOLERANCE, gradient, prepared
 from unipg.trajectories import Source
 
+PROMPT = 1
+"""The token that an answer follows; with it the first token has a distribution of its own where answers end after 1."""
+
 
 @dataclass(frozen=True)
 class SmallProblem:
@@ -30,10 +33,10 @@ class SmallProblem:
         def reward(prompt: int, answer: tuple[int, ...]) -> float:
             return self.rewards[2 * answer[0] + (answer[1] if len(answer) == 2 else 0)]
 
-        return StringProblem(vocabulary=2, prompts=(0,), length=2, reward=reward, end=1 if self.ends else None)
+        return StringProblem(vocabulary=2, prompts=(PROMPT,), length=2, reward=reward, end=1 if self.ends else None)
 
     def describe(self) -> str:
-        said = [f"{''.join(map(str, a))}: {self.strings().reward(0, a):g}" for a in self.strings().answers()]
+        said = [f"{''.join(map(str, a))}: {self.strings().reward(PROMPT, a):g}" for a in self.strings().answers()]
         return f"answers and rewards {{{', '.join(said)}}}"
 
 
@@ -59,12 +62,12 @@ def expected_gradient(
     size = max(2, algorithm.needs_group) if algorithm.uses_rollouts else 0
     if size:
         algorithm = dataclasses.replace(algorithm, rollouts=size)
-    demonstrations = [problem.best_answer(0)] if algorithm.demonstrations != "none" else []
+    demonstrations = [problem.best_answer(PROMPT)] if algorithm.demonstrations != "none" else []
     with torch.no_grad():
-        probability = problem.probabilities(policy, 0)
+        probability = problem.probabilities(policy, PROMPT)
     total = torch.zeros(policy.logits.numel(), dtype=torch.float64)
     for chosen in itertools.product(range(len(answers)), repeat=size):
-        rows = [(0, answers[i]) for i in chosen] + [(0, d) for d in demonstrations]
+        rows = [(PROMPT, answers[i]) for i in chosen] + [(PROMPT, d) for d in demonstrations]
         batch = problem.batch(rows, [0] * len(rows), [Source.ROLLOUT] * size + [Source.DEMONSTRATION] * len(demonstrations))
         assert batch.reward is not None
         with torch.no_grad():
@@ -112,7 +115,7 @@ def _cosine(algorithm: Algorithm, problem: StringProblem, policy: BigramPolicy) 
     if algorithm.uses_rollouts:
         loss = -problem.expected_reward(policy)
     else:
-        loss = -problem.probabilities(policy, 0)[problem.answers().index(problem.best_answer(0))].log()
+        loss = -problem.probabilities(policy, PROMPT)[problem.answers().index(problem.best_answer(PROMPT))].log()
     (exact,) = torch.autograd.grad(loss, policy.logits)
     if float(exact.abs().max()) < 1e-12:  # all answers are worth the same: nothing may move
         return 1.0 if float(found.abs().max()) < 1e-12 else 0.0
@@ -129,8 +132,8 @@ def _penalty_lowers_the_divergence(algorithm: Algorithm, small: SmallProblem, po
     far = expected_gradient(algorithm, problem, policy, anchor, worthless)
     added = far - expected_gradient(algorithm, problem, policy, None, worthless)
     with torch.no_grad():
-        log_anchor = problem.probabilities(anchor, 0).log()
-    probability = problem.probabilities(policy, 0)
+        log_anchor = problem.probabilities(anchor, PROMPT).log()
+    probability = problem.probabilities(policy, PROMPT)
     (exact,) = torch.autograd.grad((probability * (probability.log() - log_anchor)).sum(), policy.logits)
     cosine = float(cosine_similarity(added, exact.flatten(), dim=0))
     if not cosine > 0:

@@ -47,12 +47,12 @@ def cases(algorithm: Algorithm, law: str = "") -> SearchStrategy[Case]:
     """hypothesis strategy: batches that the algorithm may meet, and what the law may do to them.
 
     1 to 3 groups, each of 1 to 3 rollouts with 0 to 4 tokens after the prompt, the policy's or the environment's; a demonstration per
-    group where the algorithm uses them. For `split` one of: another row order, any cut into micro-batches, columns of padding, 2 to 4
-    workers, whose shares are the cut. For `silence`: any rubbish in any field.
+    group where the algorithm uses them. For `split`: any row order, any cut into micro-batches, 0 to 3 columns of padding, 1 to 4 workers.
+    For `silence`: any rubbish in any field.
     """
     st = _hypothesis().strategies
     rewards = _rewards(algorithm)
-    turns = st.lists(st.sampled_from((1, 0)), max_size=4).map(tuple)
+    turns = st.lists(st.sampled_from((1, 1, 1, 0)), max_size=4).map(tuple)
 
     @st.composite
     def draw_case(draw: DrawFn) -> Case:
@@ -70,18 +70,15 @@ def cases(algorithm: Algorithm, law: str = "") -> SearchStrategy[Case]:
             return dataclasses.replace(case, rubbish=draw(st.sampled_from(RUBBISH)), spoiled=spoiled)
         if law != "split":
             return case
-        what = draw(st.sampled_from(("columns", "order", "cut", "workers")))
-        if what == "columns":
-            return dataclasses.replace(case, columns=draw(st.integers(1, 3)))
-        if what == "order":
-            return dataclasses.replace(case, order=tuple(draw(st.permutations(numbers))))
-        if what == "workers":  # their shares must do as micro-batches first, so that only what they have to sum is left to them
-            workers = draw(st.integers(2, 4))
-            shares = [tuple(i for i in numbers if rows[i].group % workers == rank) for rank in range(workers)]
-            return dataclasses.replace(case, workers=workers, cut=tuple(share for share in shares if share))
         labels = draw(st.lists(st.integers(0, 3), min_size=len(rows), max_size=len(rows)))
         pieces = [tuple(i for i in numbers if labels[i] == label) for label in range(4)]
-        return dataclasses.replace(case, cut=tuple(piece for piece in pieces if piece))
+        return dataclasses.replace(
+            case,
+            columns=draw(st.integers(0, 3)),
+            order=tuple(draw(st.permutations(numbers))),
+            cut=tuple(piece for piece in pieces if piece),
+            workers=draw(st.integers(1, 4)),
+        )
 
     return draw_case()
 
