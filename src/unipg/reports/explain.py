@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 from unipg.algorithms.base import Algorithm, Setting, documentation, hyper_parameters
 from unipg.estimator import PolicyGradient
+
+REPOSITORY = Path(__file__).parents[3]
+"""The checkout this package runs from, where it is one."""
 
 
 def explanation(algorithm: type[Algorithm]) -> str:
@@ -36,9 +41,30 @@ def explanation(algorithm: type[Algorithm]) -> str:
     lines += ["", "## Exactness", ""]
     lines.append(f"Biased on purpose: {algorithm.bias}" if algorithm.bias else "The expected gradient points exactly along the true one.")
     lines += ["", "Every law of `unipg.laws` is tested on it in `tests/test_laws.py`."]
+    if oracles := _oracles(algorithm.name):
+        lines += ["", "Closed forms: " + ", ".join(f"`{path}`" for path in oracles) + "."]
     if algorithm.claim:
-        lines += ["", f"Published claim: `{algorithm.claim}`."]
+        lines += ["", "## Claim", "", f"`{algorithm.claim}`", "", *_last_results(algorithm.claim)]
     return "\n".join(lines) + "\n"
+
+
+def _oracles(name: str) -> list[str]:
+    """Oracle tests of this checkout that name the algorithm; none where only the package is installed."""
+    files = sorted((REPOSITORY / "tests" / "oracles").glob("test_*.py"))
+    return [str(f.relative_to(REPOSITORY)) for f in files if f'"{name}"' in f.read_text(encoding="utf-8")]
+
+
+def _last_results(claim: str) -> list[str]:
+    """What the claim's kept result file says, piece by piece."""
+    kept = REPOSITORY / "benchmarks" / "results" / f"{Path(claim).stem}.json"
+    if not kept.is_file():
+        return []
+    found = json.loads(kept.read_text(encoding="utf-8"))
+    lines = [f"Last results ({found['date'][:10]}, {found['machine']['cpu']}, one thread), mean over seeds with 95 % interval:", ""]
+    for piece in found["assertions"]:
+        verdict = "holds" if piece["passed"] else "DOES NOT HOLD"
+        lines.append(f"- {piece['claim']}: {piece['value']:.3f} [{piece['low']:.3f}, {piece['high']:.3f}], n = {piece['n']}: {verdict}")
+    return lines
 
 
 def _escaped(values: Mapping[str, str]) -> dict[str, str]:
