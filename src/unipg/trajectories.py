@@ -24,7 +24,10 @@ class Source(enum.IntEnum):
     ROLLOUT = 0
     DEMONSTRATION = 1
     PREFERENCE = 2
+    """A given completion with a score: one of a pair, one that was liked or not, one of several."""
     REPLAY = 3
+    MISMATCHED = 4
+    """The completion of another prompt: only how likely the policy finds it is of interest."""
 
 
 @dataclass
@@ -241,13 +244,28 @@ class Evaluation:
     """[B,T] entropy of the distribution each action was drawn from, in nats."""
     value: Tensor | None = None
     """[B,T] the critic's value before each step."""
+    read: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
+    """What each `estimator.Reading` read off the next-token distributions, [B,T] by name."""
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Evaluation:
+        """Every tensor changed."""
+        some = {name: None if (t := getattr(self, name)) is None else change(t) for name in ("log_prob", "entropy", "value")}
+        return Evaluation(**some, read={r: {name: change(t) for name, t in found.items()} for r, found in self.read.items()})  # type: ignore[arg-type]
 
     def detach(self) -> Evaluation:
-        return Evaluation(*(None if t is None else t.detach() for t in (self.log_prob, self.entropy, self.value)))  # type: ignore[arg-type]
+        return self.map(Tensor.detach)
 
     def where(self, mask: Tensor) -> Evaluation:
         """0 wherever `mask` is 0."""
-        return Evaluation(*(None if t is None else torch.where(mask, t, 0) for t in (self.log_prob, self.entropy, self.value)))  # type: ignore[arg-type]
+        return self.map(lambda t: torch.where(mask, t, 0))
+
+    def reading(self, reading: Any) -> dict[str, Tensor]:
+        """[B,T] by name: what `reading` found, or an error that says who needed it."""
+        if reading not in self.read:
+            raise InputError(
+                f"{type(reading).__name__} must be read off the policy's logits, which this policy does not offer or was not asked"
+            )
+        return self.read[reading]
 
     def entropy_of(self, who: str) -> Tensor:
         """[B,T] the entropy, or an error that says who needed it."""

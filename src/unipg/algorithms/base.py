@@ -15,6 +15,8 @@ from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_rew
 from unipg.estimator.penalties import KLEstimator
 from unipg.trajectories import Source, Trajectories
 
+Completions = Literal["none", "pairs", "unpaired", "scored"]
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -46,6 +48,9 @@ class Algorithm:
     """The script that checks the published claim."""
     demonstrations: ClassVar[Literal["none", "optional", "required"]] = "none"
     uses_rollouts: ClassVar[bool] = True
+    completions: ClassVar[Completions] = "none"
+    """Given completions with scores that it learns from: none; a chosen and a rejected one per prompt; single ones that were liked or
+    not; several per prompt, each with a score."""
     scores_demonstrations: ClassVar[bool] = False
     """Whether the demonstrations' own rewards are read."""
     counts_successes: ClassVar[bool] = False
@@ -54,6 +59,17 @@ class Algorithm:
     """Fewest rollouts per prompt for which the advantage means anything."""
 
     rollouts: int = setting(8, "rollouts per prompt")
+
+    @classmethod
+    def sources(cls) -> tuple[Source, ...]:
+        """The rows that it is made for."""
+        some = {
+            Source.ROLLOUT: cls.uses_rollouts,
+            Source.DEMONSTRATION: cls.demonstrations != "none",
+            Source.PREFERENCE: cls.completions != "none",
+            Source.MISMATCHED: cls.completions == "unpaired",
+        }
+        return tuple(source for source, wanted in some.items() if wanted)
 
     def __post_init__(self) -> None:
         if self.uses_rollouts and self.rollouts < self.needs_group:
@@ -79,6 +95,15 @@ class Algorithm:
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         """Whole-batch work before advantages: gates, reward shaping, selection."""
         return batch
+
+    @property
+    def proposes(self) -> bool:
+        """Whether rollouts come from a frozen copy of the policy instead of the policy itself; `adopts` says when it is renewed."""
+        return False
+
+    def adopts(self, batch: Trajectories, planning: Planning) -> bool:
+        """Whether the proposal becomes the current policy before the next batch is collected; asked after each prepared batch."""
+        return False
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         """What is worth plotting of a prepared batch beside the diagnostics that every algorithm has."""
@@ -155,7 +180,7 @@ def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
 
 
 def _data_of(term: Term) -> str:
-    return "+".join({Source.ROLLOUT: "rollouts", Source.DEMONSTRATION: "demonstrations"}.get(s, s.name.lower()) for s in term.rows)
+    return "+".join(f"{s.name.lower()}s" for s in term.rows)
 
 
 def hyper_parameters(algorithm: type[Algorithm]) -> list[dict[str, str]]:

@@ -5,7 +5,9 @@ this room imports nothing of the others but the carrier.
 """
 
 from unipg.estimator.advantages import (
+    DEMONSTRATIONS,
     GAE,
+    PREFERENCES,
     ROLLOUTS,
     UNION,
     Advantage,
@@ -24,13 +26,14 @@ from unipg.estimator.advantages import (
 from unipg.estimator.aggregation import (
     Aggregate,
     ConstantLength,
+    GroupMeanTokenSum,
     SequenceMeanTokenMean,
     SequenceMeanTokenSum,
     TokenMean,
 )
-from unipg.estimator.likelihoods import Likelihood, Stepwise
+from unipg.estimator.likelihoods import Likelihood, Positions, Reading, Stepwise, uniforms
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
-from unipg.estimator.parts import Part, Progress, Schedule
+from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
 from unipg.estimator.policy_gradient import Objective, PolicyGradient, Term, coefficient, per_token_loss
 from unipg.estimator.references import (
@@ -47,7 +50,9 @@ from unipg.estimator.references import (
 )
 
 __all__ = [
+    "DEMONSTRATIONS",
     "GAE",
+    "PREFERENCES",
     "ROLLOUTS",
     "UNION",
     "Advantage",
@@ -57,6 +62,7 @@ __all__ = [
     "Both",
     "BySuccess",
     "Combination",
+    "Complement",
     "Constant",
     "ConstantLength",
     "Corrected",
@@ -66,10 +72,12 @@ __all__ = [
     "Everything",
     "GroupAdvantage",
     "GroupCentered",
+    "GroupMeanTokenSum",
     "GroupStandardized",
     "KLPenalty",
     "LeaveOneOut",
     "Likelihood",
+    "Linear",
     "Mask",
     "MismatchMask",
     "Objective",
@@ -78,8 +86,10 @@ __all__ = [
     "Part",
     "Planning",
     "PolicyGradient",
+    "Positions",
     "Progress",
     "RatioClip",
+    "Reading",
     "Reference",
     "Schedule",
     "SequenceClip",
@@ -95,8 +105,10 @@ __all__ = [
     "TruncatedWeight",
     "Uniform",
     "ValueLoss",
+    "WarmupCosine",
     "coefficient",
     "kl_estimate",
     "kl_in_reward",
     "per_token_loss",
+    "uniforms",
 ]

@@ -2,24 +2,37 @@
 
 An advantage is called as `advantage(batch)` on the WHOLE rollout batch and returns `[B,T]` (a row's advantage is spread over its tokens).
 Those that depend on the current policy (`dynamic = True`) are called again for every micro-batch as `advantage(batch, now)` with the
-detached current evaluation, and may look no further than their own row. Advantages form an algebra: `0.7 * A + 0.3 * B`.
+detached current evaluation. They look at their own row alone, unless `joint` says otherwise: then the loop gives them whole groups, or
+the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3 * B`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from unipg.errors import InputError
+from unipg.estimator.likelihoods import Reading
 from unipg.estimator.parts import Part, Progress, Reduce, Weight, alone, weight_at
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
 
 ROLLOUTS = (Source.ROLLOUT,)
+DEMONSTRATIONS = (Source.DEMONSTRATION,)
+PREFERENCES = (Source.PREFERENCE,)
 UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
+
+
+Joint = Literal["row", "group", "batch"]
+REACH: tuple[Joint, ...] = ("row", "group", "batch")
+
+
+def furthest(reaches: Iterable[Joint]) -> Joint:
+    return REACH[max((REACH.index(r) for r in reaches), default=0)]
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,11 @@ class Planning:
 
     progress: Progress = Progress()
     reduce: Reduce = alone
+    seed: int = 0
+    """Of draws that parts make themselves."""
+    memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What outlives a batch, by name: running averages, trackers per prompt. Saved with the checkpoint; whoever owns an entry writes it,
+    in `Algorithm.prepare` or `Algorithm.learn`. Plain values and tensors, replaced rather than changed in place."""
     memo: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
     """Results shared by terms that plan the same batch (a recursion is run once for the advantage and its value target)."""
 
@@ -37,10 +55,26 @@ class Advantage(Part):
     """Base class."""
 
     dynamic: ClassVar[bool] = False
+    """Whether it depends on the current policy."""
+    joint: ClassVar[Joint] = "row"
+    """How far a dynamic advantage looks: at its own row, at the rows of its group, or at the whole batch of an optimiser step."""
 
     @property
     def is_dynamic(self) -> bool:
         return self.dynamic
+
+    @property
+    def reach(self) -> Joint:
+        return self.joint
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What must be read off the next-token distributions."""
+        return ()
+
+    def facts(self, batch: Trajectories, now: Evaluation) -> dict[str, Tensor]:
+        """Detached values `[B]` by name whose means over the rows are worth plotting (`margin`, `accuracy`); NaN where a row has none."""
+        return {}
 
     @property
     def reads_entropy(self) -> bool:
@@ -73,8 +107,19 @@ class Combination(Advantage):
         return any(a.is_dynamic for _, a in self.terms)
 
     @property
+    def reach(self) -> Joint:
+        return furthest(a.reach for _, a in self.terms)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return tuple(r for _, a in self.terms for r in a.readings)
+
+    @property
     def reads_entropy(self) -> bool:
         return any(a.reads_entropy for _, a in self.terms)
+
+    def facts(self, batch: Trajectories, now: Evaluation) -> dict[str, Tensor]:
+        return {name: value for _, a in self.terms for name, value in a.facts(batch, now).items()}
 
     @property
     def reads(self) -> frozenset[str]:
@@ -94,7 +139,7 @@ class Combination(Advantage):
     def __rmul__(self, factor: Weight) -> Advantage:
         if not isinstance(factor, float | int) or not all(isinstance(w, float | int) for w, _ in self.terms):
             return Combination(((factor, self),))
-        return Combination(tuple((factor * w, a) for w, a in self.terms))  # type: ignore[operator]
+        return Combination(tuple((factor * w, a) for w, a in self.terms))
 
     __mul__ = __rmul__
 
@@ -377,6 +422,14 @@ class BySuccess(Advantage):
         return self.success.is_dynamic or self.failure.is_dynamic
 
     @property
+    def reach(self) -> Joint:
+        return furthest((self.success.reach, self.failure.reach))
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return self.success.readings + self.failure.readings
+
+    @property
     def reads_entropy(self) -> bool:
         return self.success.reads_entropy or self.failure.reads_entropy
 
@@ -390,7 +443,9 @@ class BySuccess(Advantage):
 
 
 __all__ = [
+    "DEMONSTRATIONS",
     "GAE",
+    "PREFERENCES",
     "ROLLOUTS",
     "UNION",
     "Advantage",

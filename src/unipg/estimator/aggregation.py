@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.parts import Part, Reduce, alone
-from unipg.shapes import Bool, Float
+from unipg.shapes import Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,12 @@ class Aggregate(Part):
     def weights(self, mask: Bool[Tensor, "B T"], total: Float[Tensor, ""]) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
 
+    def grouped(self, mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"], reduce: Reduce = alone) -> Float[Tensor, "B T"]:
+        """The same, for aggregates that count prompts instead of rows: `group` is the prompt that each row answers."""
+        return self(mask, reduce)
+
     def __call__(self, mask: Bool[Tensor, "B T"], reduce: Reduce = alone) -> Float[Tensor, "B T"]:
-        """[B,T] weights of a whole batch; an empty group gives zeros."""
+        """[B,T] weights of a whole batch; an empty normalisation group gives zeros."""
         total = reduce(self.count(mask))
         return torch.where(mask, self.weights(mask, total.clamp_min(1)), 0)
 
@@ -84,6 +88,15 @@ class ConstantLength(Aggregate):
 
     def weights(self, mask: Bool[Tensor, "B T"], total: Float[Tensor, ""]) -> Float[Tensor, "B T"]:
         return mask.double() / self.length / total
+
+
+@dataclass(frozen=True)
+class GroupMeanTokenSum(Aggregate):
+    """mean_g( sum_{b in g} sum_t(x·m) ): one summand per prompt, so a pair of completions counts once (DPO, CoPG)."""
+
+    def grouped(self, mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"], reduce: Reduce = alone) -> Float[Tensor, "B T"]:
+        total = reduce(torch.tensor(float(group[mask.any(1)].unique().numel()), dtype=torch.float64, device=mask.device))
+        return mask.double() / total.clamp_min(1)
 
 
 AggregateName = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum", "constant_length"]

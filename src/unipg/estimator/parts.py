@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,7 +31,41 @@ class Progress:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A weight that moves linearly from `start` to `end` over the given share of training, then stays."""
+    """A weight that changes with training. Base class; `2.0 * schedule` is a schedule."""
+
+    def __call__(self, progress: Progress) -> float:
+        raise NotImplementedError(type(self).__name__)
+
+    def __rmul__(self, factor: float) -> Schedule:
+        return Scaled(factor, self)
+
+    __mul__ = __rmul__
+
+
+@dataclass(frozen=True)
+class Scaled(Schedule):
+    """factor · schedule."""
+
+    factor: float
+    schedule: Schedule
+
+    def __call__(self, progress: Progress) -> float:
+        return self.factor * self.schedule(progress)
+
+
+@dataclass(frozen=True)
+class Complement(Schedule):
+    """1 − schedule: the other side of a mixture."""
+
+    schedule: Schedule
+
+    def __call__(self, progress: Progress) -> float:
+        return 1.0 - self.schedule(progress)
+
+
+@dataclass(frozen=True)
+class Linear(Schedule):
+    """Moves linearly from `start` to `end` over the given share of training, then stays."""
 
     start: float
     end: float
@@ -39,11 +74,38 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
-            raise InputError(f"Schedule.until is {self.until}; accepted: a share of training in (0, 1]")
+            raise InputError(f"Linear.until is {self.until}; accepted: a share of training in (0, 1]")
 
     def __call__(self, progress: Progress) -> float:
         share = min(1.0, progress.fraction / self.until)
         return self.start + (self.end - self.start) * share
+
+
+@dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    """Rises linearly from 0 to `peak` in `warmup` steps, falls along a cosine to `valley` in `decay` steps, then stays there.
+
+        peak · s / W   for s < W;   valley + (peak − valley) · (1 + cos(pi · (s − W) / D)) / 2   for W <= s < W + D;   valley   after
+
+    `s` counts optimiser steps. With W = D = 0 it is `valley` throughout.
+    """
+
+    peak: float
+    valley: float
+    warmup: int = 0
+    decay: int = 0
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0 or self.decay < 0:
+            raise InputError(f"WarmupCosine(warmup={self.warmup}, decay={self.decay}); accepted: numbers of steps of 0 or more")
+
+    def __call__(self, progress: Progress) -> float:
+        since = progress.step - self.warmup
+        if since < 0:
+            return self.peak * progress.step / self.warmup
+        if since >= self.decay:
+            return self.valley
+        return self.valley + (self.peak - self.valley) * (1 + math.cos(math.pi * since / self.decay)) / 2
 
 
 Weight = float | Schedule

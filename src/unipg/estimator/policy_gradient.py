@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError, nearest
-from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
+from unipg.estimator.advantages import ROLLOUTS, Advantage, Joint, Planning, furthest
 from unipg.estimator.aggregation import Aggregate, TokenMean
-from unipg.estimator.likelihoods import Likelihood, Stepwise
+from unipg.estimator.likelihoods import Likelihood, Reading, Stepwise, position_keys
 from unipg.estimator.masks import Everything, Mask
-from unipg.estimator.parts import Part, Weight, weight_at
+from unipg.estimator.parts import Part, Schedule, Weight, weight_at
 from unipg.estimator.references import CurrentPolicy, Reference
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -75,6 +75,8 @@ class Record:
     log_ratio: Tensor
     advantage: Tensor
     stable: Tensor
+    facts: dict[str, Tensor] = field(default_factory=dict)
+    """What the advantage tells of itself, `[n]` by name."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,20 @@ class Term(Part):
         """Whether the current critic is evaluated."""
         return False
 
+    @property
+    def reach(self) -> Joint:
+        """How many rows must be together for its loss: one, those of a group, or the batch of an optimiser step."""
+        return "row"
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """What must be read off the next-token distributions."""
+        return ()
+
+    def planned_now(self, now: Evaluation, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+        """Tensors of a whole optimiser step's batch that depend on the current policy (detached)."""
+        return {}
+
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         """Tensors computed once on the whole rollout batch; kept as `planned["<name>/<key>"]`."""
         return {}
@@ -134,17 +150,19 @@ class Term(Part):
         if self.row_weight is not None:
             weight = weight * batch.require(self.row_weight, f"term '{self.name or type(self).__name__}'").double()
             counted = counted if self.count_weightless else counted & (weight != 0)
-        shares = self.aggregate(batch.mask & counted.unsqueeze(1), planning.reduce)
+        assert batch.group is not None
+        shares = self.aggregate.grouped(batch.mask & counted.unsqueeze(1), batch.group, planning.reduce)
         return weight_at(self.weight, planning.progress) * shares * weight.unsqueeze(1)
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective((self,)) + other
 
-    def __rmul__(self, factor: float) -> Term:
-        if isinstance(self.weight, float | int):
-            return dataclasses.replace(self, weight=factor * self.weight)
-        scaled = dataclasses.replace(self.weight, start=factor * self.weight.start, end=factor * self.weight.end)
-        return dataclasses.replace(self, weight=scaled)
+    def __rmul__(self, factor: Weight) -> Term:
+        if isinstance(factor, Schedule):
+            if not isinstance(self.weight, float | int):
+                raise InputError("a term has one schedule at most: its weight is scheduled already")
+            return dataclasses.replace(self, weight=self.weight * factor)
+        return dataclasses.replace(self, weight=factor * self.weight)
 
     __mul__ = __rmul__
 
@@ -183,8 +201,22 @@ class PolicyGradient(Term):
     def reads_entropy(self) -> bool:
         return self.advantage.reads_entropy or self.mask.needs_entropy
 
+    @property
+    def reach(self) -> Joint:
+        return self.advantage.reach
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return self.likelihood.readings + self.advantage.readings
+
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         return {} if self.advantage.is_dynamic else {"advantage": self.advantage(batch, None, planning)}
+
+    def planned_now(self, now: Evaluation, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+        if self.reach == "row":
+            return {}
+        facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
+        return {"advantage": self.advantage(batch, now, planning), **facts}
 
     def is_silent(self, batch: Trajectories, name: str) -> Tensor:
         if self.advantage.is_dynamic:
@@ -195,10 +227,13 @@ class PolicyGradient(Term):
         log_prob = self.likelihood(now)
         lp = log_prob.detach()
         log_reference = self.reference(lp, batch)
-        if self.advantage.is_dynamic:
+        if self.advantage.is_dynamic and f"{name}/advantage" not in batch.planned:
             advantage = self.advantage(batch, now.detach(), planning)
+            facts = self.advantage.facts(batch, now.detach())
         else:
             advantage = batch.require(f"{name}/advantage", "PolicyGradient")
+            prefix = f"{name}/fact/"
+            facts = {key.removeprefix(prefix): value for key, value in batch.planned.items() if key.startswith(prefix)}
         mine = batch.mask & batch.rows_from(*self.rows).unsqueeze(1)
         ratio_field = self.mask.ratio_field
         log_ratio = lp - (log_reference if ratio_field is None else batch.require(ratio_field, type(self.mask).__name__))
@@ -207,7 +242,7 @@ class PolicyGradient(Term):
         stable = self.mask(log_ratio, advantage, batch) & mine
         loss = per_token_loss(log_prob, log_reference, advantage, stable, self.surrogate)
         keep = (lambda t: t.reshape(-1)) if bool(mine.all()) else (lambda t: t[mine])
-        return loss, Record(name, keep(log_ratio), keep(advantage), keep(stable))
+        return loss, Record(name, keep(log_ratio), keep(advantage), keep(stable), {k: v[~v.isnan()] for k, v in facts.items()})
 
 
 def _snake(name: str) -> str:
@@ -223,7 +258,7 @@ class Objective:
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(self.terms + (other.terms if isinstance(other, Objective) else (other,)))
 
-    def __rmul__(self, factor: float) -> Objective:
+    def __rmul__(self, factor: Weight) -> Objective:
         return Objective(tuple(factor * term for term in self.terms))
 
     __mul__ = __rmul__
@@ -249,6 +284,15 @@ class Objective:
     def reads_value(self) -> bool:
         return any(t.reads_value for t in self.terms)
 
+    @property
+    def reach(self) -> Joint:
+        """How many rows a micro-batch must hold together; see `Advantage.joint`. With `plan(…, now=…)` one is enough."""
+        return furthest(t.reach for t in self.terms)
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return tuple(dict.fromkeys(r for t in self.terms for r in t.readings))
+
     def prepare(self, batch: Trajectories, planning: Planning | None = None) -> Trajectories:
         """On the whole rollout batch: advantages, value targets. `planning` carries progress and the sum over workers."""
         planning = planning or Planning()
@@ -257,11 +301,21 @@ class Objective:
         planned = {f"{name}/{k}": v for name, term in self.named() for k, v in term.prepared(quiet, planning).items()}
         return batch.replace(planned={**batch.planned, **planned})
 
-    def plan(self, batch: Trajectories, planning: Planning | None = None) -> Trajectories:
-        """On the whole batch of one optimiser step: the weight of every token in every term, from global counts."""
+    def plan(self, batch: Trajectories, planning: Planning | None = None, now: Evaluation | None = None) -> Trajectories:
+        """On the whole batch of one optimiser step: the weight of every token in every term, from global counts.
+
+        `now`: the current policy on this batch, from which advantages that look beyond their own row are fixed for the step, so that the
+        batch may then be cut anywhere. Without it they are taken from each micro-batch, which must hold what `reach` says.
+        """
         planning = planning or Planning()
-        weights = {f"{name}/weight": term.token_weights(batch, planning) for name, term in self.named()}
-        return batch.replace(planned={**batch.planned, **weights})
+        planned = {f"{name}/weight": term.token_weights(batch, planning) for name, term in self.named()}
+        if self.readings:
+            planned["position_key"] = position_keys(batch, planning.seed + planning.progress.step)
+        if now is not None:
+            quiet, quiet_now = silence(batch), now.detach().where(batch.mask)
+            for name, term in self.named():
+                planned |= {f"{name}/{key}": value for key, value in term.planned_now(quiet_now, quiet, planning).items()}
+        return batch.replace(planned={**batch.planned, **planned})
 
     def touched_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
         """[B] bool: rows of a prepared batch that can move the policy. The others have provably zero gradient and need no forward."""
@@ -297,7 +351,7 @@ class Objective:
         for name in ("old_log_prob", "behaviour_log_prob", "anchor_log_prob"):
             if getattr(batch, name) is not None and name in self.reads:
                 check_log_probs(getattr(batch, name), batch, name)
-        return self.loss(now, self.plan(self.prepare(batch, planning), planning), planning)
+        return self.loss(now, self.plan(self.prepare(batch, planning), planning, now), planning)
 
 
 def silence(batch: Trajectories) -> Trajectories:

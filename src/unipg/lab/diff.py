@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -96,6 +97,7 @@ def shared_batch(
         iteration=0,
         rollouts=rollouts,
         demonstrations=any(a.demonstrations != "none" for a in both),
+        completions=next((a.completions for a in both if a.completions != "none"), "none"),
         score_demonstrations=any(a.scores_demonstrations for a in both),
         value=policy.has_value,
         seed=seed,
@@ -110,10 +112,8 @@ def shared_batch(
 
 def prepare(algorithm: Algorithm, batch: Trajectories, setting: Setting) -> tuple[Objective, Trajectories]:
     """The objective and the planned batch, with the rows the algorithm is made for."""
-    wanted = [Source.ROLLOUT] if algorithm.uses_rollouts else []
-    wanted += [Source.DEMONSTRATION] if algorithm.demonstrations != "none" else []
     objective, planning = algorithm.terms(setting), Planning()
-    foreign = ~batch.rows_from(*wanted)
+    foreign = ~batch.rows_from(*algorithm.sources())
     batch = batch.replace(mask=batch.mask & ~foreign.unsqueeze(1))  # the row stays, so that both algorithms number rows alike
     return objective, objective.plan(objective.prepare(algorithm.prepare(batch, setting, planning), planning), planning)
 
@@ -121,7 +121,7 @@ def prepare(algorithm: Algorithm, batch: Trajectories, setting: Setting) -> tupl
 def token_coefficients(objective: Objective, planned: Trajectories, now: Evaluation) -> Tensor:
     """[B,T] what multiplies ∇log pi of each token, aggregate and weight included: −∂loss/∂log_prob."""
     leaf = now.log_prob.detach().requires_grad_()
-    loss = objective.loss(Evaluation(leaf, now.entropy, now.value), planned)
+    loss = objective.loss(dataclasses.replace(now, log_prob=leaf), planned)
     (found,) = torch.autograd.grad(loss, leaf, allow_unused=True)
     return torch.zeros_like(leaf) if found is None else -found
 
@@ -143,7 +143,7 @@ def measure(first: Algorithm, second: Algorithm, policy: Policy, batch: Trajecto
     coefficients: list[Tensor] = []
     for algorithm in (first, second):
         objective, planned = prepare(algorithm, batch, setting)
-        now = policy.evaluate(planned, entropy=True, value=policy.has_value)
+        now = policy.evaluate(planned, entropy=True, value=policy.has_value, readings=objective.readings)
         coefficients.append(token_coefficients(objective, planned, now.detach()))
         found = torch.autograd.grad(objective.loss(now, planned), [p for _, p in parameters], allow_unused=True)
         gradients.append([torch.zeros_like(p) if g is None else g for g, (_, p) in zip(found, parameters, strict=True)])

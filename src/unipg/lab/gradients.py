@@ -166,7 +166,7 @@ def join_copies(batches: Sequence[Trajectories]) -> Trajectories:
 
 def directions_of_copies(objective: Objective, copies: Copies, joined: Trajectories, *, seen: list[Weights] | None = None) -> Tensor:
     """[N,S·A] the same for planned batches that are joined already, each against its own copy of the policy."""
-    now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value)
+    now = copies.evaluate(joined, entropy=objective.reads_entropy, value=objective.reads_value, readings=objective.readings)
     records: list[Record] = []
     loss = objective.loss(now, joined, records=records)
     if seen is not None:
@@ -212,5 +212,6 @@ def study_batches(
     for batch in raw:
         planning = Planning()
         _, ready = prepared(algorithm, batch, setting, planning, objective)
-        planned.append(objective.plan(ready, planning))
+        now = None if objective.reach == "row" else problem.policy.evaluate(ready)
+        planned.append(objective.plan(ready, planning, now))
     return objective, planned

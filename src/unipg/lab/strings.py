@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError
-from unipg.estimator.likelihoods import categorical_log_prob
+from unipg.estimator.likelihoods import Reading, categorical_log_prob, read_off
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience
 from unipg.seeding import generator
@@ -51,13 +51,13 @@ class TabularPolicy(Policy):
         """[B,T] row of W that decides each action; any valid row where the policy does not act."""
         return torch.where(batch.mask, batch.require("observation", type(self).__name__), 0)
 
-    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         assert batch.present is not None
-        states = self.states(batch)
-        log_prob, h = categorical_log_prob(self.logits[states], torch.where(batch.present, batch.action, 0))
+        states, action = self.states(batch), torch.where(batch.present, batch.action, 0)
+        log_prob, h = categorical_log_prob(self.logits[states], action)
         values = self.value[states] if value else None
-        quiet = [None if t is None else torch.where(batch.mask, t, 0) for t in (log_prob, h if entropy else None, values)]
-        return Evaluation(*quiet)  # type: ignore[arg-type]
+        read = read_off(self.logits[states], action, batch, readings)
+        return Evaluation(log_prob, h if entropy else None, values, read).where(batch.mask)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -151,11 +151,21 @@ class StringProblem:
 
 
 class StringExperience(Experience):
-    """Rollouts of a string problem; the demonstration of a prompt is its best answer."""
+    """Rollouts of a string problem; the demonstration of a prompt is its best answer, and so is the chosen of a pair."""
 
     def __init__(self, problem: StringProblem, prompts: int = 8) -> None:
         self.problem, self.prompts = problem, prompts
         self.max_new_tokens = problem.length
+
+    def _completions(self, prompt: int, number: int, demand: Demand, draw: torch.Generator) -> list[tuple[int, ...]]:
+        """The best answer and others drawn from the worse ones; of those that were liked or not, one of the two in turn."""
+        best = self.problem.best_answer(prompt)
+        worse = [a for a in self.problem.answers() if self.problem.reward(prompt, a) < self.problem.reward(prompt, best)]
+        others = [worse[int(i)] for i in torch.randint(len(worse), (3,), generator=draw)]
+        liked = (number + demand.iteration) % 2 == 0
+        return {"none": [], "pairs": [best, others[0]], "unpaired": [best if liked else others[0]], "scored": [best, *others]}[
+            demand.completions
+        ]
 
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         assert isinstance(policy, BigramPolicy)
@@ -179,10 +189,13 @@ class StringExperience(Experience):
                 rows.append((prompt, tuple(tokens[1:])))
             group += [first + number] * demand.rollouts
             source += [Source.ROLLOUT] * demand.rollouts
-            if demand.demonstrations:
-                rows.append((prompt, problem.best_answer(prompt)))
-                group.append(first + number)
-                source.append(Source.DEMONSTRATION)
+            given = [(prompt, problem.best_answer(prompt), Source.DEMONSTRATION)] if demand.demonstrations else []
+            given += [(prompt, answer, Source.PREFERENCE) for answer in self._completions(prompt, number, demand, draw)]
+            if demand.completions == "unpaired":
+                given.append((prompt, problem.best_answer(problem.prompts[number - 1]), Source.MISMATCHED))
+            rows += [(prompt, answer) for prompt, answer, _ in given]
+            group += [first + number] * len(given)
+            source += [kind for _, _, kind in given]
         batch = problem.batch(rows, group, source)
         with torch.no_grad():
             batch = batch.replace(behaviour_log_prob=policy.evaluate(batch).log_prob)

@@ -99,7 +99,7 @@ class Case:
         """The case in one line; of what a law does to it, the fields named in `shows` where there is anything to say."""
         groups = len({r.group for r in self.rows})
         counts = [f"{_plural(groups, 'group')}"]
-        for source in (Source.ROLLOUT, Source.DEMONSTRATION):
+        for source in Source:
             of_groups = [sum(r.group == g and r.source is source for r in self.rows) for g in sorted({r.group for r in self.rows})]
             if any(of_groups):
                 same = len(set(of_groups)) == 1
@@ -139,6 +139,10 @@ def random_cases(algorithm: Algorithm, seed: int = 0, groups: int = 4) -> list[C
             rows.append(Row(group, Source.ROLLOUT, prompt, turns, float(integer(0, 1))))
         if algorithm.demonstrations != "none":
             rows.append(Row(group, Source.DEMONSTRATION, prompt, (1,) * integer(1, 6), 1.0))
+        scores = {"none": [], "pairs": [1.0, 0.0], "unpaired": [float(group % 2)], "scored": [0.3 * integer(0, 3) for _ in range(3)]}
+        rows += [Row(group, Source.PREFERENCE, prompt, (1,) * integer(1, 6), score) for score in scores[algorithm.completions]]
+        if algorithm.completions == "unpaired":
+            rows.append(Row(group, Source.MISMATCHED, prompt, (1,) * integer(1, 6), 0.0))
     if rollouts:
         rows[0] = dataclasses.replace(rows[0], turns=(0,))  # a row in which the policy did nothing
     cases = []

@@ -56,16 +56,22 @@ def step(
 ) -> Tensor:
     """[1+P] loss and gradient of a prepared batch, in the given micro-batches."""
     planning = planning or Planning(Progress(1, 4))
-    planned = objective.plan(batch, planning)
+    planned = _planned(objective, policy, batch, planning)
     policy.module.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64)
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
         piece = planned.select(rows)
-        now = policy.evaluate(piece, entropy=True, value=True)
+        now = policy.evaluate(piece, entropy=True, value=True, readings=objective.readings)
         loss = objective.loss(disturb(now, piece) if disturb else now, piece, planning)
         loss.backward()
         total += loss.detach()
     return _found(total, policy)
+
+
+def _planned(objective: Objective, policy: BigramPolicy, batch: Trajectories, planning: Planning) -> Trajectories:
+    """Planned for any cut: advantages that look beyond their own row are fixed from the whole batch."""
+    with torch.no_grad():
+        return objective.plan(batch, planning, None if objective.reach == "row" else policy.evaluate(batch))
 
 
 def _found(loss: Tensor, policy: BigramPolicy) -> Tensor:
@@ -187,7 +193,7 @@ def silence(algorithm: Algorithm, case: Case) -> None:
     def spoil_now(now: Evaluation, piece: Trajectories) -> Evaluation:
         if "log_prob" not in case.spoiled:
             return now
-        return Evaluation(*(None if t is None else torch.where(piece.mask, t, value) for t in (now.log_prob, now.entropy, now.value)))  # type: ignore[arg-type]
+        return now.map(lambda t: torch.where(piece.mask, t, value))
 
     silent = torch.zeros(batch.mask.shape, dtype=torch.float64)
     fields = {name: getattr(batch, name) for name in case.spoiled if name not in ("log_prob", "action")}
@@ -266,7 +272,7 @@ def emptiness(algorithm: Algorithm, case: Case) -> None:
             size = float(found[found != 0][0])
             raise LawBroken(f"emptiness: {what} gives a {name} of {size:g}, not exactly 0; example: {case.describe()}")
     objective, ready = prepared(algorithm, batch)
-    for source in (Source.ROLLOUT, Source.DEMONSTRATION):
+    for source in algorithm.sources():
         found = step(objective, policy, ready.select(~ready.rows_from(source)))
         if not bool(torch.isfinite(found).all()):
             raise LawBroken(f"emptiness: without any {source.name.lower()} loss or gradient is not finite; example: {case.describe()}")
@@ -292,14 +298,14 @@ def second_opinion(algorithm: Algorithm, case: Case) -> None:
     batch, policy = case.batch(), case.policy()
     objective, ready = prepared(algorithm, batch)
     planning = Planning(Progress(1, 4))
-    planned = objective.plan(ready, planning)
+    planned = _planned(objective, policy, ready, planning)
     fast = step(objective, policy, ready)
     policy.module.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64)
     for row in range(len(batch)):
         piece = planned.select([row])
         for name, term in objective.named():
-            now = policy.evaluate(piece, entropy=True, value=True)
+            now = policy.evaluate(piece, entropy=True, value=True, readings=objective.readings)
             loss, _ = term.per_token(now, piece, name, planning)
             for t in range(piece.mask.shape[1]):
                 if piece.mask[0, t]:

@@ -63,6 +63,16 @@ def cases(algorithm: Algorithm, law: str = "") -> SearchStrategy[Case]:
             rows += [Row(group, Source.ROLLOUT, prompt, draw(turns), draw(rewards)) for _ in range(rollouts)]
             if algorithm.demonstrations != "none":
                 rows.append(Row(group, Source.DEMONSTRATION, prompt, (1,) * draw(st.integers(1, 4)), 1.0))
+            scores: list[float] = []
+            if algorithm.completions == "pairs":
+                scores = [1.0, 0.0]
+            elif algorithm.completions == "unpaired":
+                scores = [draw(st.sampled_from((0.0, 1.0)))]
+            elif algorithm.completions == "scored":
+                scores = draw(st.lists(rewards, min_size=2, max_size=3))
+            rows += [Row(group, Source.PREFERENCE, prompt, (1,) * draw(st.integers(1, 4)), score) for score in scores]
+            if algorithm.completions == "unpaired":
+                rows.append(Row(group, Source.MISMATCHED, prompt, (1,) * draw(st.integers(1, 4)), 0.0))
         numbers = range(len(rows))
         case = Case(tuple(rows), draw(st.integers(0, 3)))
         if law == "silence":

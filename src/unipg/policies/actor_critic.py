@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import categorical_log_prob, gaussian_log_prob
+from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob
 from unipg.policies.base import Policy
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
@@ -203,8 +203,10 @@ class ActorCritic(Controller):
         spread = torch.full((actions.outputs,), log_std) if isinstance(actions, BoxActions) else None
         self.module: _Networks = _Networks(actor, critic, spread)
 
-    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
+        if readings:
+            raise InputError(f"{type(readings[0]).__name__} reads next-token distributions, which a controller does not have")
         observation = batch.require("observation", "ActorCritic")
         shape = batch.mask.shape
         if math.prod(observation.shape[2:]) != self.inputs:

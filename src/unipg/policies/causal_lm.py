@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import categorical_log_prob, check_temperature, token_log_prob
+from unipg.estimator.likelihoods import Positions, Reading, categorical_log_prob, check_temperature, token_log_prob
 from unipg.policies.base import Policy
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -41,7 +41,7 @@ class CausalLanguageModel(Policy):
         self.module = nn.ModuleDict(parts)
         self._trunk, self._head = _trunk_and_head(model)
 
-    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """[B,T] log-probabilities of `batch.action` (token ids) where `batch.mask` is 1; see `Policy.evaluate`.
 
         Rows are padded on the right, so causal attention alone keeps padding out of sight.
@@ -52,24 +52,39 @@ class CausalLanguageModel(Policy):
         chosen = mask[:, 1:]
         tokens = torch.where(batch.present, tokens, 0) if batch.present is not None else tokens
         target = tokens[:, 1:][chosen]
+        keys = batch.planned["position_key"][mask] if readings else None
         hidden: Tensor | None = None
         if self._trunk is not None:
             hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
-            log_prob, h = token_log_prob(
-                hidden, self._head.weight, target, bias=self._head.bias, temperature=self.temperature, entropy=entropy
+            log_prob, h, read = token_log_prob(
+                hidden,
+                self._head.weight,
+                target,
+                bias=self._head.bias,
+                temperature=self.temperature,
+                entropy=entropy,
+                readings=readings,
+                key=keys,
             )
         else:  # a model that does more to its logits than one projection
             out = self.model(input_ids=tokens[:, :-1], use_cache=False, output_hidden_states=value)
             logits = out.logits[chosen]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
             log_prob, h = categorical_log_prob(logits, target, entropy=entropy)
+            positions = Positions(logits, target, torch.zeros_like(target) if keys is None else keys)
+            read = {reading: reading(positions) for reading in readings}
             hidden = out.hidden_states[-1][chosen] if value else None
         values = None
         if value:
             if hidden is None or self._value_head is None:
                 raise InputError("this policy was built without a value head")
             values = self._value_head(hidden.to(torch.float32)).squeeze(-1)
-        return Evaluation(_place(log_prob, mask), _place(h, mask) if entropy else None, _place(values, mask) if value else None)
+        return Evaluation(
+            _place(log_prob, mask),
+            _place(h, mask) if entropy else None,
+            _place(values, mask) if value else None,
+            {reading: {name: _place(found, mask) for name, found in named.items()} for reading, named in read.items()},
+        )
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
@@ -97,9 +112,9 @@ class CausalLanguageModel(Policy):
 class _BaseOfAdapter(CausalLanguageModel):
     """The base model of a `peft` model, reached by switching the adapters off."""
 
-    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False) -> Evaluation:
+    def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         with self.model.disable_adapter():
-            return super().evaluate(batch, entropy=entropy, value=value)
+            return super().evaluate(batch, entropy=entropy, value=value, readings=readings)
 
 
 def _place(values: Tensor | None, mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from unipg.policies.base import Policy
 from unipg.trajectories import Trajectories
@@ -29,6 +29,8 @@ class Demand:
     demonstrations: bool = False
     """Whether rows with the prompts' demonstrations are wanted."""
     score_demonstrations: bool = False
+    completions: Literal["none", "pairs", "unpaired", "scored"] = "none"
+    """Which given completions are wanted; with `unpaired`, rows with another prompt's completion too (`Source.MISMATCHED`)."""
     value: bool = False
     """Whether the critic's values are wanted with the trajectories."""
     seed: int = 0
@@ -56,6 +58,8 @@ class Experience(ABC):
 
     max_new_tokens: int
     """Limit on the policy's own tokens (or steps) in one trajectory."""
+    anchored: bool = False
+    """Whether its trajectories carry the anchor's log-probabilities already."""
 
     @abstractmethod
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:

@@ -61,6 +61,10 @@ class UpdateDiagnostics:
             out[f"{prefix}/blocked_positive"] = float((blocked & (advantage > 0)).float().mean())
             out[f"{prefix}/blocked_negative"] = float((blocked & (advantage < 0)).float().mean())
             out[f"{prefix}/overflow"] = float((log_ratio > LOG_RATIO_LIMIT).float().mean())
+            for fact in records[0].facts:
+                told = torch.cat([r.facts[fact] for r in records]).float()
+                if len(told):
+                    out[f"{name}/{fact}"] = float(told.mean())
             out[f"advantage/{name}/mean"] = float(advantage.mean())
             out[f"advantage/{name}/std"] = float(advantage.std(correction=0))
             if number == 0:

@@ -120,6 +120,8 @@ class Trainer:
         self.seconds = 0.0
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
         self.batch: Trajectories | None = None
+        self.memory: dict[str, Any] = {}
+        self.proposal = policy.frozen_copy() if algorithm.proposes else None
         self.row: dict[str, Any] = {}
         self.evaluated_at = -1
         self.stop_requested = False
@@ -131,7 +133,7 @@ class Trainer:
     def _check_needs(self) -> None:
         reads = self.objective.reads | self.algorithm.reads
         who = f"algorithm '{self.algorithm.name}'"
-        if "anchor_log_prob" in reads and self.anchor is None:
+        if "anchor_log_prob" in reads and self.anchor is None and not self.experience.anchored:
             raise InputError(f"{who} measures a KL and needs an anchor policy")
         if ("value" in reads or self.objective.reads_value) and not self.policy.has_value:
             raise InputError(f"{who} needs a critic: build the policy with a value head")
@@ -146,7 +148,7 @@ class Trainer:
 
     def planning(self) -> Planning:
         rate = self.optimizer_recipe.learning_rate_at(self.step, self.total_steps)
-        return Planning(Progress(self.step, self.total_steps, rate), self.workers.sum)
+        return Planning(Progress(self.step, self.total_steps, rate), self.workers.sum, self.seed, self.memory)
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -192,13 +194,14 @@ class Trainer:
                 rollouts=wanted,
                 demonstrations=self.algorithm.demonstrations != "none",
                 score_demonstrations=self.algorithm.scores_demonstrations,
+                completions=self.algorithm.completions,
                 value=self.policy.has_value,
                 seed=self.seed,
                 worker=self.workers.rank,
                 workers=self.workers.world,
                 should_stop=lambda: self.stop_requested and self.workers.world == 1,
             )
-            fresh, told = self.experience.collect(self.policy, demand)
+            fresh, told = self.experience.collect(self.proposal or self.policy, demand)
             for name, value in told.items():
                 metrics[name] = metrics.get(name, 0.0) + value if name.startswith(("tokens/", "verifier/")) else value
             if number == 0:
@@ -218,6 +221,9 @@ class Trainer:
         metrics["time/rollout"] = time.perf_counter() - began
         batch = self._prepare(batch.to(self.policy.device))
         metrics |= self.algorithm.metrics(batch)
+        if self.proposal is not None and self.algorithm.adopts(batch, self.planning()):
+            self.proposal.module.load_state_dict(self.policy.module.state_dict())
+            metrics["proposal/adopted"] = 1.0
         self.row = metrics
         self.batch = batch.as_steps() if self.policy.memoryless else batch
         self.position = 0
@@ -235,7 +241,7 @@ class Trainer:
         batch = self.objective.prepare(self.algorithm.prepare(batch, self.setting, planning), planning)
         if self.steps_per_batch == 1:
             reads = reads - {"old_log_prob"}  # the policy has not moved: the ratio is 1 to the last bit
-        return self._frozen(batch, reads, self.objective.touched_rows(batch))
+        return self._frozen(batch, reads, None if self.objective.reach == "batch" else self.objective.touched_rows(batch))
 
     def _frozen(self, batch: Trajectories, fields: frozenset[str], rows: Tensor | None = None) -> Trajectories:
         """The batch with the named log-probabilities and values, taken without gradient by old policy, critic and anchor.
@@ -261,7 +267,7 @@ class Trainer:
         was_training = policy.module.training
         policy.module.eval()
         with torch.no_grad():
-            for index in self._micro_batches(batch):
+            for index in self._micro_batches(policy.cost(batch)):
                 piece = batch.select(index).trim()
                 now = policy.evaluate(piece, value=value)
                 steps = piece.mask.shape[1]
@@ -275,22 +281,39 @@ class Trainer:
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
-        for index in self._micro_batches(batch):
+        together = batch.group if self.objective.reach == "group" and self._groups_fit(batch) else None
+        for index in self._micro_batches(self.policy.cost(batch), together):
             yield (batch if len(index) == len(batch) else batch.select(index)).trim()
 
-    def _micro_batches(self, batch: Trajectories) -> Iterator[Tensor]:
-        """Row indices cut so that rows × longest stays within the token budget; rows of similar length together."""
-        cost = self.policy.cost(batch)
+    def _micro_batches(self, cost: Tensor, together: Tensor | None = None) -> Iterator[Tensor]:
+        """Row indices cut so that rows × longest stays within the token budget; rows of similar length together.
+
+        `together [B]`: rows of the same number share a micro-batch, which must be within the budget.
+        """
+        budget = self.training.micro_batch_tokens
         if self.policy.memoryless:
-            yield from torch.arange(len(batch), device=batch.mask.device).split(self.training.micro_batch_tokens)
+            yield from torch.arange(len(cost), device=cost.device).split(budget)
             return
-        order = torch.argsort(cost, descending=True, stable=True)
-        costs = cost[order].tolist()
-        begin = 0
-        while begin < len(costs):
-            count = max(1, self.training.micro_batch_tokens // max(1, int(costs[begin])))
-            yield order[begin : begin + count]
-            begin += count
+        if together is None:
+            order = torch.argsort(cost, descending=True, stable=True)
+            sizes, longest = [1] * len(cost), cost[order].tolist()
+        else:
+            units, unit = together.unique(return_inverse=True)
+            unit_cost = cost.new_zeros(len(units)).scatter_reduce(0, unit, cost, "amax")
+            by_cost = torch.argsort(unit_cost, descending=True, stable=True)
+            order = torch.argsort(torch.argsort(by_cost)[unit], stable=True)
+            sizes, longest = unit.bincount(minlength=len(units))[by_cost].tolist(), unit_cost[by_cost].tolist()
+        begin = rows = 0
+        most = 0
+        for size, length in zip(sizes, longest, strict=True):
+            if rows and rows + size > most:
+                yield order[begin : begin + rows]
+                begin, rows = begin + rows, 0
+            if not rows:
+                most = budget // max(1, int(length))
+            rows += size
+        if rows:
+            yield order[begin:]
 
     # ------------------------------------------------------------------------------------------------ updates
 
@@ -327,7 +350,7 @@ class Trainer:
         """One optimiser step on a batch: plan, drop rows that cannot move the policy, cut, accumulate, guard, step."""
         seed_everything(self.seed, "update", self.iteration, self.position, self.workers.rank)
         planning = self.planning()
-        planned = self.objective.plan(batch, planning)
+        planned = self._planned(batch, planning)
         touched = self.objective.touched_rows(planned)
         if not bool(touched.all()):
             planned = planned.select(touched)
@@ -342,7 +365,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss_sum, tokens = 0.0, 0
         for piece in self._pieces(planned):
-            now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value)
+            now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value, readings=self.objective.readings)
             loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
             loss.backward()
             self._diagnostics.add_entropy(now.entropy, piece.mask)
@@ -354,6 +377,22 @@ class Trainer:
         self.row["loss"] = loss_sum
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
+
+    def _planned(self, batch: Trajectories, planning: Planning) -> Trajectories:
+        """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
+        where whole groups are all they look at and micro-batches can hold them."""
+        reach = self.objective.reach
+        if reach == "row" or (reach == "group" and self._groups_fit(batch)):
+            return self.objective.plan(batch, planning)
+        return self.objective.plan(batch, planning, self._evaluate(self.policy, batch))
+
+    def _groups_fit(self, batch: Trajectories) -> bool:
+        """Whether every group is within the token budget of a micro-batch."""
+        assert batch.group is not None
+        cost = self.policy.cost(batch)
+        _, unit = batch.group.unique(return_inverse=True)
+        padded = cost.new_zeros(len(batch)).scatter_reduce(0, unit, cost, "amax") * unit.bincount(minlength=len(batch))
+        return not len(batch) or int(padded.max()) <= self.training.micro_batch_tokens
 
     def _guarded_step(self, parameters: list[torch.nn.Parameter], batch: Trajectories) -> None:
         recipe = self.optimizer_recipe
@@ -434,6 +473,8 @@ class Trainer:
             "row": dict(self.row),
             "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
             "module": self.policy.module.state_dict(),
+            "proposal": None if self.proposal is None else self.proposal.module.state_dict(),
+            "memory": self.workers.gather(dict(self.memory)),
             "optimizer": self.optimizer.state_dict(),
             "experience": self.workers.gather(self.experience.state_dict()),
             "random": random_states(),
@@ -458,6 +499,9 @@ class Trainer:
         if state["world"] != self.workers.world:
             raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {self.workers.world}")
         self.policy.module.load_state_dict(state["module"])
+        if self.proposal is not None:
+            self.proposal.module.load_state_dict(state["proposal"])
+        self.memory = dict(state["memory"][self.workers.rank])
         self.optimizer.load_state_dict(state["optimizer"])
         self.experience.load_state_dict(state["experience"][self.workers.rank])
         restore_random_states(state["random"])
