@@ -58,6 +58,9 @@ class Algorithm:
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
 
+    scores: ClassVar[bool] = False
+    """Whether what it trains gives a score to a whole answer (a reward model) instead of a probability to each token."""
+
     rollouts: int = setting(8, "rollouts per prompt")
 
     @classmethod

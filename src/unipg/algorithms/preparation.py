@@ -64,3 +64,28 @@ def overlong_penalty(batch: Trajectories, limit: int, buffer: int, factor: float
     penalty = factor * over.clamp(-1.0, 0.0)
     reward = batch.reward if batch.reward is not None else torch.zeros_like(penalty)
     return batch.replace(reward=reward + penalty.to(reward.dtype))
+
+
+def check_pairs(batch: Trajectories) -> Trajectories:
+    """The batch with `planned["chosen"]` [B], 1 on the chosen of each pair; refuses a prompt without exactly one chosen, one rejected."""
+    assert batch.group is not None
+    given = batch.rows_from(Source.PREFERENCE)
+    check_completions(batch, given)
+    reward = batch.require("reward", "a preference")
+    chosen = given & (reward == 1)
+    for kind, rows in (("chosen", chosen), ("rejected", given & (reward == 0))):
+        counted = group_statistics(rows.double(), batch.group, given)
+        lacking = given & ((counted.mean * counted.count).round() != 1)
+        if lacking.any():
+            row = int(lacking.nonzero()[0])
+            raise InputError(
+                f"{prompt_of(batch, row)} needs exactly one {kind} completion, and has {int(counted.mean[row] * counted.count[row])}"
+            )
+    return batch.with_planned(chosen=chosen.double())
+
+
+def check_completions(batch: Trajectories, rows: Tensor) -> None:
+    """Refuses an empty completion among `rows [B]`: it has no likelihood."""
+    empty = rows & ~batch.mask.any(1)
+    if empty.any():
+        raise InputError(f"{prompt_of(batch, int(empty.nonzero()[0]))} has an empty completion")

@@ -36,6 +36,15 @@ from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioCli
 from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
 from unipg.estimator.policy_gradient import Objective, PolicyGradient, Term, coefficient, per_token_loss
+from unipg.estimator.preferences import (
+    Contrastive,
+    KahnemanTversky,
+    Logistic,
+    LogOdds,
+    LogRatio,
+    PairPreference,
+    Squared,
+)
 from unipg.estimator.references import (
     BehaviourPolicy,
     Corrected,
@@ -65,6 +74,7 @@ __all__ = [
     "Complement",
     "Constant",
     "ConstantLength",
+    "Contrastive",
     "Corrected",
     "CurrentPolicy",
     "EntropyBonus",
@@ -75,14 +85,19 @@ __all__ = [
     "GroupMeanTokenSum",
     "GroupStandardized",
     "KLPenalty",
+    "KahnemanTversky",
     "LeaveOneOut",
     "Likelihood",
     "Linear",
+    "LogOdds",
+    "LogRatio",
+    "Logistic",
     "Mask",
     "MismatchMask",
     "Objective",
     "OldPolicy",
     "Outcome",
+    "PairPreference",
     "Part",
     "Planning",
     "PolicyGradient",
@@ -99,6 +114,7 @@ __all__ = [
     "SequenceMeanTokenSum",
     "SequenceMismatchMask",
     "ShapedUniform",
+    "Squared",
     "Stepwise",
     "Term",
     "TokenMean",

@@ -192,7 +192,7 @@ class StringExperience(Experience):
             given = [(prompt, problem.best_answer(prompt), Source.DEMONSTRATION)] if demand.demonstrations else []
             given += [(prompt, answer, Source.PREFERENCE) for answer in self._completions(prompt, number, demand, draw)]
             if demand.completions == "unpaired":
-                given.append((prompt, problem.best_answer(problem.prompts[number - 1]), Source.MISMATCHED))
+                given.append((prompt, problem.best_answer(problem.prompts[(number + 1) % len(problem.prompts)]), Source.MISMATCHED))
             rows += [(prompt, answer) for prompt, answer, _ in given]
             group += [first + number] * len(given)
             source += [kind for _, _, kind in given]

@@ -66,15 +66,19 @@ def expected_gradient(
     with torch.no_grad():
         probability = problem.probabilities(policy, PROMPT)
     total = torch.zeros(policy.logits.numel(), dtype=torch.float64)
-    for chosen in itertools.product(range(len(answers)), repeat=size):
-        rows = [(PROMPT, answers[i]) for i in chosen] + [(PROMPT, d) for d in demonstrations]
-        batch = problem.batch(rows, [0] * len(rows), [Source.ROLLOUT] * size + [Source.DEMONSTRATION] * len(demonstrations))
-        assert batch.reward is not None
+    given = _given(algorithm, problem)
+    for chosen, completions in itertools.product(itertools.product(range(len(answers)), repeat=size), given):
+        rows = [(PROMPT, answers[i]) for i in chosen] + [(PROMPT, d) for d in demonstrations] + completions
+        kinds = [Source.ROLLOUT] * size + [Source.DEMONSTRATION] * len(demonstrations) + [Source.PREFERENCE] * len(completions)
+        batch = problem.batch(rows, [0] * len(rows), kinds)
+        worth = batch.total_reward()
+        if algorithm.completions in ("pairs", "unpaired"):  # what counts is which is better
+            worth = (worth == worth.max()).double()
         with torch.no_grad():
             log_prob = policy.evaluate(batch).log_prob
             other = (anchor or policy).evaluate(batch).log_prob
         batch = batch.replace(
-            reward=reward(batch.reward),
+            reward=reward(worth),
             old_log_prob=log_prob,
             behaviour_log_prob=log_prob,
             anchor_log_prob=other,
@@ -83,6 +87,14 @@ def expected_gradient(
         objective, ready = prepared(algorithm, batch)
         total += float(probability[list(chosen)].prod()) * gradient(objective, policy, ready)[: len(total)]
     return total
+
+
+def _given(algorithm: Algorithm, problem: StringProblem) -> list[list[tuple[int, tuple[int, ...]]]]:
+    """Every set of given completions: all pairs of a better and a worse answer. One empty set where none are given."""
+    if algorithm.completions == "none":
+        return [[]]
+    rows = [(PROMPT, answer) for answer in problem.answers()]
+    return [[a, b] for a, b in itertools.product(rows, rows) if problem.reward(*a) > problem.reward(*b)]
 
 
 def exactness(algorithm: Algorithm, seed: int = 0, *, problem: SmallProblem | None = None) -> float:
@@ -105,14 +117,16 @@ def exactness(algorithm: Algorithm, seed: int = 0, *, problem: SmallProblem | No
         raise LawBroken(f"exactness: {said}; example: {small.describe()}" + (f", seed {seed}" if seed else ""))
     if algorithm.bias and not problem and cosine > 1 - TOLERANCE:
         raise LawBroken("exactness: a bias is stated, but the expected gradient points exactly along the exact one")
-    if "anchor_log_prob" in algorithm.terms(SETTING).reads | algorithm.reads:
+    if algorithm.completions != "none" and not cosine > 0:
+        raise LawBroken(f"exactness: from pairs of a better and a worse answer, a step lowers the expected reward (cosine {cosine:.3f})")
+    if algorithm.uses_rollouts and "anchor_log_prob" in algorithm.terms(SETTING).reads | algorithm.reads:
         _penalty_lowers_the_divergence(algorithm, small, policy, seed)
     return cosine
 
 
 def _cosine(algorithm: Algorithm, problem: StringProblem, policy: BigramPolicy) -> float:
     found = expected_gradient(algorithm, problem, policy)
-    if algorithm.uses_rollouts:
+    if algorithm.demonstrations != "required" or algorithm.uses_rollouts:
         loss = -problem.expected_reward(policy)
     else:
         loss = -problem.probabilities(policy, PROMPT)[problem.answers().index(problem.best_answer(PROMPT))].log()

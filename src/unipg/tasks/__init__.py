@@ -4,6 +4,6 @@ Belongs here: items, where they come from, and rewards. Does not belong here: wh
 (`rollouts/`).
 """
 
-from unipg.tasks.base import Item, Task, Verifier
+from unipg.tasks.base import Item, ScoredCompletion, Task, Verifier
 
-__all__ = ["Item", "Task", "Verifier"]
+__all__ = ["Item", "ScoredCompletion", "Task", "Verifier"]

@@ -11,6 +11,15 @@ Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
+class ScoredCompletion:
+    """A given answer to a prompt and what it was found worth."""
+
+    text: str
+    score: float
+    """1 for the chosen of a pair or a liked one, 0 for the rejected or disliked, any number where answers were scored."""
+
+
+@dataclass(frozen=True)
 class Item:
     """One prompt and what is known about it."""
 
@@ -19,6 +28,8 @@ class Item:
     prompt: str | Messages
     demonstrations: tuple[str, ...] = ()
     """Good answers as text, without the prompt."""
+    completions: tuple[ScoredCompletion, ...] = ()
+    """Given answers with their scores, for methods that learn from preferences."""
     expected: str | None = None
     """The reference answer, where there is one."""
     fields: dict[str, Any] = field(default_factory=dict)
