@@ -58,8 +58,9 @@ class TrainingDisplay:
             self.progress.stop()
 
     def phase(self, name: str, done: float) -> None:
-        if self.live and name == "evaluate":
-            self._bar(1, f"evaluating {done:.0%}")
+        shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}
+        if self.live and name in shown:
+            self._bar(1, f"{shown[name]} {done:.0%}")
 
     def _bar(self, total: float, facts: str, completed: float | None = None) -> None:
         if self.task is None:

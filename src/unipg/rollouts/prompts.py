@@ -2,27 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.policies.reward_model import SequenceScorer
+from unipg.rollouts.anchors import AnchorCache
 from unipg.rollouts.base import Demand, EvaluationResult, Experience
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
 from unipg.rollouts.generation import sample
 from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.samplers.base import Sampler
 from unipg.seeding import generator, seed_everything
-from unipg.tasks.base import Item, Task
+from unipg.tasks.base import Item, Task, Verifier
 from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
 
+if TYPE_CHECKING:
+    from unipg.rollouts.scoring import RewardSource
+
+
+@dataclass
+class Stream:
+    """A task with its own order of items, and how many of them each iteration takes."""
+
+    task: Task
+    sampler: Sampler
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer that is there already: a demonstration, or a completion with a score."""
+
+    item: Item
+    prompt: list[int]
+    group: int
+    text: str
+    source: Source
+    reward: float = 0.0
+    number: int = 0
+    """Which of the item's completions it is."""
+
 
 class PromptRollouts(Experience):
-    """Prompts of a task, answered by a causal language model and scored by the task's verifier."""
+    """Prompts of a task, answered by a causal language model and scored by the task's verifier.
+
+    `demonstrations`: a stream of its own for demonstrations, in groups of their own; otherwise each prompt brings its own. `features`:
+    further verifiers whose values of each rollout become `planned["feature/<name>"]`. `rewards`: what scores rollouts, where it is more
+    than the task's verifier.
+    """
 
     def __init__(
         self,
@@ -33,9 +67,14 @@ class PromptRollouts(Experience):
         sampling: SamplingRecipe | None = None,
         evaluation: EvaluationRecipe | None = None,
         evaluation_tasks: Sequence[Task] = (),
+        demonstrations: Stream | None = None,
+        features: Mapping[str, Verifier] | None = None,
+        rewards: RewardSource | None = None,
     ) -> None:
         if prompts < 1:
             raise InputError(f"training.prompts is {prompts}; accepted: 1 or more per iteration")
+        self.demonstrations, self.features, self.rewards = demonstrations, dict(features or {}), rewards
+        self.anchors: AnchorCache | None = None
         self.task, self.sampler, self.prompts = task, sampler, prompts
         self.sampling = sampling or SamplingRecipe()
         self.evaluation = evaluation or EvaluationRecipe()
@@ -44,29 +83,47 @@ class PromptRollouts(Experience):
         self.failures = 0
 
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
-        assert isinstance(policy, CausalLanguageModel)
+        assert isinstance(policy, CausalLanguageModel | SequenceScorer)
         wanted = max(1, round(self.prompts * demand.share))
-        chosen = self.sampler.choose(wanted)[demand.worker :: demand.workers]
-        items = [self.task.items[i] for i in chosen]
-        first = (demand.iteration * 1000 + demand.round) * self.prompts * 2 + demand.worker
-        groups = [first + i * demand.workers for i in range(len(items))]
-        prompts = [prompt_tokens(policy.tokenizer, item, self.sampling.chat_template) for item in items]
-        check_room(policy.model, items, prompts, self.max_new_tokens)
+        first = (demand.iteration * 1000 + demand.round) * self.prompts * 2
+        drawn = self._draw(policy, Stream(self.task, self.sampler, wanted), first, demand)
+        items, prompts, groups = drawn
         batches: list[Trajectories] = []
         metrics: dict[str, float] = {}
         if demand.rollouts:
+            assert isinstance(policy, CausalLanguageModel)
             batch, metrics = self._rollouts(policy, items, prompts, groups, demand)
             batches.append(batch)
+        given: list[Given] = []
         if demand.demonstrations:
-            batch, more = self._demonstrations(policy, items, prompts, groups, demand)
+            own = self.demonstrations
+            if own is None:
+                given += self._demonstrations(*drawn, demand)
+            elif demand.round == 0:  # a batch that is topped up has its demonstrations already
+                start = -1 - (demand.iteration + 1) * own.prompts * max(2, demand.workers)
+                given += self._demonstrations(*self._draw(policy, own, start, demand), demand)
+        if demand.completions != "none":
+            given += self._completions(*drawn, demand)
+        if given:
+            batch, more = self._given(policy, given, demand)
             metrics |= more
-            if len(batch):
-                batches.append(batch)
+            batches.append(batch)
         if not batches:
             raise InputError(
                 f"no prompt of task '{self.task.name}' in this batch has a demonstration, and the algorithm trains on nothing else"
             )
         return Trajectories.join(batches), metrics
+
+    def _draw(
+        self, policy: CausalLanguageModel | SequenceScorer, stream: Stream, first: int, demand: Demand
+    ) -> tuple[list[Item], list[list[int]], list[int]]:
+        """This worker's share of a stream's next items, their prompts' tokens, and a number for each group from `first` on."""
+        chosen = stream.sampler.choose(stream.prompts)[demand.worker :: demand.workers]
+        items = [stream.task.items[i] for i in chosen]
+        groups = [first + demand.worker + i * demand.workers for i in range(len(items))]
+        prompts = [prompt_tokens(policy.tokenizer, item, self.sampling.chat_template) for item in items]
+        check_room(policy.model, items, prompts, self.max_new_tokens)
+        return items, prompts, groups
 
     def _rollouts(
         self, policy: CausalLanguageModel, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand
@@ -89,8 +146,18 @@ class PromptRollouts(Experience):
         flat = [c for group in completions for c in group]
         answers = [decode(tokenizer, c) for c in flat]
         seed_everything(demand.seed, "verify", demand.iteration, demand.round, demand.worker)
-        rewards, failures = score(self.task.verifier, answers, [items[i] for i in owners], self.sampling.verifier_seconds)
+        asked = [items[i] for i in owners]
+        components: dict[str, list[float]] = {}
+        if self.rewards is None:
+            rewards, failures = score(self.task.verifier, answers, asked, self.sampling.verifier_seconds)
+        else:
+            rewards, components, failures = self.rewards(asked, answers)
         self.failures += failures.count
+        features = {}
+        for name, verifier in self.features.items():
+            values, missed = score(verifier, answers, asked, self.sampling.verifier_seconds)
+            self.failures += missed.count
+            features[f"feature/{name}"] = torch.tensor(values, dtype=torch.float32)
         batch = pack(
             [prompts[i] for i in owners],
             [c.tokens for c in flat],
@@ -115,59 +182,101 @@ class PromptRollouts(Experience):
             "tokens/rollout": float(sum(lengths)),
             "verifier/failures": float(failures.count),
         }
-        return batch, metrics
+        told = {f"reward/{name}": values for name, values in components.items()} | {k: v.tolist() for k, v in features.items()}
+        metrics |= {name: sum(values) / len(values) for name, values in told.items()}
+        return batch.replace(planned=features), metrics
 
-    def _demonstrations(
-        self, policy: CausalLanguageModel, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand
-    ) -> tuple[Trajectories, dict[str, float]]:
-        tokenizer, limit = policy.tokenizer, self.max_new_tokens
-        rows: list[tuple[list[int], list[int], bool, int, Item, str]] = []
-        cut = 0
+    def _demonstrations(self, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand) -> list[Given]:
+        """One of each item's demonstrations, where it has any."""
+        given = []
         for item, prompt, group in zip(items, prompts, groups, strict=True):
-            if not item.demonstrations:
-                continue
-            choice = int(
-                torch.randint(len(item.demonstrations), (), generator=generator(demand.seed, "demonstration", item.index, demand.iteration))
-            )
-            text = item.demonstrations[choice]
-            tokens = tokenizer.encode(text, add_special_tokens=False)
-            ended = len(tokens) < limit
-            if ended:
-                tokens = [*tokens, tokenizer.eos_token_id]
-            elif self.sampling.long_demonstrations == "error":
-                raise InputError(
-                    f"the demonstration of {item.place or f'item {item.index}'} has {len(tokens)} tokens and its end token, more than "
-                    f"rollouts.max_new_tokens ({limit}): raise the limit, or set rollouts.long_demonstrations to truncate"
-                )
-            else:
-                tokens, cut = tokens[:limit], cut + 1
-            rows.append((prompt, tokens, ended, group, item, text))
-        rewards = [0.0] * len(rows)
-        if demand.score_demonstrations and rows:
-            rewards, _ = score(self.task.verifier, [r[5] for r in rows], [r[4] for r in rows], self.sampling.verifier_seconds)
-        metrics = {"demonstrations/truncated": float(cut)} if cut else {}
+            if item.demonstrations:
+                draw = generator(demand.seed, "demonstration", item.index, demand.iteration)
+                text = item.demonstrations[int(torch.randint(len(item.demonstrations), (), generator=draw))]
+                given.append(Given(item, prompt, group, text, Source.DEMONSTRATION))
+        if demand.score_demonstrations and given:
+            rewards, _ = score(self.task.verifier, [g.text for g in given], [g.item for g in given], self.sampling.verifier_seconds)
+            given = [replace(g, reward=reward) for g, reward in zip(given, rewards, strict=True)]
+        return given
+
+    def _completions(self, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand) -> list[Given]:
+        """Every given completion of each item; with single ones, the next prompt's completion too, as one that does not belong."""
+        given: list[Given] = []
+        for item, prompt, group in zip(items, prompts, groups, strict=True):
+            if not item.completions:
+                raise InputError(f"{item.place or f'item {item.index}'} has no given completions: set task.data.preferences")
+            given += [Given(item, prompt, group, c.text, Source.PREFERENCE, c.score, number) for number, c in enumerate(item.completions)]
+        if demand.completions == "unpaired":
+            if len(items) < 2:
+                raise InputError("single completions are compared with those of other prompts; accepted: training.prompts of 2 or more")
+            others = [*items[1:], items[0]]
+            given += [
+                Given(item, prompt, group, other.completions[0].text, Source.MISMATCHED)
+                for item, other, prompt, group in zip(items, others, prompts, groups, strict=True)
+            ]
+        return given
+
+    def _given(
+        self, policy: CausalLanguageModel | SequenceScorer, given: list[Given], demand: Demand
+    ) -> tuple[Trajectories, dict[str, float]]:
+        """Rows of answers that are there already."""
+        rows = [self.answer_tokens(policy.tokenizer, g) for g in given]
+        cut = sum(not ended for _, ended in rows)
         batch = pack(
-            [r[0] for r in rows],
-            [r[1] for r in rows],
-            [r[2] for r in rows],
-            pad_token=tokenizer.pad_token_id,
-            group=[r[3] for r in rows],
+            [g.prompt for g in given],
+            [tokens for tokens, _ in rows],
+            [ended for _, ended in rows],
+            pad_token=policy.tokenizer.pad_token_id,
+            group=[g.group for g in given],
             source=Source.DEMONSTRATION,
-            reward=rewards,
+            reward=[g.reward for g in given],
             annotations={
-                "prompt": [prompt_text(r[4]) for r in rows],
-                "answer": [r[5] for r in rows],
-                "expected": [r[4].expected for r in rows],
-                "item": [r[4].index for r in rows],
+                "prompt": [prompt_text(g.item) for g in given],
+                "answer": [g.text for g in given],
+                "expected": [g.item.expected for g in given],
+                "item": [g.item.index for g in given],
             },
         )
-        return batch, metrics
+        batch = batch.replace(source=torch.tensor([int(g.source) for g in given]))
+        if self.anchors is not None:
+            batch = batch.replace(anchor_log_prob=self.anchors.place([(g.item.index, g.number) for g in given], batch.mask))
+        return batch, {"demonstrations/truncated": float(cut)} if cut else {}
+
+    def answer_tokens(self, tokenizer: Any, given: Given) -> tuple[list[int], bool]:
+        """The tokens of a given answer with its end token, and whether all of them fit."""
+        limit, item = self.max_new_tokens, given.item
+        tokens = tokenizer.encode(given.text, add_special_tokens=False)
+        if len(tokens) < limit:
+            return [*tokens, tokenizer.eos_token_id], True
+        if self.sampling.long_demonstrations == "error":
+            what = "demonstration" if given.source == Source.DEMONSTRATION else "completion"
+            raise InputError(
+                f"the {what} of {item.place or f'item {item.index}'} has {len(tokens)} tokens and its end token, more than "
+                f"rollouts.max_new_tokens ({limit}): raise the limit, or set rollouts.long_demonstrations to truncate"
+            )
+        return tokens[:limit], False
+
+    def keep_anchors(self, anchors: AnchorCache) -> None:
+        """From now on, rows of given completions carry the anchor's log-probabilities."""
+        self.anchors, self.anchored = anchors, True
+
+    def every_completion(self, policy: CausalLanguageModel | SequenceScorer) -> Iterator[tuple[tuple[int, int], Trajectories]]:
+        """Each given completion of the task by (item, number), as a batch of one row."""
+        for item in self.task.items:
+            prompt = prompt_tokens(policy.tokenizer, item, self.sampling.chat_template)
+            check_room(policy.model, [item], [prompt], self.max_new_tokens)
+            for number, completion in enumerate(item.completions):
+                given = Given(item, prompt, 0, completion.text, Source.PREFERENCE, completion.score, number)
+                tokens, ended = self.answer_tokens(policy.tokenizer, given)
+                row = pack(
+                    [prompt], [tokens], [ended], pad_token=policy.tokenizer.pad_token_id, group=[0], source=Source.PREFERENCE, reward=[0.0]
+                )
+                yield (item.index, number), row
 
     def update(self, batch: Trajectories) -> None:
         self.sampler.update(batch)
 
     def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
-        assert isinstance(policy, CausalLanguageModel)
         results = []
         for number, task in enumerate(self.evaluation_tasks):
 
@@ -175,19 +284,29 @@ class PromptRollouts(Experience):
                 if progress is not None:
                     progress((number + done) / len(self.evaluation_tasks))
 
-            results.append(evaluate_task(policy, task, self.evaluation, self.sampling, seed, share))
+            if isinstance(policy, SequenceScorer):
+                from unipg.rollouts.evaluation import evaluate_pairs
+
+                results.append(evaluate_pairs(policy, task, self.evaluation, self.sampling, share))
+            elif isinstance(policy, CausalLanguageModel):
+                results.append(evaluate_task(policy, task, self.evaluation, self.sampling, seed, share))
         return results
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sampler": self.sampler.state_dict(), "failures": self.failures}
+        own = {} if self.demonstrations is None else {"demonstrations": self.demonstrations.sampler.state_dict()}
+        return {"sampler": self.sampler.state_dict(), "failures": self.failures, **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self.failures = state["failures"]
+        if self.demonstrations is not None:
+            self.demonstrations.sampler.load_state_dict(state["demonstrations"])
 
     def texts(self) -> list[str]:
-        """Prompts, demonstrations and expected answers: what a tokenizer built from scratch learns from."""
-        return [t for item in self.task.items for t in (prompt_text(item), *item.demonstrations, item.expected) if t]
+        """Prompts, given answers and expected ones: what a tokenizer built from scratch learns from."""
+        items = [*self.task.items, *(self.demonstrations.task.items if self.demonstrations else [])]
+        given = ((*item.demonstrations, *(c.text for c in item.completions), item.expected) for item in items)
+        return [t for item, texts in zip(items, given, strict=True) for t in (prompt_text(item), *texts) if t]
 
 
 def pack(

@@ -28,14 +28,14 @@ class Item:
     prompt: str | Messages
     demonstrations: tuple[str, ...] = ()
     """Good answers as text, without the prompt."""
-    completions: tuple[ScoredCompletion, ...] = ()
-    """Given answers with their scores, for methods that learn from preferences."""
     expected: str | None = None
     """The reference answer, where there is one."""
     fields: dict[str, Any] = field(default_factory=dict)
     """The whole row it came from, for verifiers."""
     place: str = ""
     """Where it came from, for errors: `train.jsonl line 7`."""
+    completions: tuple[ScoredCompletion, ...] = ()
+    """Given answers with their scores, for methods that learn from preferences."""
 
 
 class Verifier(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from unipg.errors import InputError
 from unipg.tasks.data import DataTask, data_task
@@ -31,6 +31,8 @@ class ReasoningGymRecipe:
     """Reward 1 for a full score and 0 for anything less; otherwise the scorer's own value in [0, 1]."""
     system: str | None = None
     """System message before every question."""
+    preferences: Literal["none", "pairs", "unpaired", "scored"] = "none"
+    """Given completions of each item: the reference answer against another item's, one of the two, or several with the scorer's values."""
 
     def __post_init__(self) -> None:
         if self.size < 1:
@@ -40,7 +42,9 @@ class ReasoningGymRecipe:
 
     def build(self) -> ReasoningGymTask:
         """The task."""
-        return reasoning_gym_task(self.name, self.size, self.seed, self.config, self.demonstrations, self.binary, self.system)
+        return reasoning_gym_task(
+            self.name, self.size, self.seed, self.config, self.demonstrations, self.binary, self.system, self.preferences
+        )
 
 
 @dataclass

@@ -8,17 +8,20 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy
 import torch
 
 from unipg.errors import InputError, nearest
 from unipg.seeding import derived_seed, generator
-from unipg.tasks.base import Item
+from unipg.tasks.base import Item, ScoredCompletion
 from unipg.tasks.data import with_system
 from unipg.tasks.verifiers import normalised
 
+Preferences = Literal["none", "pairs", "unpaired", "scored"]
+MOST_TRIES = 32
+"""Other items that are looked at for an answer that differs."""
 _PART = "mixture_part"
 """Field of an item: which dataset of the mixture it came from."""
 
@@ -76,13 +79,16 @@ def reasoning_gym_task(
     demonstrations: float = 0.0,
     binary: bool = True,
     system: str | None = None,
+    preferences: Preferences = "none",
 ) -> ReasoningGymTask:
     """A task of `size` items from one dataset of reasoning-gym, or from a mixture of several.
 
     `name` is a dataset's name with its `config`, or a list of `{"name": …, "weight": 1.0, "config": {…}}`; each dataset of a mixture gets
     its weight's share of the items, to within one item, in an order drawn from `seed`. The share `demonstrations` of the items, in [0, 1],
     carries its reference answer as a demonstration; the items with one at a lower share keep it at a higher share. `system` is put before
-    every question as a system message. `binary`: see `ReasoningGymVerifier`.
+    every question as a system message. `binary`: see `ReasoningGymVerifier`. `preferences`: given completions of each item: the reference
+    answer and another item's (`pairs`), one of the two (`unpaired`), or the reference answer and several others' with the scorer's own
+    values (`scored`).
 
     Items are generated when first asked for and then kept. They depend on `seed` and their index alone. The package's own seed is derived
     from `seed` rather than equal to it: item i of the package's seed s is item i − 1 of its seed s + 1, so that training with seed 0 and
@@ -109,7 +115,7 @@ def reasoning_gym_task(
     order = torch.randperm(size, generator=generator(seed, "demonstrations")).tolist()
     demonstrated = frozenset(order[: round(demonstrations * size)])
     names = [part.name for part in parts]
-    items = _Generated(names, datasets, owners, demonstrated, seed, system)
+    items = _Generated(names, datasets, owners, demonstrated, seed, system, preferences)
     for first in {owner: place for place, owner in reversed(list(enumerate(owners)))}.values():
         items[first]  # a dataset that cannot give what is asked says so now, not in the middle of a run
     return ReasoningGymTask("+".join(names), items, ReasoningGymVerifier(datasets, binary))
@@ -176,10 +182,17 @@ class _Generated(Sequence[Item]):
     """Items made when first asked for."""
 
     def __init__(
-        self, names: list[str], datasets: list[Any], owners: list[int], demonstrated: frozenset[int], seed: int, system: str | None
+        self,
+        names: list[str],
+        datasets: list[Any],
+        owners: list[int],
+        demonstrated: frozenset[int],
+        seed: int,
+        system: str | None,
+        preferences: Preferences,
     ) -> None:
         self.names, self.datasets, self.owners, self.demonstrated = names, datasets, owners, demonstrated
-        self.seed, self.system = seed, system
+        self.seed, self.system, self.preferences = seed, system, preferences
         self.made: dict[int, Item] = {}
 
     def __len__(self) -> int:
@@ -201,16 +214,11 @@ class _Generated(Sequence[Item]):
         part = self.owners[index]
         name = self.names[part]
         place = f"reasoning-gym {name} item {index}"
-        try:
-            with _global_random(derived_seed(self.seed, "reasoning_gym", part, index)):
-                entry = self.datasets[part][index]
-        except Exception as error:
-            said = normalised(str(error)) or type(error).__name__
-            raise InputError(f"{place}: the dataset cannot generate it with its config: {said}") from error
+        entry = self._entry(part, index, place)
         expected = None if entry["answer"] is None else str(entry["answer"])
         if index in self.demonstrated and expected is None:
             raise InputError(f"{place}: the dataset '{name}' has no reference answers, so its items cannot carry demonstrations")
-        return Item(
+        item = Item(
             index,
             with_system(entry["question"], self.system, place),
             (expected,) if index in self.demonstrated and expected is not None else (),
@@ -218,6 +226,36 @@ class _Generated(Sequence[Item]):
             {**entry, _PART: part},
             place,
         )
+        return item if self.preferences == "none" else dataclasses.replace(item, completions=self._completions(item))
+
+    def _entry(self, part: int, index: int, place: str) -> Any:
+        try:
+            with _global_random(derived_seed(self.seed, "reasoning_gym", part, index)):
+                return self.datasets[part][index]
+        except Exception as error:
+            said = normalised(str(error)) or type(error).__name__
+            raise InputError(f"{place}: the dataset cannot generate it with its config: {said}") from error
+
+    def _completions(self, item: Item) -> tuple[ScoredCompletion, ...]:
+        """The reference answer and those of other items of the same dataset."""
+        if item.expected is None:
+            raise InputError(f"{item.place}: the dataset has no reference answers, so there is nothing to prefer")
+        wanted = 3 if self.preferences == "scored" else 1
+        draw = generator(self.seed, "preferences", item.index)
+        others: list[str] = []
+        for place in torch.randint(len(self), (MOST_TRIES,), generator=draw).tolist():
+            answer = self._entry(item.fields[_PART], place, item.place)["answer"]
+            if str(answer) not in (item.expected, *others):
+                others.append(str(answer))
+            if len(others) == wanted:
+                break
+        if not others:
+            raise InputError(f"{item.place}: no other item of the dataset has another answer, so there is nothing to prefer")
+        if self.preferences == "scored":
+            verifier = ReasoningGymVerifier(self.datasets, binary=False)
+            return tuple(ScoredCompletion(text, verifier(text, item)) for text in (item.expected, *others))
+        both = (ScoredCompletion(item.expected, 1.0), ScoredCompletion(others[0], 0.0))
+        return both if self.preferences == "pairs" else (both[int(torch.randint(2, (), generator=draw))],)
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from unipg.training.tracking import check_trackers
 from unipg.training.trainer import TrainingRecipe
 
 T = TypeVar("T")
+LANGUAGE = ("policy", "task", "demonstrations", "rollouts", "evaluation", "anchor_cache")
+"""Sections that only language recipes have."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,12 @@ class LoggingRecipe:
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """What is asked: give exactly one of the two."""
+    """What is asked: give exactly one of `reasoning_gym` and `data`."""
 
     reasoning_gym: ReasoningGymRecipe | None = None
     data: DataRecipe | None = None
+    features: dict[str, str] = field(default_factory=dict)
+    """Named measurements of each rollout, beside its reward: `exact_match`, `math_verify` or `package.module:function`."""
 
     def __post_init__(self) -> None:
         if (self.reasoning_gym is None) == (self.data is None):
@@ -54,6 +58,20 @@ class TaskRecipe:
         recipe = self.reasoning_gym or self.data
         assert recipe is not None
         return recipe.build()
+
+
+@dataclass(frozen=True)
+class DemonstrationsRecipe:
+    """A stream of demonstrations with its own prompts and its own epochs, mixed into every iteration."""
+
+    task: TaskRecipe
+    """Where they come from: its items must have demonstrations."""
+    prompts: int = 8
+    """Demonstrations per iteration."""
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1:
+            raise InputError(f"demonstrations.prompts is {self.prompts}; accepted: 1 or more per iteration")
 
 
 @dataclass(frozen=True)
@@ -79,12 +97,16 @@ class Recipe:
     """cpu, cuda, cuda:1 …; auto: a GPU where there is one."""
     policy: ModelRecipe | None = None
     task: TaskRecipe | None = None
+    demonstrations: DemonstrationsRecipe | None = None
+    """Demonstrations from elsewhere; default: those of the task's own prompts."""
     rollouts: SamplingRecipe = field(default_factory=SamplingRecipe)
     evaluation: HeldOutRecipe = field(default_factory=HeldOutRecipe)
     environment: EnvironmentRecipe | None = None
     controller: ActorCriticRecipe = field(default_factory=ActorCriticRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    anchor_cache: str | None = None
+    """Folder where the anchor's log-probabilities of given completions are kept, for other runs too; default: the run folder."""
     logging: LoggingRecipe = field(default_factory=LoggingRecipe)
 
     def __post_init__(self) -> None:
@@ -105,7 +127,7 @@ class Recipe:
         if self.environment is None:
             plain = {k: v for k, v in plain.items() if k not in ("environment", "controller")}
         else:
-            plain = {k: v for k, v in plain.items() if k not in ("policy", "task", "rollouts", "evaluation")}
+            plain = {k: v for k, v in plain.items() if k not in LANGUAGE}
         return _plain(plain)
 
     def as_yaml(self) -> str:
@@ -114,7 +136,7 @@ class Recipe:
     def identity(self) -> str:
         """What must be the same for a checkpoint to be continued: everything but where and how results are written."""
         plain = self.as_dict()
-        for name in ("output", "logging", "threads", "evaluation"):
+        for name in ("output", "logging", "threads", "evaluation", "anchor_cache"):
             plain.pop(name, None)
         for name in ("save_every", "evaluate_every"):
             plain["training"].pop(name)

@@ -22,15 +22,19 @@ from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.rollouts.anchors import AnchorCache
 from unipg.rollouts.base import Experience
 from unipg.rollouts.evaluation import unseen
-from unipg.rollouts.prompts import PromptRollouts
+from unipg.rollouts.prompts import PromptRollouts, Stream
 from unipg.samplers import UniformSampler
+from unipg.seeding import derived_seed
+from unipg.tasks.verifiers import verifier_named
 from unipg.training.checkpoints import NAME as CHECKPOINT
 from unipg.training.distribution import Workers
-from unipg.training.recipe import Recipe
+from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
 from unipg.training.trainer import Observer, Silent, Stopped, Trainer
+from unipg.trajectories import Source
 
 PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "numpy")
 
@@ -52,6 +56,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     policy, experience = build(recipe, algorithm, device)
     if workers.leads:
         _make_folder(folder)
+    anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer or Silent())
     tracker = Tracker(folder, recipe.logging.trackers, project=recipe.logging.project, config=recipe.as_dict()) if workers.leads else None
     trainer = Trainer(
         algorithm,
@@ -60,7 +65,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
         folder=folder,
         training=recipe.training,
         optimizer=recipe.optimizer,
-        anchor=_anchor(recipe, algorithm, policy, experience),
+        anchor=anchor,
         seed=recipe.seed,
         tracker=tracker,
         observer=observer or Silent(),
@@ -88,6 +93,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     assert recipe.policy is not None
     assert recipe.task is not None
     task = recipe.task.build()
+    more = recipe.demonstrations
     experience = PromptRollouts(
         task,
         UniformSampler(len(task.items), recipe.seed),
@@ -95,6 +101,8 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         sampling=recipe.rollouts,
         evaluation=recipe.evaluation,
         evaluation_tasks=[unseen(t.build(), task) for t in recipe.evaluation.tasks],
+        demonstrations=None if more is None else _stream(more, recipe.seed),
+        features={name: verifier_named(spec) for name, spec in recipe.task.features.items()},
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
     policy = recipe.policy.build(
@@ -103,20 +111,50 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     return policy, experience
 
 
+def _stream(recipe: DemonstrationsRecipe, seed: int) -> Stream:
+    """Demonstrations from elsewhere, in an order of their own."""
+    task = recipe.task.build()
+    bare = next((item for item in task.items if not item.demonstrations), None)
+    if bare is not None:
+        raise InputError(f"demonstrations.task: {bare.place or f'item {bare.index}'} has no demonstration")
+    return Stream(task, UniformSampler(len(task.items), derived_seed(seed, "demonstrations")), recipe.prompts)
+
+
 def _setting(experience: Experience) -> Any:
     from unipg.algorithms.base import Setting
 
     return Setting(max_new_tokens=experience.max_new_tokens)
 
 
-def _anchor(recipe: Recipe, algorithm: Algorithm, policy: Policy, experience: Experience) -> Policy | None:
-    """The frozen policy of KL penalties, where the algorithm has any."""
+def _anchor(
+    recipe: Recipe, algorithm: Algorithm, policy: Policy, experience: Experience, folder: Path, workers: Workers, observer: Observer
+) -> Policy | None:
+    """The frozen policy that a KL is measured against, where the algorithm has any.
+
+    Where it is asked about given completions alone, they are asked once, and the policy itself is not kept.
+    """
     reads = algorithm.terms(_setting(experience)).reads | algorithm.reads
     if "anchor_log_prob" not in reads:
         return None
     if recipe.policy is None or not isinstance(policy, CausalLanguageModel):
         raise InputError(f"algorithm '{algorithm.name}' with a KL penalty needs an anchor, which only language recipes have")
-    return recipe.policy.build_anchor(policy)
+    anchor = recipe.policy.build_anchor(policy)
+    fixed = algorithm.sources() == (Source.PREFERENCE,)
+    if not fixed or not isinstance(experience, PromptRollouts):
+        return anchor
+    cache = Path(recipe.anchor_cache) if recipe.anchor_cache else folder
+    total = sum(len(item.completions) for item in experience.task.items)
+
+    def computed() -> AnchorCache:
+        rows = experience.every_completion(policy)
+        return AnchorCache.of(anchor, rows, cache, total=total, progress=lambda done: observer.phase("anchor", done))
+
+    if workers.leads:
+        experience.keep_anchors(computed())
+    workers.wait()
+    if not workers.leads:
+        experience.keep_anchors(computed())
+    return None
 
 
 def pick_device(name: str) -> torch.device:

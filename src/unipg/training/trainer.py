@@ -14,6 +14,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, Progress
+from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
 from unipg.seeding import generator, seed_everything
@@ -256,6 +257,7 @@ class Trainer:
         if "anchor_log_prob" in fields and batch.anchor_log_prob is None:
             assert self.anchor is not None
             batch = batch.replace(anchor_log_prob=self._evaluate(self.anchor, batch, rows).log_prob)
+            check_log_probs(batch.require("anchor_log_prob", "the anchor"), batch, "anchor_log_prob")
         return batch
 
     def _evaluate(self, policy: Policy, batch: Trajectories, rows: Tensor | None = None, value: bool = False) -> Evaluation:
