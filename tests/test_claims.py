@@ -1,10 +1,12 @@
 """The scripts of benchmarks/claims run, continue where they stopped, and write what they promise. Their numbers are not tested here."""
 
-import importlib.util
+import dataclasses
+import importlib
 import json
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,32 +20,44 @@ TINY = {"steps": 4, "items": 40, "prompts": 4, "held_out": 3, "window": 4, "base
 
 
 @pytest.fixture(scope="module")
-def hpt() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("claim_hpt", CLAIMS / "hpt.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+def scripts() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a module of benchmarks/claims as the scripts themselves do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(CLAIMS))
+        yield importlib.import_module
+
+
+@pytest.fixture(scope="module")
+def strings(scripts: Callable[[str], ModuleType]) -> ModuleType:
+    return scripts("string_operations")
+
+
+@pytest.fixture(scope="module")
+def harness(scripts: Callable[[str], ModuleType]) -> ModuleType:
+    return scripts("harness")
+
+
+@pytest.fixture(scope="module")
+def hpt(scripts: Callable[[str], ModuleType]) -> ModuleType:
+    return scripts("hpt")
 
 
 @pytest.mark.parametrize(
     ("operation", "right"), [("copy", "a b h c"), ("reverse", "c h b a"), ("shift", "b c a d"), ("reverse-shift", "d a c b")]
 )
-def test_operations(hpt: ModuleType, operation: str, right: str) -> None:
+def test_operations(strings: ModuleType, operation: str, right: str) -> None:
     letters = ["abcdefgh".index(letter) for letter in "abhc"]
-    assert hpt.spelled(hpt.answer(hpt.OPERATIONS.index(operation), letters)) == right
+    assert strings.spelled(strings.answer(strings.OPERATIONS.index(operation), letters)) == right
 
 
-def test_tasks_of_the_toy(hpt: ModuleType) -> None:
-    toy = hpt.Toy(base_steps=20, held_out=50)
-    task, held_out = hpt.post_training_tasks(toy, seed=3)
-    base = hpt.base_task(toy, seed=3)
+def test_tasks_of_the_toy(strings: ModuleType) -> None:
+    toy = strings.Toy(base_steps=20, held_out=50)
+    task, held_out = strings.post_training_tasks(toy, seed=3)
+    base = strings.base_task(toy, seed=3)
     assert len(task.items) == 2000
     assert len({item.prompt for item in task.items}) == 2000
     assert not {item.prompt for item in task.items} & {item.prompt for t in held_out for item in t.items}
-    assert [{item.prompt.split()[1] for item in t.items} for t in held_out] == [{operation} for operation in hpt.OPERATIONS]
+    assert [{item.prompt.split()[1] for item in t.items} for t in held_out] == [{operation} for operation in strings.OPERATIONS]
     assert {item.prompt.split()[1] for item in base.items} == {"copy", "reverse"}
 
     def wrong_letters(item: object) -> int:
@@ -56,9 +70,9 @@ def test_tasks_of_the_toy(hpt: ModuleType) -> None:
     assert {wrong_letters(item) for t in held_out for item in t.items} == {0}
 
 
-def test_every_word_is_one_of_16_tokens_and_only_the_end_is_dropped(hpt: ModuleType) -> None:
-    tokenizer = hpt.word_tokenizer()
-    task, _ = hpt.post_training_tasks(hpt.Toy(items=100), seed=0)
+def test_every_word_is_one_of_16_tokens_and_only_the_end_is_dropped(strings: ModuleType) -> None:
+    tokenizer = strings.word_tokenizer()
+    task, _ = strings.post_training_tasks(strings.Toy(items=100), seed=0)
     assert len(tokenizer) == 16
     unknown = tokenizer.convert_tokens_to_ids("<unknown>")
     for item in task.items:
@@ -69,81 +83,214 @@ def test_every_word_is_one_of_16_tokens_and_only_the_end_is_dropped(hpt: ModuleT
     assert shown == [tokenizer.convert_ids_to_tokens(i) for i in everything if i != tokenizer.eos_token_id]
 
 
-def test_the_whole_claim_in_small(hpt: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    toy, store, methods = hpt.Toy(**TINY), tmp_path / "claim.jsonl", list(hpt.METHODS)
-    runs = hpt.run_all(toy, methods, [0], store, "abc")
+def test_the_whole_claim_in_small(
+    hpt: ModuleType, harness: ModuleType, strings: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim, store = hpt.claim(strings.Toy(**TINY)), tmp_path / "claim.jsonl"
+    methods = ["base", *hpt.TRAININGS]
+    assert list(claim.methods) == methods
+    runs = harness.run_table(claim, methods, [0], store, "abc")
     store.write_text("".join(store.read_text(encoding="utf-8").splitlines(keepends=True)[:-1]), encoding="utf-8")
-    continued = hpt.run_all(toy, methods, [0], store, "abc")
+    continued = harness.run_table(hpt.claim(strings.Toy(**TINY)), methods, [0], store, "abc")
     assert "7 of 8 runs were finished before" in capsys.readouterr().out
     assert continued[:-1] == runs[:-1]
     measured = {"seconds", "cpu_seconds"}
     assert {k: v for k, v in continued[-1].items() if k not in measured} == {k: v for k, v in runs[-1].items() if k not in measured}
 
-    result = hpt.write_results(tmp_path / "claim", hpt.facts(toy, ["--seeds", "1"], "abc", False), runs, methods)
+    command = ["python", "benchmarks/claims/hpt.py", "--seeds", "1"]
+    result = harness.write_results(tmp_path / "claim", claim, harness.facts(claim, command, "abc", False), runs)
     kept = json.loads((tmp_path / "claim.json").read_text(encoding="utf-8"))
     assert kept == json.loads(json.dumps(result))
     assert kept["command"] == "python benchmarks/claims/hpt.py --seeds 1"
     assert kept["machine"]["threads"] == torch.get_num_threads()
     by_name = {run["method"]: run for run in kept["runs"]}
-    assert list(by_name) == ["base", *methods]
+    assert list(by_name) == methods
     rollouts = {name: run["rollouts"] for name, run in by_name.items()}
     assert rollouts == {"base": 0, "sft": 0, "dr_grpo": 128, "grpo": 128, "sft_then_grpo": 96, "luffy": 112, "srft": 112, "hpt": 128}
     assert by_name["sft"]["optimiser_steps"] == by_name["hpt"]["optimiser_steps"] == 4
     for run in kept["runs"]:
         assert 0 <= run["score"] <= 1
         assert run["score"] == pytest.approx(sum(run["operations"].values()) / 4, abs=1e-5)
-        assert set(run["operations"]) == set(hpt.OPERATIONS)
+        assert set(run["operations"]) == set(strings.OPERATIONS)
         assert run["curve"][str(TINY["base_steps"] if run["method"] == "base" else TINY["steps"])] == run["score"]
     assert [0 <= share <= 1 for share in by_name["hpt"]["offline_fraction"]] == [True]
     assert by_name["sft"]["offline_fraction"] == [None]
     assert len(kept["assertions"]) == len(hpt.CLAIMS) + 1
 
     page = (tmp_path / "claim.md").read_text(encoding="utf-8")
-    assert all(hpt.METHODS[name].title in page for name in methods)
+    assert all(training.title in page and training.normalisation in page for training in hpt.TRAININGS.values())
     assert page.count("PASS") + page.count("FAIL") >= len(kept["assertions"])
     assert (tmp_path / "claim.png").read_bytes().startswith(b"\x89PNG")
     assert str(tmp_path) not in page + (tmp_path / "claim.json").read_text(encoding="utf-8")
 
 
-def test_stored_runs_of_other_settings_do_not_count(hpt: ModuleType, tmp_path: Path) -> None:
+def test_stored_runs_of_other_settings_do_not_count(hpt: ModuleType, harness: ModuleType, strings: ModuleType, tmp_path: Path) -> None:
     store = tmp_path / "claim.jsonl"
-    toy = hpt.Toy(**TINY)
-    line = {"identity": hpt._identity(toy, "sft", "abc"), "method": "sft", "seed": 0}
+    claim = hpt.claim(strings.Toy(**TINY))
+    line = {"identity": harness.identity(claim, "sft", "abc"), "method": "sft", "seed": 0}
     store.write_text(json.dumps(line) + "\n" + json.dumps(line)[:20], encoding="utf-8")  # the second was cut by a kill
-    assert set(hpt._stored(store, toy, "abc")) == {("sft", 0)}
-    assert not hpt._stored(store, toy, "abd")
-    assert not hpt._stored(store, hpt.Toy(**TINY | {"steps": 5}), "abc")
+    assert set(harness.stored(claim, store, "abc")) == {("sft", 0)}
+    assert not harness.stored(claim, store, "abd")
+    assert not harness.stored(hpt.claim(strings.Toy(**TINY | {"steps": 5})), store, "abc")
 
 
-def test_curves(hpt: ModuleType) -> None:
-    curve = hpt.Curve(lambda: None, [{"reward/mean": 1.0}, {"reward/mean": 2.0}, {}, {}, {"reward/mean": 4.0}])
+def test_curves(strings: ModuleType) -> None:
+    shares: list[float] = []
+    curve = strings.Curve(shares.append, [1.0, 3.0])
+    curve.iteration(1, 2, {"reward/mean": 1.0})
+    curve.iteration(2, 2, {"reward/mean": 2.0})
+    assert shares == [0.25, 1.0]
+    curve.rows += [{}, {}, {"reward/mean": 4.0}]
     assert curve.windows("reward/mean", 2) == [1.5, None, 4.0]
-    assert hpt._while_training({"0": 0.0, "10": 1.0, "20": 1.0}) == pytest.approx(0.75)
+    assert strings.while_training({"0": 0.0, "10": 1.0, "20": 1.0}) == pytest.approx(0.75)
+
+
+def test_several_toys_have_a_base_model_each(strings: ModuleType) -> None:
+    toys = {"easy": strings.Toy(**TINY), "hard": strings.Toy(**TINY | {"base_frequencies": (0.0, 0.0, 1.0, 1.0)})}
+    sft = strings.Training("SFT", ((strings.algorithm("sft"), 1.0),), toy="hard")
+    claim = strings.claim_on(toys, {"hard/sft": sft}, name="two", title="two toys", source="none", checks=lambda runs: [])
+    assert list(claim.methods) == ["easy/base", "hard/base", "hard/sft"]
+    bases = [claim.run(name, 0, lambda share: None) for name in ("easy/base", "hard/base")]
+    shares: list[float] = []
+    trained = claim.run("hard/sft", 0, shares.append)
+    assert trained["curve"]["0"] == bases[1]["score"]
+    assert shares == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert claim.methods["hard/base"].always
+    assert not claim.methods["hard/sft"].always
+
+
+def test_a_table_of_any_numbers(harness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The harness knows nothing of training: any function of method and seed will do, with or without curves."""
+
+    def run(method: str, seed: int, told: Callable[[float], None]) -> dict[str, object]:
+        told(0.5)
+        return {"error": {"a": 1.0, "b": 0.25}[method] + seed, "detail": {"size": 10 * seed}}
+
+    claim = harness.Claim(
+        "numbers",
+        "Numbers of any kind",
+        "none",
+        {"a": harness.Method("The first", always=True), "b": harness.Method("The second", note="a note")},
+        run,
+        lambda runs: [
+            harness.check("a > b", harness.difference(runs, "a", "b", "error"), lambda d: d > 0),
+            harness.check("size of b > 5", harness.by_seed(runs, "b", "detail.size"), lambda size: size > 5),
+            harness.check("about a method that did not run", harness.difference(runs, "a", "c", "error"), lambda d: d > 0),
+        ],
+        columns={"error": "error", "detail.size": "size"},
+    )
+    result = harness.write_results(
+        tmp_path / "n", claim, harness.facts(claim, ["x"], "", False), harness.run_table(claim, ["a", "b"], [0, 1], tmp_path / "n.jsonl")
+    )
+    first, second = result["assertions"]
+    assert (first["value"], first["n"], first["passed"]) == (0.75, 2, True)
+    assert (second["value"], second["passed"]) == (5.0, False)
+    assert second["per_seed"] == {"0": {"value": 0, "passed": False}, "1": {"value": 10, "passed": True}}
+    page = (tmp_path / "n.md").read_text(encoding="utf-8")
+    assert "| The second | 0.750 [0.250, 1.250] | 5.000 |" in page
+    assert "| size of b > 5 | 5.000 [0.000, 10.000] | FAIL | 0.000 (FAIL), 10.000 |" in page
+    assert "- The second: a note" in page
+    script = str(CLAIMS / "hpt.py")
+    arguments = ["--methods", "b", "--seeds", "1", "--output", str(tmp_path / "again")]
+    assert harness.main(script, "Numbers.", lambda options: claim, arguments) == 0
+    assert "FAIL  size of b > 5" in capsys.readouterr().out
+    assert {run["method"] for run in json.loads((tmp_path / "again.json").read_text(encoding="utf-8"))["runs"]} == {"a", "b"}
+    assert not (tmp_path / "again.jsonl").exists()
 
 
 def _run(method: str, seed: int, score: float, offline: float | None = None) -> dict[str, object]:
     return {"method": method, "seed": seed, "score": score, "offline_fraction": [0.9, offline]}
 
 
+def _checked(hpt: ModuleType, runs: list[dict[str, object]]) -> list[dict[str, Any]]:
+    """Pieces about methods that did not run are left out."""
+    return [piece for piece in hpt.checks(runs) if piece is not None]
+
+
 def test_assertions_on_the_mean_and_on_each_seed(hpt: ModuleType) -> None:
     ours = [_run("hpt", 0, 0.98, 0.0), _run("hpt", 1, 0.9, 0.06)]
     others = [_run("sft", 0, 0.8), _run("sft", 1, 0.81), _run("luffy", 0, 0.9), _run("luffy", 1, 0.1)]
-    sft, luffy, offline = hpt.assertions(ours + others)
+    sft, luffy, offline = _checked(hpt, ours + others)
     assert (sft["value"], sft["passed"]) == (pytest.approx(0.135), True)
     assert [piece["passed"] for piece in sft["per_seed"].values()] == [True, False]
     assert (luffy["value"], luffy["passed"]) == (pytest.approx(0.44), True)
     assert [piece["passed"] for piece in luffy["per_seed"].values()] == [False, True]
     assert (offline["value"], offline["passed"]) == (pytest.approx(0.03), True)
     assert [piece["passed"] for piece in offline["per_seed"].values()] == [True, False]
-    assert hpt.assertions(others) == []
+    assert _checked(hpt, others) == []
     for theirs, passed in ((0.99, True), (0.991, False)):  # at least 0.03 below, whatever floating point makes of 0.96 − 0.99
-        piece, _ = hpt.assertions([_run("hpt", 0, 0.96, 0.0), _run("sft_then_grpo", 0, theirs)])
+        piece, _ = _checked(hpt, [_run("hpt", 0, 0.96, 0.0), _run("sft_then_grpo", 0, theirs)])
         assert piece["passed"] is piece["per_seed"]["0"]["passed"] is passed
 
 
-def test_bad_arguments(hpt: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert hpt.main(["--methods", "hpt,sftt"]) == 2
-    assert "did you mean 'sft'" in capsys.readouterr().err
-    assert hpt.main(["--seeds", "0"]) == 2
+def test_bad_arguments(hpt: ModuleType, harness: ModuleType, strings: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def main(*arguments: str) -> int:
+        return harness.main(str(CLAIMS / "hpt.py"), hpt.__doc__, hpt.build, arguments, options=hpt.options)
+
+    assert main("--methods", "hpt,sftt") == 2
+    assert "benchmarks/claims/hpt.py: --methods: 'sftt' does not exist; did you mean 'sft'" in capsys.readouterr().err
+    assert main("--seeds", "0") == 2
+    assert main("--steps", "2") == 2
+    assert "--steps is 2" in capsys.readouterr().err
     with pytest.raises(InputError, match="--steps is 2"):
-        hpt.Toy(steps=2)
+        strings.Toy(steps=2)
+
+
+@pytest.mark.parametrize(("name", "pieces"), [("chord", 5), ("otr", 4)])
+def test_claims_on_two_toys_in_small(
+    scripts: Callable[[str], ModuleType], harness: ModuleType, strings: ModuleType, name: str, pieces: int, tmp_path: Path
+) -> None:
+    script = scripts(name)
+    toys = {key: dataclasses.replace(toy, **TINY) for key, toy in strings.two_toys(True, "llama").items()}
+    claim = script.claim(toys)
+    runs = harness.run_table(claim, list(claim.methods), [0], tmp_path / "claim.jsonl")
+    assert [run["method"] for run in runs] == ["T1/base", "T2/base", *script.TRAININGS]
+    result = harness.write_results(tmp_path / name, claim, harness.facts(claim, ["x"], "", False), runs)
+    assert len(result["assertions"]) == pieces
+    assert script.claim(strings.two_toys(True, "gpt2")).name == f"{name}-gpt2"
+    full = strings.two_toys(False, "llama")
+    assert (full["T1"], full["T2"].steps, full["T2"].base_frequencies) == (strings.Toy(), 300, (1.0, 0.5, 0.12, 0.12))
+
+
+def _shares(method: str, known: float, unknown: float) -> dict[str, Any]:
+    operations = {"copy": known, "reverse": known, "shift": unknown, "reverse-shift": unknown}
+    return {"method": method, "seed": 0, "score": (known + unknown) / 2, "operations": operations}
+
+
+def test_pieces_of_chord(scripts: Callable[[str], ModuleType]) -> None:
+    """The numbers of the published toy hold; each piece fails when its own number moves."""
+    table = {
+        "T1/grpo": (0.94, 0.0),
+        "T1/sft": (0.8, 0.8),
+        "T1/chord_mu": (0.98, 0.98),
+        "T1/chord_phi": (0.95, 0.0),
+        "T2/grpo": (0.99, 0.99),
+        "T2/sft": (0.79, 0.79),
+        "T2/chord_phi": (0.98, 0.98),
+    }
+
+    def passed(**changed: tuple[float, float]) -> list[bool]:
+        changes = {key.replace("__", "/"): value for key, value in changed.items()}
+        return [piece["passed"] for piece in scripts("chord").checks([_shares(m, *shares) for m, shares in (table | changes).items()])]
+
+    assert passed() == [True] * 5
+    assert passed(T1__sft=(0.9, 0.9)) == [False, True, True, True, True]
+    assert passed(T1__grpo=(0.99, 0.5)) == [True, False, True, True, True]
+    assert passed(T2__sft=(0.9, 0.9)) == [True, True, False, True, True]
+    assert passed(T2__grpo=(1.0, 1.0)) == [True, True, True, True, True]  # 0.02 is within
+    assert passed(T2__grpo=(0.95, 0.95)) == [True, True, True, False, True]
+    assert passed(T1__chord_phi=(0.95, 0.1)) == [True, True, True, True, False]
+
+
+def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
+    table = {"T1/sft": (0.8, 0.8), "T1/otr": (0.99, 0.58), "T2/base": (0.88, 0.88), "T2/sft": (0.79, 0.79), "T2/otr": (1.0, 1.0)}
+
+    def passed(**changed: tuple[float, float]) -> list[bool]:
+        changes = {key.replace("__", "/"): value for key, value in changed.items()}
+        return [piece["passed"] for piece in scripts("otr").checks([_shares(m, *shares) for m, shares in (table | changes).items()])]
+
+    assert passed() == [True] * 4
+    assert passed(T2__otr=(0.9, 0.9)) == [False, True, True, True]
+    assert passed(T2__base=(0.79, 0.79)) == [True, False, True, True]
+    assert passed(T1__otr=(0.99, 0.99)) == [True, True, False, True]
+    assert passed(T1__otr=(0.85, 0.5)) == [True, True, True, False]

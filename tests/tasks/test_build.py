@@ -73,6 +73,36 @@ def test_every_setting_of_a_data_task_reaches_it(tmp_path: Path) -> None:
     assert task.verifier is math.isclose
 
 
+@pytest.mark.parametrize(
+    ("values", "scores"),
+    [
+        ({"preferences": "pairs", "chosen": "good", "rejected": "bad"}, [("g", 1.0), ("b", 0.0)]),
+        ({"preferences": "unpaired", "completion": "good", "label": "liked"}, [("g", 0.0)]),
+        ({"preferences": "scored", "completions": "all", "scores": "worth"}, [("x", 1.0), ("y", 2.0)]),
+        ({"preferences": "none"}, []),
+        ({}, []),
+    ],
+)
+def test_preference_columns_reach_a_data_task(tmp_path: Path, values: dict[str, Any], scores: list[tuple[str, float]]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": "p", "good": "g", "bad": "b", "liked": 0, "all": ["x", "y"], "worth": [1, 2]}))
+    task = parsed(DataRecipe, {"source": str(path)} | values).build()
+    assert [(c.text, c.score) for c in task.items[0].completions] == scores
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"preferences": "pair"}, "task.preferences: 'pair' does not exist; did you mean 'pairs'"),
+        ({"chosen": "good"}, "task: chosen is set, but preferences is none: this column is read with preferences: pairs"),
+        ({"preferences": "pairs", "scores": "worth"}, "scores is set, but preferences is pairs: .* preferences: scored"),
+    ],
+)
+def test_preference_columns_are_checked_when_they_are_read(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        parsed(DataRecipe, {"source": "a.jsonl"} | values)
+
+
 def test_split_and_subset_of_a_data_task_reach_it(tmp_path: Path) -> None:
     for values, said in (({"split": "test"}, "no split"), ({"subset": "main"}, "no subsets")):
         with pytest.raises(InputError, match=said):

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from unipg.errors import InputError
-from unipg.tasks.base import Item
+from unipg.tasks.base import Item, ScoredCompletion
 from unipg.tasks.data import data_task
 from unipg.tasks.verifiers import exact_match, score
 
@@ -253,6 +254,221 @@ def test_a_limit_below_one(tmp_path: Path, limit: int) -> None:
     refused(f"limit is {limit}", write(tmp_path / "a.jsonl", {"prompt": "a"}), limit=limit)
 
 
+# preferences
+
+
+def said(text: str, role: str = "assistant") -> dict[str, str]:
+    return {"role": role, "content": text}
+
+
+def completions(source: str, **arguments: Any) -> list[list[tuple[str, float]]]:
+    return [[(c.text, c.score) for c in item.completions] for item in data_task(source, **arguments).items]
+
+
+def test_pairs_have_the_chosen_first(tmp_path: Path) -> None:
+    rows = [{"prompt": "1 + 1", "chosen": "2", "rejected": "3"}, {"prompt": "2 + 2", "chosen": [said("4")], "rejected": "5"}]
+    source = write(tmp_path / "a.jsonl", *rows)
+    task = data_task(source, preferences="pairs")
+    assert task.items[0] == Item(
+        0, "1 + 1", fields=rows[0], place=f"{source} line 1", completions=(ScoredCompletion("2", 1.0), ScoredCompletion("3", 0.0))
+    )
+    assert completions(source, preferences="pairs")[1] == [("4", 1.0), ("5", 0.0)]
+    assert completions(source) == [[], []]
+
+
+def test_labels_are_scores_of_one_and_zero(tmp_path: Path) -> None:
+    labels = [True, False, 1, 0, 1.0]
+    source = write(tmp_path / "a.jsonl", *({"prompt": "p", "completion": [said(f"c{n}")], "label": x} for n, x in enumerate(labels)))
+    assert completions(source, preferences="unpaired") == [[(f"c{n}", float(x))] for n, x in enumerate(labels)]
+
+
+def test_scored_completions_keep_their_order(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", {"prompt": "p", "completions": ["a", [said("b")], "c"], "scores": [0, -2.5, 7]})
+    assert completions(source, preferences="scored") == [[("a", 0.0), ("b", -2.5), ("c", 7.0)]]
+
+
+def test_every_column_of_preferences_can_be_renamed(tmp_path: Path) -> None:
+    row = {"q": "p", "good": "g", "bad": "b", "text": "t", "liked": False, "all": ["x", "y"], "worth": [1, 2]}
+    source = write(tmp_path / "a.jsonl", row)
+    assert completions(source, prompt="q", preferences="pairs", chosen="good", rejected="bad") == [[("g", 1.0), ("b", 0.0)]]
+    assert completions(source, prompt="q", preferences="unpaired", completion="text", label="liked") == [[("t", 0.0)]]
+    assert completions(source, prompt="q", preferences="scored", completions="all", scores="worth") == [[("x", 1.0), ("y", 2.0)]]
+
+
+def test_completions_may_repeat_the_prompts_messages(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Hi", "chosen": [said("Hi", "user"), said("Hello")], "rejected": [said("Hi", "user"), said("Go")]},
+        {
+            "prompt": [said("s", "system"), said("Hi", "user")],
+            "chosen": [said("s", "system"), said("Hi", "user"), said("Hello")],
+            "rejected": "Go",
+        },
+    ]
+    source = write(tmp_path / "a.jsonl", *rows)
+    assert completions(source, preferences="pairs") == [[("Hello", 1.0), ("Go", 0.0)]] * 2
+    assert [item.prompt for item in data_task(source, preferences="pairs").items] == [row["prompt"] for row in rows]
+
+
+def test_what_conversations_begin_with_is_the_prompt(tmp_path: Path) -> None:
+    start = [said("Hi", "user"), said("Hello"), said("1 + 1?", "user")]
+    source = write(tmp_path / "a.jsonl", {"chosen": [*start, said("2")], "rejected": [*start, said("3")]})
+    task = data_task(source, preferences="pairs", system="Be brief.")
+    assert task.items[0].prompt == [said("Be brief.", "system"), *start]
+    assert completions(source, preferences="pairs") == [[("2", 1.0), ("3", 0.0)]]
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "prompt"),
+    [
+        ("Human: Hi\n\nAssistant: Yes", "Human: Hi\n\nAssistant: No", "Human: Hi\n\nAssistant:"),
+        ("What? Yes, sure", "What? Yes, surely", "What? Yes,"),  # a word that begins alike is no part of the prompt
+        ("What? a", "What? a b", "What?"),
+        ("What?\n \na", "What?\n \nb", "What?"),
+    ],
+)
+def test_what_texts_begin_with_is_the_prompt(tmp_path: Path, chosen: str, rejected: str, prompt: str) -> None:
+    source = write(tmp_path / "a.jsonl", {"chosen": chosen, "rejected": rejected})
+    [item] = data_task(source, preferences="pairs").items
+    assert item.prompt == prompt
+    assert [prompt + c.text for c in item.completions] == [chosen, rejected]
+
+
+@given(
+    prompt=st.text("ab \n", max_size=8).map(lambda text: "x" + text.rstrip()),
+    answers=st.lists(st.text("abc \n", min_size=1, max_size=8).filter(str.strip), min_size=2, max_size=2),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
+def test_a_prompt_that_is_split_off_loses_nothing(tmp_path: Path, prompt: str, answers: list[str]) -> None:
+    first, second = whole = [f"{prompt} {answer}" for answer in answers]
+    assume(not first.startswith(second.rstrip()) and not second.startswith(first.rstrip()))
+    source = write(tmp_path / "a.jsonl", {"chosen": first, "rejected": second})
+    [item] = data_task(source, preferences="pairs").items
+    assert isinstance(item.prompt, str)
+    assert [item.prompt + c.text for c in item.completions] == whole
+    assert item.prompt.startswith(prompt)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "line 2: there is no column 'rejected'; accepted: chosen, prompt"),
+        ({"prompt": "p", "choosen": "a", "rejected": "b"}, "line 2: there is no column 'chosen'; did you mean 'choosen'"),
+        ({"prompt": "p", "chosen": None, "rejected": "b"}, "line 2: column 'chosen' holds null; a completion must be text or a list"),
+        ({"prompt": "p", "chosen": "a", "rejected": 3}, "line 2: column 'rejected' holds a number; a completion must be text"),
+        ({"prompt": "p", "chosen": "a", "rejected": " "}, "line 2: column 'rejected': a completion is empty"),
+        ({"prompt": "p", "chosen": [said(" ")], "rejected": "b"}, "line 2: column 'chosen': a completion is empty"),
+        (
+            {"prompt": "p", "chosen": [said("a", "user")], "rejected": "b"},
+            "column 'chosen': after the prompt there must be exactly one message",
+        ),
+        ({"prompt": "p", "chosen": [said("a"), said("b")], "rejected": "b"}, "column 'chosen': after the prompt there must be exactly one"),
+        ({"prompt": "p", "chosen": [], "rejected": "b"}, "column 'chosen': after the prompt there must be exactly one message"),
+        ({"prompt": "p", "chosen": ["a"], "rejected": "b"}, "column 'chosen': message 1 must be an object"),
+        # whole conversations
+        ({"promt": "p", "chosen": "a x", "rejected": "a y"}, "line 2: there is no column 'prompt'; did you mean 'promt'"),
+        (
+            {"question": "p", "chosen": "a x", "rejected": "a y"},
+            "line 2: there is no column 'prompt'; accepted: chosen, question, rejected",
+        ),
+        (
+            {"chosen": "x a", "rejected": "y a"},
+            "line 2: there is no column 'prompt', and 'chosen' and 'rejected' begin with nothing in common",
+        ),
+        ({"chosen": "xa", "rejected": "xb"}, "begin with nothing in common"),
+        ({"chosen": [said("x")], "rejected": [said("y")]}, "begin with nothing in common"),
+        (
+            {"chosen": "a x", "rejected": [said("y")]},
+            "line 2: column 'chosen' holds text and 'rejected' a list; without a column 'prompt' both",
+        ),
+        (
+            {"chosen": [said("q", "user"), said("a")], "rejected": [said("q", "user"), said("a")]},
+            "'chosen': after the prompt there must be",
+        ),
+        ({"chosen": "a b", "rejected": "a "}, "line 2: column 'rejected': a completion is empty"),
+    ],
+)
+def test_a_bad_pair_is_named_with_its_line(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+    refused(message, write(tmp_path / "a.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b"}, row), preferences="pairs")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": 2}, "line 1: column 'label' holds 2; a label must be true, false, 1 or 0"),
+        ({"label": 0.5}, "column 'label' holds 0.5"),
+        ({"label": None}, "column 'label' holds null"),
+        ({"label": "true"}, "column 'label' holds text"),
+        ({"completion": ""}, "line 1: column 'completion': a completion is empty"),
+        ({"completion": None}, "line 1: column 'completion' holds null"),
+        ({"prompt": None}, "line 1: column 'prompt' holds null"),
+    ],
+)
+def test_a_bad_label_is_named_with_its_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    refused(message, write(tmp_path / "a.jsonl", {"prompt": "p", "completion": "a", "label": True} | change), preferences="unpaired")
+
+
+@pytest.mark.parametrize("column", ["prompt", "completion", "label"])
+def test_a_missing_column_of_single_completions(tmp_path: Path, column: str) -> None:
+    row = {"prompt": "p", "completion": "a", "label": True}
+    row.pop(column)
+    refused(f"line 1: there is no column '{column}'", write(tmp_path / "a.jsonl", row), preferences="unpaired")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": [1]}, "line 1: column 'completions' holds 2 completions and 'scores' 1 scores; there must be equally many, at least 2"),
+        ({"scores": [1], "completions": ["a"]}, "holds 1 completions and 'scores' 1 scores; there must be equally many, at least 2"),
+        ({"scores": [1, math.nan]}, "line 1: column 'scores' holds nan; a score must be a finite number"),
+        ({"scores": [1, -math.inf]}, "column 'scores' holds -inf"),
+        ({"scores": [1, None]}, "column 'scores' holds null"),
+        ({"scores": [1, True]}, "column 'scores' holds true or false"),
+        ({"scores": [1, "2"]}, "column 'scores' holds text"),
+        ({"scores": 1}, "column 'scores' holds a number; it must be a list of scores"),
+        ({"scores": None}, "column 'scores' holds null; it must be a list"),
+        ({"completions": "ab"}, "column 'completions' holds text; it must be a list of completions"),
+        ({"completions": ["a", None]}, "column 'completions' holds null; a completion must be text"),
+        ({"completions": ["a", " "]}, "column 'completions': a completion is empty"),
+    ],
+)
+def test_bad_scores_are_named_with_their_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    refused(
+        message, write(tmp_path / "a.jsonl", {"prompt": "p", "completions": ["a", "b"], "scores": [1, 2]} | change), preferences="scored"
+    )
+
+
+def test_a_kind_of_preferences_that_does_not_exist(tmp_path: Path) -> None:
+    refused("preferences is 'pair'; did you mean 'pairs'", write(tmp_path / "a.jsonl", {"prompt": "p"}), preferences="pair")
+
+
+def test_preferences_need_no_verifier_and_may_have_one(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.jsonl", {"prompt": "p", "chosen": "a", "rejected": "b", "answer": "a"})
+    task = data_task(source, preferences="pairs", answer="answer")
+    assert [task.verifier(c.text, task.items[0]) for c in task.items[0].completions] == [1.0, 0.0]
+    assert len(data_task(source, preferences="pairs").items[0].completions) == 2
+
+
+def test_preferences_of_a_parquet_file(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    path = tmp_path / "a.parquet"
+    rows = [
+        {
+            "prompt": f"{n}",
+            "chosen": [said(f"{n}", "user"), {"role": "assistant", "content": f"good {n}"}],
+            "rejected": [said(f"{n}", "user"), {"role": "assistant", "content": f"bad {n}"}],
+            "completions": ["a", "b"],
+            "scores": [0.5, n],
+            "label": n == 0,
+        }
+        for n in range(2)
+    ]
+    datasets.Dataset.from_list(rows).to_parquet(str(path))
+    assert completions(str(path), preferences="pairs") == [[(f"good {n}", 1.0), (f"bad {n}", 0.0)] for n in range(2)]
+    assert completions(str(path), preferences="scored")[1] == [("a", 0.5), ("b", 1.0)]
+    assert completions(str(path), preferences="unpaired", completion="chosen") == [[("good 0", 1.0)], [("good 1", 0.0)]]
+    refused("row 1: there is no column 'rejectd'; did you mean 'rejected'", str(path), preferences="pairs", rejected="rejectd")
+
+
 # the extra
 
 
@@ -281,6 +497,15 @@ def test_a_hub_dataset(hub: list[tuple[Any, ...]]) -> None:
     assert [item.expected for item in task.items] == ["2", "4"]
     assert task.items[1].place == "openai/gsm8k/main [test] row 2"
     assert data_task("gsm8k", prompt="question").name == "gsm8k"
+
+
+def test_preferences_of_a_hub_dataset(hub: list[tuple[Any, ...]]) -> None:
+    source = "trl-lib/ultrafeedback_binarized"
+    names = {"prompt": "question", "preferences": "pairs", "chosen": "question", "rejected": "question"}
+    task = data_task(source, split="test", **names)  # type: ignore[arg-type]
+    assert [(c.text, c.score) for c in task.items[0].completions] == [("1 + 1 = ?", 1.0), ("1 + 1 = ?", 0.0)]
+    assert hub == [(source, None, "test")]
+    refused(rf"{source} \[train\] row 2: column 'solution' holds a number; a completion", source, **(names | {"rejected": "solution"}))
 
 
 def test_a_hub_dataset_that_cannot_be_loaded(hub: list[tuple[Any, ...]]) -> None:

@@ -8,6 +8,7 @@ the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -409,6 +410,49 @@ class EntropyScaled(Advantage):
 
 
 @dataclass(frozen=True)
+class TokenProbability(Advantage):
+    """Â = 1, or 1 − p with `complement`; 0 where p > `cutoff`. p = pi_theta(a_t) under the current policy, detached.
+
+    Over `Uniform` (weight p) the complement gives coefficient p·(1 − p): tokens that the policy is sure of, either way, do not move it.
+    Source: arXiv 2508.11408 (phi of CHORD; the cutoff is in its released code).
+    """
+
+    dynamic: ClassVar[bool] = True
+    minor: ClassVar[frozenset[str]] = frozenset({"cutoff"})
+    complement: bool = True
+    cutoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cutoff <= 1:
+            raise InputError(f"TokenProbability.cutoff is {self.cutoff}; accepted: a probability in (0, 1], 1 for none")
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        if now is None:
+            raise InputError("TokenProbability depends on the current policy: call it with `now`")
+        log_prob = now.log_prob.detach()
+        weight = -torch.expm1(log_prob) if self.complement else torch.ones_like(log_prob)
+        return torch.where(log_prob > math.log(self.cutoff), 0, weight)
+
+
+@dataclass(frozen=True)
+class ReadAdvantage(Advantage):
+    """Â = what a `Reading` calls `value`, detached."""
+
+    dynamic: ClassVar[bool] = True
+    reading: Reading
+    value: str
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return (self.reading,)
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        if now is None:
+            raise InputError("ReadAdvantage depends on the current policy: call it with `now`")
+        return now.reading(self.reading)[self.value].detach()
+
+
+@dataclass(frozen=True)
 class BySuccess(Advantage):
     """Â = `success`'s value where R > `threshold`, `failure`'s elsewhere."""
 
@@ -460,4 +504,6 @@ __all__ = [
     "LeaveOneOut",
     "Outcome",
     "Planning",
+    "ReadAdvantage",
+    "TokenProbability",
 ]

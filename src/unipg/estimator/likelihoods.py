@@ -17,11 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from unipg.errors import InputError
 from unipg.estimator.parts import Part
+from unipg.estimator.projection import CHUNK_ELEMENTS, project
 from unipg.shapes import Float, Int
 from unipg.trajectories import Evaluation, Trajectories
-
-CHUNK_ELEMENTS = 1 << 24
-"""Logits held at once when the vocabulary is projected; more are recomputed chunk by chunk in the backward pass."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,10 @@ def read_off(
     return {reading: {name: place(values) for name, values in named.items()} for reading, named in found.items()}
 
 
-def uniforms(key: Int[Tensor, " N"], count: int) -> Float[Tensor, "N K"]:
-    """`count` numbers in [0, 1) for each key, by hashing: the same key always gives the same ones (splitmix64)."""
-    draws = torch.arange(1, count + 1, dtype=torch.long, device=key.device) * _GOLDEN
+def uniforms(key: Int[Tensor, " N"], count: int, first: int = 0) -> Float[Tensor, "N K"]:
+    """`count` numbers in [0, 1) for each key, by hashing: the same key always gives the same ones (splitmix64). `first`: how many of a
+    key's numbers are left out before them."""
+    draws = torch.arange(first + 1, first + count + 1, dtype=torch.long, device=key.device) * _GOLDEN
     return (mixed(key.unsqueeze(-1) + draws) >> 11 & ((1 << 53) - 1)).double() * 2.0**-53
 
 
@@ -93,7 +92,58 @@ def position_keys(batch: Trajectories, seed: int) -> Int[Tensor, "B T"]:
     else:
         content = batch.action.long()
     row = torch.where(batch.present, mixed(content + place), 0).sum(1)
-    return mixed((row + mixed(batch.group + seed * _GOLDEN)).unsqueeze(1) + place)
+    turn = torch.tensor(seed, device=batch.mask.device) * _GOLDEN  # wraps as a tensor; as a plain number it would not fit
+    return mixed((row + mixed(batch.group + turn)).unsqueeze(1) + place)
+
+
+@dataclass(frozen=True)
+class OneTokenRollout(Reading):
+    """Tokens `a_1 … a_K` drawn at every position from pi' = softmax(z / temperature), beside the given token y: what OTR reads.
+
+        hit           = (1/K) · #{j: a_j = y}                           detached
+        miss_log_prob = (1/K) · sum over j with a_j ≠ y of log pi(a_j)  with the graph, log pi = log softmax(z) untempered
+
+    `draws`: K, with replacement; None for the expectation over pi' instead: hit = pi'(y), miss_log_prob = sum_{a ≠ y} pi'(a)·log pi(a).
+    `temperature` is relative to the logits z, which are already divided by the policy's own. Draws invert the cumulative distribution
+    at `uniforms`, counted per token, so only `[N,V]` is held. A logit of −inf is a token that cannot be drawn.
+    Errors: `InputError` for logits that are NaN, +inf or all −inf, and for a given token outside the vocabulary. Source: arXiv 2509.26313.
+    """
+
+    draws: int | None = 256
+    temperature: float = 1.3
+
+    def __post_init__(self) -> None:
+        if self.draws is not None and self.draws < 1:
+            raise InputError(f"OneTokenRollout.draws is {self.draws}; accepted: 1 or more, or null for the exact expectation")
+        check_temperature(self.temperature)
+
+    def __call__(self, at: Positions) -> dict[str, Float[Tensor, " N"]]:
+        logits, given = at.logits.detach(), at.action.unsqueeze(-1)
+        if not bool(torch.isfinite(logits.amax(-1)).all()):  # the largest of a row with a NaN is NaN
+            raise InputError("the logits of a position have a NaN, +inf or nothing but −inf; accepted: finite, −inf for impossible tokens")
+        if not bool(((given >= 0) & (given < logits.shape[-1])).all()):
+            raise InputError(f"a demonstrated token is outside the vocabulary; accepted: 0 to {logits.shape[-1] - 1}")
+        share = self.share(logits, at.key)
+        log_prob = torch.log_softmax(at.logits, -1)
+        missed = (share > 0).scatter(-1, given, False)
+        return {
+            "hit": share.gather(-1, given).squeeze(-1),
+            "miss_log_prob": (torch.where(missed, share, 0) * torch.where(missed, log_prob, 0)).sum(-1),
+        }
+
+    def share(self, logits: Float[Tensor, "N V"], key: Int[Tensor, " N"]) -> Float[Tensor, "N V"]:
+        """[N,V] share of the draws that are each token, detached; with `draws` None its expectation pi'."""
+        probability = torch.softmax(logits / self.temperature, -1)
+        if self.draws is None:
+            return probability
+        edges = probability.double().cumsum(-1)
+        count = torch.zeros_like(probability)
+        block = max(1, CHUNK_ELEMENTS // max(1, len(key)))
+        for start in range(0, self.draws, block):
+            height = uniforms(key, min(block, self.draws - start), start) * edges[:, -1:]
+            drawn = torch.searchsorted(edges, height, right=True).clamp_max(logits.shape[-1] - 1)
+            count.scatter_add_(-1, drawn, torch.ones_like(height, dtype=count.dtype))
+        return count / self.draws
 
 
 @dataclass(frozen=True)
@@ -117,6 +167,21 @@ class Stepwise(Likelihood):
         return now.log_prob
 
 
+@dataclass(frozen=True)
+class ReadLikelihood(Likelihood):
+    """The log-probability that a `Reading` calls `value`: of tokens other than the one that was given, say."""
+
+    reading: Reading
+    value: str
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        return (self.reading,)
+
+    def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
+        return now.reading(self.reading)[self.value]
+
+
 def token_log_prob(
     hidden: Float[Tensor, "N H"],
     weight: Float[Tensor, "V H"],
@@ -130,10 +195,12 @@ def token_log_prob(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None, dict[Reading, dict[str, Tensor]]]:
     """log softmax(hidden·weightᵀ / temperature) at `token`, the entropy of that distribution in nats if asked, and `readings` of it.
 
-    Logits are formed for at most `CHUNK_ELEMENTS` entries at a time, in float32 or better; with several chunks the backward pass
-    recomputes them, so `[N,V]` never exists.
+    Without readings by `projection.project`; with them logits are formed for at most `CHUNK_ELEMENTS` entries at a time and again in the
+    backward pass. `[N,V]` never exists where it is large.
     """
 
+    if not readings:
+        return *project(hidden, weight, token, bias=bias, temperature=temperature, entropy=entropy), {}
     keys = torch.zeros_like(token) if key is None else key
 
     def one(h: Tensor, t: Tensor, k: Tensor) -> tuple[Tensor, Tensor, dict[Reading, dict[str, Tensor]]]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError
+from unipg.errors import InputError, nearest
 from unipg.estimator.masks import mismatch_log_ratio, sequence_mean
 from unipg.estimator.parts import Part
 from unipg.shapes import Float
@@ -101,6 +101,35 @@ class SequenceMean(Reference):
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         log_ratio = log_prob - batch.require("old_log_prob", type(self).__name__)
         return log_prob - sequence_mean(log_ratio, batch.mask)
+
+
+@dataclass(frozen=True)
+class SequenceRatio(Reference):
+    """The policy that sampled, for whole rows: weight pi_theta(tau) / q(tau) = exp(sum_t log(pi_theta / q)) on each token of a row.
+
+    `field`: which log-probability q is. `limit`: largest weight that counts; None, the default, for none: then the estimator is exact
+    wherever q has support, its variance may be large, and a row beyond the estimator's `LOG_RATIO_LIMIT` is silenced as overflow.
+    Source: arXiv 2302.08215 (off-policy distributional policy gradient).
+    """
+
+    minor: ClassVar[frozenset[str]] = frozenset({"field"})
+    field: Literal["behaviour_log_prob", "old_log_prob"] = "behaviour_log_prob"
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.field not in ("behaviour_log_prob", "old_log_prob"):
+            raise InputError(f"SequenceRatio.field is '{self.field}'; {nearest(str(self.field), ['behaviour_log_prob', 'old_log_prob'])}")
+        if self.limit is not None and not self.limit >= 1:
+            raise InputError(f"SequenceRatio.limit is {self.limit}; accepted: a weight of 1 or more, or null for no truncation")
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.field})
+
+    def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
+        log_ratio = torch.where(batch.mask, log_prob - batch.require(self.field, type(self).__name__), 0)
+        weight = log_ratio.sum(1, keepdim=True)
+        return log_prob - (weight if self.limit is None else weight.clamp_max(math.log(self.limit)))
 
 
 @dataclass(frozen=True)

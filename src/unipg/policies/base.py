@@ -35,9 +35,38 @@ class Policy(ABC):
         """
 
     def cost(self, batch: Trajectories) -> Tensor:
-        """[B] tokens (or steps) that a forward pass over each row costs; micro-batches are cut by it."""
+        """[B] tokens (or steps) that a forward pass over each row costs."""
         assert batch.present is not None
         return batch.present.sum(1)
+
+    def cost_together(self, batch: Trajectories, unit: Tensor, units: int) -> Tensor:
+        """[units] tokens that the rows of each unit (`unit` [B]) cost in one forward pass; here they are padded to the longest."""
+        longest = torch.zeros(units, dtype=torch.long, device=unit.device).scatter_reduce(0, unit, self.cost(batch), "amax")
+        return longest * unit.bincount(minlength=units)
+
+    def cuts(self, batch: Trajectories, budget: int, together: bool = False) -> list[Tensor]:
+        """Row indices of each micro-batch, of at most `budget` tokens (or of one row, or group, that is more by itself).
+
+        `together`: the rows of a group share a micro-batch.
+        """
+        assert batch.group is not None
+        if self.memoryless:
+            return list(torch.arange(len(batch), device=self.device).split(budget))
+        cost = self.cost(batch)
+        units, unit = batch.group.unique(return_inverse=True) if together else (cost, torch.arange(len(cost), device=cost.device))
+        longest = cost.new_zeros(len(units)).scatter_reduce(0, unit, cost, "amax")
+        # rows of similar length together, so that little is padded
+        by_cost = torch.argsort(longest, descending=True, stable=True)
+        order = torch.argsort(torch.argsort(by_cost)[unit], stable=True)
+        sizes, lengths = unit.bincount(minlength=len(units))[by_cost].tolist(), longest[by_cost].tolist()
+        pieces: list[int] = []
+        most = 0
+        for size, length in zip(sizes, lengths, strict=True):
+            if not pieces or pieces[-1] + size > most:
+                pieces.append(0)
+                most = budget // max(1, int(length))
+            pieces[-1] += size
+        return list(order.split(pieces))
 
     def frozen_copy(self) -> Policy:
         """The policy as it is now, never to be trained: an anchor for KL penalties, or a proposal to sample from."""

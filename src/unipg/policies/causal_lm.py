@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.estimator.likelihoods import Positions, Reading, categorical_log_prob, check_temperature, token_log_prob
+from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.trajectories import Evaluation, Trajectories
+
+if TYPE_CHECKING:
+    from unipg.policies.reward_model import SequenceScorer
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -40,6 +44,7 @@ class CausalLanguageModel(Policy):
             parts["value_head"] = self._value_head = head
         self.module = nn.ModuleDict(parts)
         self._trunk, self._head = _trunk_and_head(model)
+        self._packs = self._trunk is not None and packing.enable(model, self._trunk)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """[B,T] log-probabilities of `batch.action` (token ids) where `batch.mask` is 1; see `Policy.evaluate`.
@@ -55,7 +60,11 @@ class CausalLanguageModel(Policy):
         keys = batch.planned["position_key"][mask] if readings else None
         hidden: Tensor | None = None
         if self._trunk is not None:
-            hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
+            layout = packing.plan(batch.replace(action=tokens), _hidden_size(self.model)) if self._packs else None
+            if layout is None:
+                hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
+            else:
+                hidden = packing.run(self._trunk, layout).index_select(0, layout.predictor)
             log_prob, h, read = token_log_prob(
                 hidden,
                 self._head.weight,
@@ -85,6 +94,26 @@ class CausalLanguageModel(Policy):
             _place(values, mask) if value else None,
             {reading: {name: _place(found, mask) for name, found in named.items()} for reading, named in read.items()},
         )
+
+    def cost_together(self, batch: Trajectories, unit: Tensor, units: int) -> Tensor:
+        """[units] tokens: without padding where the model can run packed, and a group's prompt once."""
+        if not self._packs:
+            return super().cost_together(batch, unit, units)
+        prefix = packing.shared_prefixes(batch)
+        own = torch.zeros(units, dtype=torch.long, device=unit.device).index_add(0, unit, self.cost(batch) - prefix)
+        return own + torch.zeros_like(own).scatter_reduce(0, unit, prefix, "amax")
+
+    def cuts(self, batch: Trajectories, budget: int, together: bool = False) -> list[Tensor]:
+        """See `Policy.cuts`. Packed, groups stay whole so that their prompts are computed once, and micro-batches are of equal size."""
+        if not self._packs or not len(batch):
+            return super().cuts(batch, budget, together)
+        assert batch.group is not None
+        units, unit = batch.group.unique(return_inverse=True)
+        costs = self.cost_together(batch, unit, len(units))
+        if int(costs.max()) > budget and not together:  # a group that is too large is cut between its rows
+            unit, costs = torch.arange(len(batch), device=unit.device), self.cost(batch)
+        bins = packing.balanced(costs.tolist(), budget)
+        return [torch.isin(unit, torch.tensor(chosen, device=unit.device)).nonzero().squeeze(1) for chosen in bins]
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
@@ -174,6 +203,9 @@ class Lora:
 class ModelRecipe:
     """Which language model is trained."""
 
+    kind: Literal["causal", "reward"] = "causal"
+    """causal: a language model. reward: a sequence classifier with one output, which scores whole answers; it may start from a causal
+    model, with a new head."""
     model: str | None = None
     """A hub name or a local folder with a Hugging Face checkpoint."""
     scratch: ScratchModel | None = None
@@ -193,23 +225,31 @@ class ModelRecipe:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.scratch is None):
             raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
+        if self.kind == "reward" and self.anchor is not None:
+            raise InputError("policy.anchor is set, but a reward model has no probabilities to measure a KL of; accepted: null")
 
     def build(
         self, texts: Callable[[], list[str]], *, temperature: float, value_head: bool, device: torch.device | str, seed: int
-    ) -> CausalLanguageModel:
-        """The policy. `texts` gives the task's prompts and demonstrations, where a tokenizer built from scratch learns from them."""
+    ) -> CausalLanguageModel | SequenceScorer:
+        """The policy of this kind. `texts` gives the task's own text, where a tokenizer built from scratch learns from it."""
+        from unipg.policies.reward_model import SequenceScorer, build_reward_model, load_reward_model
+
         torch.manual_seed(seed)
+        scores = self.kind == "reward"
         if self.scratch is not None:
             tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts(), self.scratch.vocabulary)
-            model = build_model(self.scratch, tokenizer).to(DTYPES[self.dtype])
+            model = (build_reward_model if scores else build_model)(self.scratch, tokenizer).to(DTYPES[self.dtype])
         else:
             assert self.model is not None
             tokenizer = load_tokenizer(self.tokenizer or self.model, self.trust_remote_code)
-            model = load_model(self.model, self.dtype, self.attention, self.trust_remote_code)
+            load = load_reward_model if scores else load_model
+            model = load(self.model, self.dtype, self.attention, self.trust_remote_code)
         if self.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         if self.lora is not None:
-            model = add_lora(model, self.lora)
+            model = add_lora(model, self.lora, "SEQ_CLS" if scores else "CAUSAL_LM")
+        if scores:
+            return SequenceScorer(model.to(device), tokenizer)
         return CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, value_head=value_head)
 
     def build_anchor(self, policy: CausalLanguageModel) -> CausalLanguageModel:
@@ -220,11 +260,20 @@ class ModelRecipe:
         return CausalLanguageModel(model.eval().requires_grad_(False), policy.tokenizer, temperature=policy.temperature)
 
 
+def recompute_activations(model: Any) -> None:
+    """Layers keep their inputs alone and run again in the backward pass."""
+    options = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    else:  # before transformers 5.20
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
+
+
 def load_model(name: str, dtype: str = "float32", attention: str | None = None, trust_remote_code: bool = False) -> Any:
     """A causal language model from a hub name or a folder; InputError in one line when it cannot be read."""
     from transformers import AutoModelForCausalLM
 
-    _check_folder(name)
+    check_folder(name)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     try:
         return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
@@ -236,7 +285,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """A tokenizer from a hub name or a folder, with padding and end-of-sequence tokens settled."""
     from transformers import AutoTokenizer
 
-    _check_folder(name)
+    check_folder(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except Exception as error:
@@ -248,7 +297,8 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def _check_folder(name: str) -> None:
+def check_folder(name: str) -> None:
+    """Refuses what looks like a local folder and holds no checkpoint."""
     path = Path(name)
     looks_local = path.exists() or name.startswith((".", "/", "~", "runs/"))
     if looks_local and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
@@ -284,7 +334,14 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
 
 def build_model(scratch: ScratchModel, tokenizer: Any) -> Any:
     """A randomly initialised causal language model of the named architecture."""
-    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_config(scratch_config(scratch, tokenizer))
+
+
+def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
+    """The configuration of a model built from scratch."""
+    from transformers import CONFIG_MAPPING
 
     if scratch.architecture not in CONFIG_MAPPING:
         hint = nearest(scratch.architecture, ["qwen3", "qwen2", "llama", "gpt2", "mistral", "gemma"])
@@ -305,13 +362,14 @@ def build_model(scratch: ScratchModel, tokenizer: Any) -> Any:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return AutoModelForCausalLM.from_config(CONFIG_MAPPING[scratch.architecture](**sizes))
+    return CONFIG_MAPPING[scratch.architecture](**sizes)
 
 
-def add_lora(model: Any, lora: Lora) -> Any:
+def add_lora(model: Any, lora: Lora, task: str = "CAUSAL_LM") -> Any:
+    """The model with adapters; `task` is peft's name for what it is used for."""
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
         raise missing_package("peft", "lora", "policy.lora") from None
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target, task_type="CAUSAL_LM")
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target, task_type=task)
     return get_peft_model(model, config)

@@ -1,15 +1,19 @@
-"""Held-out performance of a language model: pass@1, pass@k and maj@k with intervals, on named tasks."""
+"""Held-out performance with intervals, on named tasks: pass@1, pass@k and maj@k of a language model, accuracy of a reward model."""
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from unipg.errors import InputError
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.policies.reward_model import SequenceScorer
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.generation import sample
+from unipg.rollouts.scoring import RewardModel
 from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.seeding import generator
 from unipg.statistics import Interval, majority_at_k, mean_interval, pass_at_k, wilson_interval
@@ -98,6 +102,42 @@ def evaluate_task(
     if failed:
         metrics["verifier failures"] = {"value": float(failed), "n": float(len(items) * (1 + recipe.samples))}
     return EvaluationResult(task.name, metrics, samples)
+
+
+def evaluate_pairs(
+    scorer: SequenceScorer,
+    task: Task,
+    recipe: EvaluationRecipe,
+    sampling: SamplingRecipe,
+    progress: Callable[[float], None] | None = None,
+) -> EvaluationResult:
+    """How a reward model ranks given completions, over the pairs of one prompt's completions whose own scores differ.
+
+        accuracy   share of pairs in which the better completion has the higher score; equal scores count half
+        margin     score of the better completion − score of the worse one
+
+    Both are means over items of the means over an item's pairs, with a 95 % interval over items. Of the samples, `answer` is the
+    completion with the higher score, and `expected` the better one.
+
+    Errors: `InputError` for a task in which no item has two completions of different scores.
+    """
+    items = [item for item in task.items[: recipe.items] if len({c.score for c in item.completions}) > 1]
+    if not items:
+        raise InputError(f"task '{task.name}' has no completions of one prompt to compare: set its `preferences` to pairs or scored")
+    model = RewardModel(scorer, "policy", layout=sampling.chat_template, batch_rows=sampling.batch_rows)
+    owners = [item for item in items for _ in item.completions]
+    scores = iter(model(owners, [c.text for item in items for c in item.completions], progress=progress))
+    right, margins = [], []
+    samples: list[dict[str, Any]] = []
+    for item in items:
+        judged = [(completion, next(scores)) for completion in item.completions]
+        found = [mine - yours for (a, mine), (b, yours) in itertools.permutations(judged, 2) if a.score > b.score]
+        right.append(sum(1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in found) / len(found))
+        margins.append(sum(found) / len(found))
+        if len(samples) < recipe.shown:
+            answer, best = max(judged, key=lambda pair: pair[1])[0], max(item.completions, key=lambda c: c.score)
+            samples.append({"prompt": prompt_text(item), "answer": answer.text, "expected": best.text, "reward": right[-1]})
+    return EvaluationResult(task.name, {"accuracy": _share(right), "margin": mean_interval(margins)._asdict()}, samples)
 
 
 def unseen(task: Task, trained_on: Task) -> Task:

@@ -1,14 +1,19 @@
 """Sampling from a Hugging Face causal language model, with the sampler's own log-probabilities.
 
-One prefill per distinct prompt: its key-value cache is repeated for the rollouts of the group. Rows that have ended leave the batch, so
-that decode steps follow the rows still alive. The distribution sampled from is exactly softmax(logits / temperature), the one that
-log-probabilities are taken of; there is no top-k or top-p here, because then the two would differ.
+Continuous batching: a prompt is prefilled once for all rollouts of its group, rows that have ended leave the batch and the next prompts
+take their slots, so that decode steps follow the sum of the lengths and not the longest rows. The distribution sampled from is exactly
+softmax(logits / temperature), the one that log-probabilities are taken of; there is no top-k or top-p here, because then the two would
+differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+import inspect
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,8 +22,14 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.rollouts.base import Interrupted
 
-COMPACT_BELOW = 0.75
-"""Ended rows are dropped from the cache once fewer than this share of its rows is alive: copying the cache costs too."""
+REFILL_AT = 0.25
+"""Waiting prompts are prefilled once this share of the slots is free: a prefill for few rows costs as much overhead as for many."""
+COMPACT_BELOW = 0.9
+"""Ended rows are dropped once fewer than this share is alive: moving rows in the cache costs too."""
+ROOM = 16
+"""Columns added to the cache when it is full: the live part is copied once in so many steps."""
+
+OnStop = Callable[[int, list[int]], "list[int] | None"]
 
 
 @dataclass(frozen=True)
@@ -26,13 +37,16 @@ class Completion:
     """One sampled answer."""
 
     tokens: list[int]
-    """With the end-of-sequence token where it ended by itself."""
+    """With the end-of-sequence token where it ended by itself, and with the tokens of the environment where it was continued."""
     log_probs: list[float]
-    """log pi(token), as sampled; zeros for greedy decoding."""
+    """log pi(token), as sampled; zeros for greedy decoding and for tokens of the environment."""
     ended: bool
-    """Whether it ended by itself; otherwise the limit stopped it."""
+    """Whether it ended by itself; otherwise a limit stopped it."""
+    chosen: list[bool]
+    """Which tokens the policy chose; the others came from the environment."""
 
 
+@torch.no_grad()
 def sample(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -45,116 +59,393 @@ def sample(
     generator: torch.Generator | None = None,
     greedy: bool = False,
     batch_rows: int = 256,
+    max_total_tokens: int | None = None,
+    on_stop: OnStop | None = None,
     should_stop: Callable[[], bool] = bool,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[Completion]]:
-    """`rollouts` completions of each prompt. `batch_rows`: most rows decoded together; `progress` is told the finished share.
+    """`rollouts` completions of each prompt, in the order of the prompts.
+
+    `batch_rows`: most rows decoded together; `progress` is told the finished share. The limits and `on_stop` are those of
+    `ContinuousBatch`; the request of rollout j of prompt i is i · rollouts + j.
 
     Raises Interrupted when `should_stop` answers true between decode steps.
     """
     if rollouts < 1:
         raise InputError(f"rollouts is {rollouts}; accepted: 1 or more")
-    per_batch = max(1, batch_rows // rollouts)
-    results: list[list[Completion]] = []
-    # prompts of similar length share a batch, so that little is padded
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    by_prompt: dict[int, list[Completion]] = {}
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        completions = _sample_batch(
-            model,
-            [prompts[i] for i in chosen],
-            rollouts,
-            max_new_tokens,
-            torch.tensor(list(end_tokens), device=model.device),
-            pad_token,
-            temperature,
-            generator,
-            greedy,
-            should_stop,
-        )
-        by_prompt.update(zip(chosen, completions, strict=True))
-        if progress is not None:
-            progress(min(1.0, (start + per_batch) / len(order)))
-    results.extend(by_prompt[i] for i in range(len(prompts)))
-    return results
-
-
-def _sample_batch(
-    model: Any,
-    prompts: list[Sequence[int]],
-    rollouts: int,
-    max_new_tokens: int,
-    end_tokens: Tensor,
-    pad_token: int,
-    temperature: float,
-    generator: torch.Generator | None,
-    greedy: bool,
-    should_stop: Callable[[], bool],
-) -> list[list[Completion]]:
-    device = model.device
-    width = max(len(p) for p in prompts)
-    tokens = torch.full((len(prompts), width), pad_token, device=device)
-    attention = torch.zeros(len(prompts), width + max_new_tokens, dtype=torch.long, device=device)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) :] = torch.tensor(list(prompt), device=device)
-        attention[row, width - len(prompt) : width] = 1
-    padded = bool((attention[:, :width] == 0).any())
-    positions = (attention[:, :width].cumsum(1) - 1).clamp_min(0)
-    out = model(
-        input_ids=tokens,
-        attention_mask=attention[:, :width] if padded else None,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
+    batch = ContinuousBatch(
+        model,
+        max_new_tokens=max_new_tokens,
+        end_tokens=end_tokens,
+        pad_token=pad_token,
+        temperature=temperature,
+        generator=generator,
+        greedy=greedy,
+        batch_rows=batch_rows,
+        max_total_tokens=max_total_tokens,
+        on_stop=on_stop,
     )
-    cache = out.past_key_values
-    cache.batch_repeat_interleave(rollouts)
-    logits = out.logits[:, -1].repeat_interleave(rollouts, 0)
-    attention = attention.repeat_interleave(rollouts, 0)
-    position = positions[:, -1:].repeat_interleave(rollouts, 0)
-
+    # prompts of similar length are prefilled together, so that little is padded
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        batch.add(prompts[i], range(i * rollouts, (i + 1) * rollouts))
     total = len(prompts) * rollouts
-    sampled = torch.full((total, max_new_tokens), pad_token, device=device)
-    log_probs = torch.zeros(total, max_new_tokens, device=device)
-    lengths = torch.zeros(total, dtype=torch.long, device=device)
-    ended = torch.zeros(total, dtype=torch.bool, device=device)
-    rows = torch.arange(total, device=device)  # the rows still in the cache
-    for step in range(max_new_tokens):
+    finished: dict[int, Completion] = {}
+    while batch.busy:
         if should_stop():
             raise Interrupted
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        if greedy:
-            token = scores.argmax(-1)
+        done = batch.step()
+        finished.update(done)
+        if done and progress is not None:
+            progress(len(finished) / total)
+    return [[finished[i] for i in range(start, start + rollouts)] for start in range(0, total, rollouts)]
+
+
+@dataclass
+class _Row:
+    """A request while it is being decoded."""
+
+    request: int
+    prompt: int
+    """Number of prompt tokens."""
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    chosen: list[bool] = field(default_factory=list)
+    sampled: int = 0
+    """Tokens that the policy chose."""
+    forced: deque[int] = field(default_factory=deque)
+    """Environment tokens that are still to be fed."""
+
+    def append(self, token: int, log_prob: float, chosen: bool) -> None:
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        self.chosen.append(chosen)
+        self.sampled += chosen
+
+
+class ContinuousBatch:
+    """Slots in which rows are decoded together, each at its own length; free slots are refilled from a queue of prompts.
+
+    `batch_rows`: number of slots. A row finishes after an end token, after `max_new_tokens` tokens of the policy, or when prompt and
+    completion together have `max_total_tokens`. With `on_stop(request, tokens so far)`, a row that chose an end token finishes only if
+    the answer is None; a list holds environment tokens: they are fed, and the policy goes on in the same batch. Where the limits leave
+    no room for them and another token of the policy, the row finishes without them and counts as not ended.
+
+    Models whose cache is not a plain DynamicCache (sliding windows, recurrent states), or that take no `position_ids`, get no refill:
+    their slots are filled again when all of them are free.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_new_tokens: int,
+        end_tokens: Iterable[int],
+        pad_token: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        greedy: bool = False,
+        batch_rows: int = 256,
+        max_total_tokens: int | None = None,
+        on_stop: OnStop | None = None,
+    ) -> None:
+        if batch_rows < 1 or max_new_tokens < 1:
+            raise InputError(f"batch_rows is {batch_rows} and max_new_tokens {max_new_tokens}; accepted: 1 or more")
+        self.model = model
+        self.max_new_tokens, self.max_total_tokens = max_new_tokens, max_total_tokens
+        self.end_tokens, self.pad_token = frozenset(end_tokens), pad_token
+        self.temperature, self.generator, self.greedy = temperature, generator, greedy
+        self.batch_rows, self.on_stop = batch_rows, on_stop
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        self._waiting: deque[tuple[list[int], list[int]]] = deque()  # prompts, each with its requests
+        self._prefilled: deque[tuple[_Row, int]] = deque()  # rows that have not started, each with its prompt's place in the prefill
+        self._prefill: tuple[Any, Tensor] | None = None  # its cache, and the logits [P,V] after each prompt
+        self._queued = 0  # rows that have not started
+        self._rows: list[_Row | None] = []  # by slot
+        self._live = 0
+        self._tokens = self._index([])  # [slots] to be fed next
+        self._cache: _ModelCache | _SlotCache | None = None
+        self._finished: dict[int, Completion] = {}
+
+    def add(self, prompt: Sequence[int], requests: Iterable[int]) -> None:
+        """Queues one row for each of `requests`, numbers of the caller's choice; the prompt is prefilled once for every
+        `batch_rows` of them.
+
+        Raises InputError for an empty prompt, or one that leaves no room under `max_total_tokens`.
+        """
+        if not len(prompt) or (self.max_total_tokens is not None and len(prompt) >= self.max_total_tokens):
+            raise InputError(f"a prompt has {len(prompt)} tokens; accepted: 1 or more, and fewer than max_total_tokens")
+        numbers = list(requests)
+        self._queued += len(numbers)
+        for start in range(0, len(numbers), self.batch_rows):
+            self._waiting.append((list(prompt), numbers[start : start + self.batch_rows]))
+
+    @property
+    def busy(self) -> bool:
+        """Whether any row is waiting or being decoded."""
+        return bool(self._live or self._queued)
+
+    @torch.no_grad()
+    def step(self) -> dict[int, Completion]:
+        """Starts waiting rows where that pays, then decodes one token of every row. Gives the completions that finished, by request."""
+        while self._worth_refilling():
+            self._refill()
+        if self._live:
+            if self._live < COMPACT_BELOW * len(self._rows):
+                self._compact()
+            self._tokens = self._draw(range(len(self._rows)), self._forward())
+        finished, self._finished = self._finished, {}
+        return finished
+
+    @property
+    def _can_refill(self) -> bool:
+        return self._queued > 0 and (self._live == 0 or isinstance(self._cache, _SlotCache))
+
+    def _worth_refilling(self) -> bool:
+        wanted = 0 if self._live == 0 else min(math.ceil(REFILL_AT * self.batch_rows), self._queued)
+        return self._can_refill and self.batch_rows - self._live >= wanted
+
+    def _refill(self) -> None:
+        """Gives free slots to prefilled rows, and samples their first tokens."""
+        if not self._prefilled:
+            self._prefill_next()
+        assert self._prefill is not None
+        cache, logits = self._prefill
+        if self._cache is None:
+            self._cache = _SlotCache() if self._takes_positions and _joinable(cache) else _ModelCache()
+        if self._live == 0:
+            self._rows, self._tokens = [], self._index([])
+        width = max(self._cached(), default=0)
+        starting = [self._prefilled.popleft() for _ in range(min(self.batch_rows - self._live, len(self._prefilled)))]
+        grown = max(0, self._live + len(starting) - len(self._rows))
+        self._rows += [None] * grown
+        self._tokens = torch.cat([self._tokens, self._tokens.new_zeros(grown)])
+        slots = [slot for slot, row in enumerate(self._rows) if row is None][: len(starting)]
+        for slot, (row, _) in zip(slots, starting, strict=True):
+            self._rows[slot] = row
+        self._live += len(slots)
+        self._queued -= len(slots)
+        where, source = self._index(slots), self._index([place for _, place in starting])
+        self._cache.start(cache, source, where, len(self._rows), width)
+        self._tokens[where] = self._draw(slots, logits[source])
+        if not self._prefilled:
+            self._prefill = None
+
+    def _prefill_next(self) -> None:
+        """One forward over the next prompts whose rows fit into the free slots; at least one prompt."""
+        prompts: list[list[int]] = []
+        room = self.batch_rows - self._live
+        while self._waiting:
+            prompt, requests = self._waiting[0]
+            # without position ids, padding would shift positions
+            alike = self._takes_positions or not prompts or len(prompt) == len(prompts[0])
+            if prompts and (len(requests) > room or not alike):
+                break
+            self._waiting.popleft()
+            self._prefilled.extend((_Row(request, len(prompt)), len(prompts)) for request in requests)
+            prompts.append(prompt)
+            room -= len(requests)
+        width = max(len(p) for p in prompts)
+        tokens = self._index([[self.pad_token] * (width - len(p)) + p for p in prompts])
+        mask = self._index([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        padded = any(len(p) < width for p in prompts)
+        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
+        out = self.model(input_ids=tokens, attention_mask=mask if padded else None, use_cache=True, logits_to_keep=1, **options)
+        self._prefill = out.past_key_values, out.logits[:, -1]
+
+    def _forward(self) -> Tensor:
+        """Feeds every slot its token. Logits [slots,V] of the next one."""
+        assert self._cache is not None
+        cached = self._cached()
+        width = self._cache.open(max(cached))
+        lengths = self._index(cached).unsqueeze(1)
+        mask = None
+        if any(0 < c < width for c in cached):
+            mask = (torch.arange(width + 1, device=lengths.device) >= width - lengths).long()
+        options = {"position_ids": lengths} if self._takes_positions else {}
+        out = self.model(
+            input_ids=self._tokens.unsqueeze(1),
+            attention_mask=mask,
+            past_key_values=self._cache.cache,
+            use_cache=True,
+            **options,
+        )
+        return out.logits[:, -1]
+
+    def _draw(self, slots: Sequence[int], logits: Tensor) -> Tensor:
+        """Tokens [N] for `slots` from logits [N,V]: forced where the environment has spoken, sampled elsewhere. Retires finished rows."""
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
+        if self.greedy:
+            tokens = scores.argmax(-1)
+            log_probs = [0.0] * len(slots)
         else:
             log_p = torch.log_softmax(scores, -1)
             # argmax(log p − log E) with E ~ Exp(1) is a draw from p
-            noise = torch.empty_like(log_p).exponential_(generator=generator)
-            token = (log_p - noise.log()).argmax(-1)
-            log_probs[rows, step] = log_p.gather(-1, token.unsqueeze(-1)).squeeze(-1).float()
-        live = ~ended[rows]
-        sampled[rows, step] = torch.where(live, token, pad_token)
-        lengths[rows] += live
-        ended[rows] |= torch.isin(token, end_tokens)
-        alive = ~ended[rows]
-        remaining = int(alive.sum())
-        if remaining == 0 or step + 1 == max_new_tokens:
-            break
-        if remaining < COMPACT_BELOW * len(rows):
-            keep = alive.nonzero().squeeze(-1)
-            cache.batch_select_indices(keep)
-            rows, token, position, attention = rows[keep], token[keep], position[keep], attention[keep]
-        position = position + 1
-        attention[:, width + step] = 1
-        out = model(
-            input_ids=token.unsqueeze(1),
-            attention_mask=attention[:, : width + step + 1] if padded else None,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        cache, logits = out.past_key_values, out.logits[:, -1]
+            noise = torch.empty_like(log_p).exponential_(generator=self.generator)
+            tokens = (log_p - noise.log()).argmax(-1)
+            log_probs = log_p.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).tolist()
+        forced: dict[int, int] = {}
+        for i, (slot, token, log_prob) in enumerate(zip(slots, tokens.tolist(), log_probs, strict=True)):
+            row = self._rows[slot]
+            if row is None:
+                continue
+            if row.forced:
+                forced[i] = row.forced.popleft()
+                row.append(forced[i], 0.0, False)
+                continue
+            row.append(token, log_prob, True)
+            if token in self.end_tokens:
+                ended = self._stops(row)
+            elif row.sampled == self.max_new_tokens or row.prompt + len(row.tokens) == self.max_total_tokens:
+                ended = False
+            else:
+                continue
+            if ended is not None:
+                self._finished[row.request] = Completion(row.tokens, row.log_probs, ended, row.chosen)
+                self._rows[slot] = None
+                self._live -= 1
+        if forced:
+            tokens[self._index(list(forced))] = self._index(list(forced.values()))
+        return tokens
 
-    sampled_list, log_prob_list, length_list, ended_list = sampled.tolist(), log_probs.tolist(), lengths.tolist(), ended.tolist()
-    completions = [Completion(sampled_list[i][: length_list[i]], log_prob_list[i][: length_list[i]], ended_list[i]) for i in range(total)]
-    return [completions[i : i + rollouts] for i in range(0, total, rollouts)]
+    def _stops(self, row: _Row) -> bool | None:
+        """After an end token: True if the row ended by itself, False if a limit keeps it from going on, None if it goes on."""
+        more = None if self.on_stop is None else self.on_stop(row.request, list(row.tokens))
+        if more is None:
+            return True
+        total = row.prompt + len(row.tokens) + len(more)
+        if row.sampled == self.max_new_tokens or (self.max_total_tokens is not None and total >= self.max_total_tokens):
+            return False
+        row.forced.extend(more)
+        return None
+
+    def _compact(self) -> None:
+        """Moves the last live rows into free slots before them, and drops the slots after."""
+        assert self._cache is not None
+        count = self._live
+        free = [slot for slot in range(count) if self._rows[slot] is None]
+        moved = [slot for slot in range(count, len(self._rows)) if self._rows[slot] is not None]
+        source, target = self._index(moved), self._index(free)
+        self._cache.move(source, target, count, max(self._cached()))
+        for old, new in zip(moved, free, strict=True):
+            self._rows[new] = self._rows[old]
+        del self._rows[count:]
+        self._tokens[target] = self._tokens[source]
+        self._tokens = self._tokens[:count]
+
+    def _cached(self) -> list[int]:
+        """Tokens in the cache of each slot's row, all but its last one; 0 for free slots."""
+        return [0 if row is None else row.prompt + len(row.tokens) - 1 for row in self._rows]
+
+    def _index(self, values: Sequence[Any]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self.model.device)
+
+
+class _ModelCache:
+    """The model's own cache, whatever its kind: rows may leave it, none may join while it lives."""
+
+    cache: Any
+    width: int
+
+    def start(self, cache: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
+        self.cache, self.width = cache, cache.get_seq_length()
+        cache.reorder_cache(source)
+
+    def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
+        kept = torch.arange(count, device=source.device)
+        kept[target] = source
+        self.cache.reorder_cache(kept)
+
+    def open(self, width: int) -> int:
+        """Columns before the next token."""
+        self.width += 1
+        return self.width - 1
+
+
+class _SlotCache:
+    """A DynamicCache of which rows can join and leave: layers write in place, all rows end at the same column, and attention sees only as
+    many columns as the longest live row has tokens (`width`)."""
+
+    cache: Any = None
+
+    def start(self, cache: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
+        """Writes the rows `source` of a prefill's cache into `slots`; then there are `count`."""
+        if self.cache is None:
+            self.cache = type(cache)()
+            self.cache.layers = [_slot_layer()(layer) for layer in cache.layers]
+        for layer, new in zip(self.cache.layers, cache.layers, strict=True):
+            layer.join(new, source, slots, count, width)
+
+    def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
+        """Copies slots `source` to `target` and drops all slots from `count` on."""
+        for layer in self.cache.layers:
+            layer.move(source, target, count, width)
+
+    def open(self, width: int) -> int:
+        """Makes room for one more column; attention will see `width` columns before it."""
+        for layer in self.cache.layers:
+            layer.open(width)
+        return width
+
+
+def _joinable(cache: Any) -> bool:
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
+
+
+@functools.cache
+def _slot_layer() -> Any:
+    """The class is made late: importing transformers takes a second."""
+    from transformers.cache_utils import DynamicLayer
+
+    class SlotLayer(DynamicLayer):
+        """Keys and values of one layer in stores [slots, heads, columns, D]: `count` slots are in use, up to column `end`."""
+
+        def __init__(self, like: Any) -> None:
+            super().__init__()
+            self.lazy_initialization(like.keys, like.values)
+            self.stores = [x.new_empty(0, x.shape[1], 0, x.shape[3]) for x in (like.keys, like.values)]
+            self.count = self.end = 0
+
+        def join(self, layer: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
+            prefix = layer.keys.shape[2]
+            if count > self.stores[0].shape[0] or prefix > self.end:
+                self._rebuild(max(count, self.stores[0].shape[0]), width, max(width, prefix))
+            begin, end = self.end - prefix, self.end
+            for store, new in zip(self.stores, (layer.keys, layer.values), strict=True):
+                # zeros, because attention multiplies even what it masks
+                store[: self.count, :, begin : end - width] = 0
+                store[slots, :, end - width : begin] = 0
+                store[slots, :, begin:end] = new[source]
+            self.count = count
+
+        def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
+            for store in self.stores:
+                store[target, :, self.end - width : self.end] = store[source, :, self.end - width : self.end]
+            self.count = count
+
+        def open(self, width: int) -> None:
+            slots, _, columns, _ = self.stores[0].shape
+            if self.end == columns:
+                self._rebuild(slots, width, width)
+            self._show(width)
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            for store, new in zip(self.stores, (key_states, value_states), strict=True):
+                store[: self.count, :, self.end : self.end + 1] = new
+            self.end += 1
+            return self._show(self.get_seq_length() + 1)
+
+        def _show(self, width: int) -> tuple[Tensor, Tensor]:
+            self.keys, self.values = (store[: self.count, :, self.end - width : self.end] for store in self.stores)
+            return self.keys, self.values
+
+        def _rebuild(self, slots: int, width: int, end: int) -> None:
+            """New stores with the last `width` columns, which now end at column `end`, and room after it."""
+            for i, old in enumerate(self.stores):
+                self.stores[i] = old.new_empty(slots, old.shape[1], end + ROOM, old.shape[3])
+                self.stores[i][: self.count, :, end - width : end] = old[: self.count, :, self.end - width : self.end]
+            self.end = end
+
+    return SlotLayer

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from unipg.errors import InputError
-from unipg.tasks.data import DataTask, data_task
+from unipg.tasks.data import DataTask, Preferences, data_task
 from unipg.tasks.reasoning import ReasoningGymTask, reasoning_gym_task
 
 
@@ -31,7 +31,7 @@ class ReasoningGymRecipe:
     """Reward 1 for a full score and 0 for anything less; otherwise the scorer's own value in [0, 1]."""
     system: str | None = None
     """System message before every question."""
-    preferences: Literal["none", "pairs", "unpaired", "scored"] = "none"
+    preferences: Preferences = "none"
     """Given completions of each item: the reference answer against another item's, one of the two, or several with the scorer's values."""
 
     def __post_init__(self) -> None:
@@ -45,6 +45,10 @@ class ReasoningGymRecipe:
         return reasoning_gym_task(
             self.name, self.size, self.seed, self.config, self.demonstrations, self.binary, self.system, self.preferences
         )
+
+
+PREFERENCE_COLUMNS = {"pairs": ("chosen", "rejected"), "unpaired": ("completion", "label"), "scored": ("completions", "scores")}
+"""What each kind of preference data reads."""
 
 
 @dataclass
@@ -74,12 +78,31 @@ class DataRecipe:
     """Keep the first rows only, at least 1."""
     name: str | None = None
     """What reports call the task; by default the name of the file or dataset."""
+    preferences: Preferences = "none"
+    """Given completions to learn from: `pairs` (`chosen`, `rejected`), `unpaired` (`completion`, `label`) or `scored` (`completions`,
+    `scores`). Without the column `prompt`, what both conversations of a pair begin with is the prompt."""
+    chosen: str = "chosen"
+    """Column with the better completion of a pair: text, or messages."""
+    rejected: str = "rejected"
+    """Column with the worse completion of a pair: text, or messages."""
+    completion: str = "completion"
+    """Column with a completion that was liked or not: text, or messages."""
+    label: str = "label"
+    """Column that says whether the completion was liked: true or 1, false or 0."""
+    completions: str = "completions"
+    """Column with a list of at least two completions."""
+    scores: str = "scores"
+    """Column with the completions' scores: as many finite numbers."""
 
     def __post_init__(self) -> None:
         if not self.source.strip():
             raise InputError("source is empty; it must be a file or the name of a hub dataset")
         if self.limit is not None and self.limit < 1:
             raise InputError(f"limit is {self.limit}; it must be at least 1")
+        for kind, columns in PREFERENCE_COLUMNS.items():
+            renamed = next((name for name in columns if getattr(self, name) != name), None)
+            if renamed and kind != self.preferences:
+                raise InputError(f"{renamed} is set, but preferences is {self.preferences}: this column is read with preferences: {kind}")
 
     def build(self) -> DataTask:
         """The task, with every row read and checked."""
@@ -94,4 +117,6 @@ class DataRecipe:
             verifier=self.verifier,
             limit=self.limit,
             name=self.name,
+            preferences=self.preferences,
+            **{name: getattr(self, name) for columns in PREFERENCE_COLUMNS.values() for name in columns},
         )

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.tasks.base import Item, Messages, Verifier
+from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier
 from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 
 Row = tuple[str, dict[str, Any]]
 """Where a row came from (`train.jsonl line 7`), and its columns."""
+Preferences = Literal["none", "pairs", "unpaired", "scored"]
+"""Which given completions a row holds; see `data_task`."""
+Prompt = str | Messages
+Completions = tuple[ScoredCompletion, ...]
+
+_PROMPT = "prompt"
+_OTHER_PROMPTS = frozenset({"question", "instruction", "query", "input", "problem"})
+"""What some call their column of prompts."""
 
 
 @dataclass
@@ -35,13 +46,20 @@ def data_task(
     *,
     split: str = "train",
     subset: str | None = None,
-    prompt: str = "prompt",
+    prompt: str = _PROMPT,
     demonstration: str | None = None,
     answer: str | None = None,
     system: str | None = None,
     verifier: str | Verifier | None = None,
     limit: int | None = None,
     name: str | None = None,
+    preferences: Preferences = "none",
+    chosen: str = "chosen",
+    rejected: str = "rejected",
+    completion: str = "completion",
+    label: str = "label",
+    completions: str = "completions",
+    scores: str = "scores",
 ) -> DataTask:
     """A task with one item per row of a file or a hub dataset.
 
@@ -53,9 +71,21 @@ def data_task(
     `verifier` is a callable or a name for `verifier_named`; by default `exact_match` where there is an answer column; a task with neither
     can be learned from but not scored. `limit` keeps the first rows only; the later ones are not read.
 
+    `preferences` fills `Item.completions` from columns of these names, which the arguments of the same names rename:
+
+        pairs      `chosen`, `rejected`       scores 1 and 0, in this order
+        unpaired   `completion`, `label`      score 1 for a label of true or 1, 0 for false or 0
+        scored     `completions`, `scores`    two or more texts and as many finite numbers
+
+    A completion is text, or a list of chat messages: one of the assistant, alone or after those of the prompt. Pairs in rows without the
+    column `prompt` are whole conversations: what they begin with in common is the prompt, whole messages or, of texts, whole words.
+
     Errors: `InputError`, one line with the file and the line or row, for a file that is missing, empty or not in its format, a hub dataset
-    that cannot be loaded, a column that is missing (with the nearest names), an empty prompt or demonstration, and a wrong type.
+    that cannot be loaded, a column that is missing (with the nearest names), an empty prompt, demonstration or completion, a wrong type,
+    a label that is neither 0 nor 1, scores that are not finite or not as many as the completions, and conversations without a prompt.
     """
+    if preferences not in get_args(Preferences):
+        raise InputError(f"preferences is {preferences!r}; {nearest(str(preferences), get_args(Preferences))}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; it must be at least 1")
     if isinstance(verifier, str):
@@ -71,14 +101,20 @@ def data_task(
         rows, title = _file_rows(path), path.stem
     else:
         rows, title = _hub_rows(source, subset, split), f"{source}/{subset}" if subset else source
-    columns = functools.partial(_item, prompt=prompt, demonstration=demonstration, answer=answer, system=system)
-    items = tuple(columns(index, row) for index, row in enumerate(itertools.islice(rows, limit)))
+    given: dict[str, Callable[..., tuple[Prompt, Completions]]] = {
+        "none": _prompt_alone,
+        "pairs": functools.partial(_pair, chosen=chosen, rejected=rejected),
+        "unpaired": functools.partial(_labelled, completion=completion, label=label),
+        "scored": functools.partial(_scored, completions=completions, scores=scores),
+    }
+    item = functools.partial(_item, given=given[preferences], prompt=prompt, demonstration=demonstration, answer=answer, system=system)
+    items = tuple(item(index, row) for index, row in enumerate(itertools.islice(rows, limit)))
     if not items:
         raise InputError(f"{source} is empty: it has no rows")
     return DataTask(name or title, items, verifier)
 
 
-def with_system(prompt: str | Messages, system: str | None, place: str) -> str | Messages:
+def with_system(prompt: Prompt, system: str | None, place: str) -> Prompt:
     """`prompt` after a system message; unchanged if `system` is None.
 
     Errors: `InputError` naming `place` if the prompt has a system message of its own.
@@ -190,15 +226,26 @@ def _first_line(error: Exception) -> str:
     return normalised(str(cause))[:300]
 
 
-def _item(index: int, row: Row, *, prompt: str, demonstration: str | None, answer: str | None, system: str | None) -> Item:
+def _item(
+    index: int,
+    row: Row,
+    *,
+    given: Callable[..., tuple[Prompt, Completions]],
+    prompt: str,
+    demonstration: str | None,
+    answer: str | None,
+    system: str | None,
+) -> Item:
     place, columns = row
+    question, completions = given(columns, place, prompt)
     return Item(
         index,
-        with_system(_prompt(_cell(columns, prompt, place), f"{place}: column '{prompt}'"), system, place),
+        with_system(question, system, place),
         () if demonstration is None else _demonstrations(_cell(columns, demonstration, place), f"{place}: column '{demonstration}'"),
         None if answer is None else _answer(_cell(columns, answer, place), f"{place}: column '{answer}'"),
         columns,
         place,
+        completions,
     )
 
 
@@ -208,21 +255,118 @@ def _cell(columns: dict[str, Any], name: str, place: str) -> Any:
     return columns[name]
 
 
-def _prompt(value: Any, where: str) -> str | Messages:
+def _prompt_alone(columns: dict[str, Any], place: str, prompt: str) -> tuple[Prompt, Completions]:
+    return _prompt(_cell(columns, prompt, place), f"{place}: column '{prompt}'"), ()
+
+
+def _prompt(value: Any, where: str) -> Prompt:
     if isinstance(value, str):
         if not value.strip():
             raise InputError(f"{where}: the prompt is empty")
         return value
     if not isinstance(value, list):
         raise InputError(f"{where} holds {_kind(value)}; a prompt must be text or a list of messages with role and content")
+    messages = _messages(value, where)
+    if not any(message["content"].strip() for message in messages):
+        raise InputError(f"{where}: the prompt is empty")
+    return messages
+
+
+def _messages(value: list[Any], where: str) -> Messages:
     messages: Messages = []
     for message in value:
         if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
             raise InputError(f"{where}: message {len(messages) + 1} must be an object with the texts role and content")
         messages.append({key: text for key, text in message.items() if text is not None})  # Arrow fills absent keys with null
-    if not any(message["content"].strip() for message in messages):
-        raise InputError(f"{where}: the prompt is empty")
     return messages
+
+
+def _pair(columns: dict[str, Any], place: str, prompt: str, *, chosen: str, rejected: str) -> tuple[Prompt, Completions]:
+    names = (chosen, rejected)
+    values = [_cell(columns, name, place) for name in names]
+    if prompt == _PROMPT and prompt not in columns:
+        question, values = _split_off_prompt(columns, values, names, place)
+    else:
+        question, _ = _prompt_alone(columns, place, prompt)
+    texts = [_completion(value, question, f"{place}: column '{name}'") for name, value in zip(names, values, strict=True)]
+    return question, (ScoredCompletion(texts[0], 1.0), ScoredCompletion(texts[1], 0.0))
+
+
+def _split_off_prompt(columns: dict[str, Any], values: list[Any], names: tuple[str, str], place: str) -> tuple[Prompt, list[Any]]:
+    """The longest common beginning of two conversations, and what follows it in each."""
+    question: Prompt
+    if all(isinstance(value, list) for value in values):
+        first, second = (_messages(value, f"{place}: column '{name}'") for name, value in zip(names, values, strict=True))
+        question = first[: _alike(first, second)]
+    elif all(isinstance(value, str) for value in values):
+        if _OTHER_PROMPTS & columns.keys() or difflib.get_close_matches(_PROMPT, columns, cutoff=0.85):
+            _cell(columns, _PROMPT, place)  # the prompts have another name, so these are no conversations
+        # back to the last white space: a word that begins alike and goes on differently is no part of it
+        words = re.match(r"(.*\S)\s", values[0][: _alike(*values)], re.DOTALL)
+        question = words[1] if words else ""
+    else:
+        kinds = [_kind(value) for value in values]
+        raise InputError(
+            f"{place}: column '{names[0]}' holds {kinds[0]} and '{names[1]}' {kinds[1]}; "
+            f"without a column '{_PROMPT}' both must be text, or both a list of messages"
+        )
+    if not question:
+        raise InputError(
+            f"{place}: there is no column '{_PROMPT}', and '{names[0]}' and '{names[1]}' begin with nothing in common that could be it; "
+            f"{nearest(_PROMPT, columns)}"
+        )
+    return question, [value[len(question) :] for value in values]
+
+
+def _alike(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many characters or messages two texts or conversations begin with in common."""
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
+
+
+def _labelled(columns: dict[str, Any], place: str, prompt: str, *, completion: str, label: str) -> tuple[Prompt, Completions]:
+    question, _ = _prompt_alone(columns, place, prompt)
+    text = _completion(_cell(columns, completion, place), question, f"{place}: column '{completion}'")
+    value = _cell(columns, label, place)
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        shown = value if isinstance(value, int | float) else _kind(value)
+        raise InputError(f"{place}: column '{label}' holds {shown}; a label must be true, false, 1 or 0")
+    return question, (ScoredCompletion(text, float(value)),)
+
+
+def _scored(columns: dict[str, Any], place: str, prompt: str, *, completions: str, scores: str) -> tuple[Prompt, Completions]:
+    question, _ = _prompt_alone(columns, place, prompt)
+    values, numbers = _cell(columns, completions, place), _cell(columns, scores, place)
+    for name, value, what in ((completions, values, "completions"), (scores, numbers, "scores")):
+        if not isinstance(value, list):
+            raise InputError(f"{place}: column '{name}' holds {_kind(value)}; it must be a list of {what}")
+    if len(values) != len(numbers) or len(values) < 2:
+        raise InputError(
+            f"{place}: column '{completions}' holds {len(values)} completions and '{scores}' {len(numbers)} scores; "
+            "there must be equally many, at least 2"
+        )
+    texts = [_completion(value, question, f"{place}: column '{completions}'") for value in values]
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            shown = number if isinstance(number, float) else _kind(number)
+            raise InputError(f"{place}: column '{scores}' holds {shown}; a score must be a finite number")
+    return question, tuple(ScoredCompletion(text, float(number)) for text, number in zip(texts, numbers, strict=True))
+
+
+def _completion(value: Any, question: Prompt, where: str) -> str:
+    """A completion's text, without the prompt's messages where it repeats them."""
+    if isinstance(value, list):
+        messages = _messages(value, where)
+        own = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        if messages[: len(own)] == own:
+            messages = messages[len(own) :]
+        if [message["role"] for message in messages] != ["assistant"]:
+            raise InputError(f"{where}: after the prompt there must be exactly one message, of the assistant")
+        value = messages[0]["content"]
+    if not isinstance(value, str):
+        raise InputError(f"{where} holds {_kind(value)}; a completion must be text or a list of messages with one of the assistant")
+    if not value.strip():
+        raise InputError(f"{where}: a completion is empty")
+    return value
 
 
 def _demonstrations(value: Any, where: str) -> tuple[str, ...]:

@@ -11,8 +11,10 @@ import torch
 
 from unipg.errors import InputError
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
+from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
-from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
+from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
+from unipg.rollouts.scoring import saved_model
 from unipg.rollouts.text import SamplingRecipe
 from unipg.training.recipe import TaskRecipe, load_recipe, parse_value, typed
 from unipg.training.run import pick_device
@@ -36,7 +38,7 @@ def evaluate_model(
     threads: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[EvaluationResult]:
-    """Results of a hub model, a model folder or a run folder, one per task.
+    """Results of a hub model, a model folder or a run folder, one per task. A reward model is evaluated on preferences (`evaluate_pairs`).
 
     `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon. `recipe`: take the held-out tasks and the
     sampling settings of a recipe; a run folder's own recipe is taken unasked. Arguments that are given win over it. `progress` is told the
@@ -62,9 +64,12 @@ def evaluate_model(
     if not wanted:
         raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
     built = [task.build() for task in wanted]
-    inside = Path(model) / "model"
-    place = str(inside) if inside.is_dir() else model
-    policy = CausalLanguageModel(load_model(place).to(pick_device(device)), load_tokenizer(place))
+    place = saved_model(model)
+    scorer = is_reward_model(place)
+    if scorer:
+        _refuse_sampling(model, samples=samples, k=k, temperature=temperature, max_new_tokens=max_new_tokens)
+    network, tokenizer = (load_reward_model(place, trained=True) if scorer else load_model(place)), load_tokenizer(place)
+    policy = (SequenceScorer if scorer else CausalLanguageModel)(network.to(pick_device(device)), tokenizer)
     results = []
     for task in built:
 
@@ -72,14 +77,24 @@ def evaluate_model(
             if progress is not None:
                 progress(name, done)
 
-        results.append(evaluate_task(policy, task, evaluation, sampling, seed, told))
+        if isinstance(policy, SequenceScorer):
+            results.append(evaluate_pairs(policy, task, evaluation, sampling, told))
+        else:
+            results.append(evaluate_task(policy, task, evaluation, sampling, seed, told))
     return results
+
+
+def _refuse_sampling(model: str, **options: Any) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise InputError(f"'{model}' is a reward model, which gives scores and no answers: --{given[0].replace('_', '-')} does not apply")
 
 
 def task_from_text(text: str, items: int) -> TaskRecipe:
     """`chain_sum`, `chain_sum:{max_digits: 2}`, `answers.jsonl:{prompt: question, answer: solution}`.
 
-    Options of a procedural task are its own settings, beside `size` and `seed`; those of a file are its columns.
+    Options of a procedural task are its own settings, beside `size`, `seed`, `binary`, `system` and `preferences`; those of a file are its
+    columns.
     """
     name, colon, rest = text.partition(":{")
     options: Any = parse_value("{" + rest, f"--task {name}") if colon else {}
@@ -87,6 +102,6 @@ def task_from_text(text: str, items: int) -> TaskRecipe:
         raise InputError(f"--task {name}: options are written {{key: value}}")
     if name.endswith((".jsonl", ".json", ".parquet")) or "/" in name:
         return typed(TaskRecipe, {"data": {"source": name, **options}}, f"--task {name}")
-    own = {key: options.pop(key) for key in ("size", "seed", "binary", "system") if key in options}
+    own = {key: options.pop(key) for key in ("size", "seed", "binary", "system", "preferences") if key in options}
     section = {"name": name, "size": items, "seed": UNSEEN_SEED, "config": options, **own}
     return typed(TaskRecipe, {"reasoning_gym": section}, f"--task {name}")

@@ -269,7 +269,7 @@ class Trainer:
         was_training = policy.module.training
         policy.module.eval()
         with torch.no_grad():
-            for index in self._micro_batches(policy.cost(batch)):
+            for index in policy.cuts(batch, self.training.micro_batch_tokens):
                 piece = batch.select(index).trim()
                 now = policy.evaluate(piece, value=value)
                 steps = piece.mask.shape[1]
@@ -283,39 +283,9 @@ class Trainer:
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
-        together = batch.group if self.objective.reach == "group" and self._groups_fit(batch) else None
-        for index in self._micro_batches(self.policy.cost(batch), together):
+        together = self.objective.reach == "group" and self._groups_fit(batch)
+        for index in self.policy.cuts(batch, self.training.micro_batch_tokens, together):
             yield (batch if len(index) == len(batch) else batch.select(index)).trim()
-
-    def _micro_batches(self, cost: Tensor, together: Tensor | None = None) -> Iterator[Tensor]:
-        """Row indices cut so that rows × longest stays within the token budget; rows of similar length together.
-
-        `together [B]`: rows of the same number share a micro-batch, which must be within the budget.
-        """
-        budget = self.training.micro_batch_tokens
-        if self.policy.memoryless:
-            yield from torch.arange(len(cost), device=cost.device).split(budget)
-            return
-        if together is None:
-            order = torch.argsort(cost, descending=True, stable=True)
-            sizes, longest = [1] * len(cost), cost[order].tolist()
-        else:
-            units, unit = together.unique(return_inverse=True)
-            unit_cost = cost.new_zeros(len(units)).scatter_reduce(0, unit, cost, "amax")
-            by_cost = torch.argsort(unit_cost, descending=True, stable=True)
-            order = torch.argsort(torch.argsort(by_cost)[unit], stable=True)
-            sizes, longest = unit.bincount(minlength=len(units))[by_cost].tolist(), unit_cost[by_cost].tolist()
-        begin = rows = 0
-        most = 0
-        for size, length in zip(sizes, longest, strict=True):
-            if rows and rows + size > most:
-                yield order[begin : begin + rows]
-                begin, rows = begin + rows, 0
-            if not rows:
-                most = budget // max(1, int(length))
-            rows += size
-        if rows:
-            yield order[begin:]
 
     # ------------------------------------------------------------------------------------------------ updates
 
@@ -391,10 +361,8 @@ class Trainer:
     def _groups_fit(self, batch: Trajectories) -> bool:
         """Whether every group is within the token budget of a micro-batch."""
         assert batch.group is not None
-        cost = self.policy.cost(batch)
-        _, unit = batch.group.unique(return_inverse=True)
-        padded = cost.new_zeros(len(batch)).scatter_reduce(0, unit, cost, "amax") * unit.bincount(minlength=len(batch))
-        return not len(batch) or int(padded.max()) <= self.training.micro_batch_tokens
+        units, unit = batch.group.unique(return_inverse=True)
+        return not len(batch) or int(self.policy.cost_together(batch, unit, len(units)).max()) <= self.training.micro_batch_tokens
 
     def _guarded_step(self, parameters: list[torch.nn.Parameter], batch: Trajectories) -> None:
         recipe = self.optimizer_recipe
