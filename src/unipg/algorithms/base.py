@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Literal, TypeVar
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
 from unipg.estimator.penalties import KLEstimator
+from unipg.rollouts.base import Completions
 from unipg.trajectories import Source, Trajectories
-
-Completions = Literal["none", "pairs", "unpaired", "scored"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,7 @@ class Algorithm:
     demonstrations: ClassVar[Literal["none", "optional", "required"]] = "none"
     uses_rollouts: ClassVar[bool] = True
     completions: ClassVar[Completions] = "none"
-    """Given completions with scores that it learns from: none; a chosen and a rejected one per prompt; single ones that were liked or
-    not; several per prompt, each with a score."""
+    """The given completions that it learns from."""
     scores_demonstrations: ClassVar[bool] = False
     """Whether the demonstrations' own rewards are read."""
     counts_successes: ClassVar[bool] = False

@@ -18,6 +18,8 @@ from unipg.trajectories import Trajectories
 Key = tuple[int, int]
 """Item, and number of its completion."""
 BATCH_TOKENS = 16384
+ANCHORS = "anchor-"
+"""How the names of the files begin."""
 
 
 class AnchorCache:
@@ -51,7 +53,7 @@ class AnchorCache:
         """
         rows = list(rows)
         fingerprint = _fingerprint(anchor, rows)
-        path = folder / f"anchor-{fingerprint}.safetensors"
+        path = folder / f"{ANCHORS}{fingerprint}.safetensors"
         if path.is_file():
             kept = load_file(path)["log_prob"]
         else:

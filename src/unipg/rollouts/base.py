@@ -10,6 +10,9 @@ from typing import Any, Literal
 from unipg.policies.base import Policy
 from unipg.trajectories import Trajectories
 
+Completions = Literal["none", "pairs", "unpaired", "scored"]
+"""Kinds of given completions: none; a chosen and a rejected one per prompt; single ones that were liked or not; several with scores."""
+
 
 class Interrupted(Exception):
     """Raised inside `collect` when the user asked to stop; the iteration is given up and can be repeated exactly."""
@@ -29,7 +32,7 @@ class Demand:
     demonstrations: bool = False
     """Whether rows with the prompts' demonstrations are wanted."""
     score_demonstrations: bool = False
-    completions: Literal["none", "pairs", "unpaired", "scored"] = "none"
+    completions: Completions = "none"
     """Which given completions are wanted; with `unpaired`, rows with another prompt's completion too (`Source.MISMATCHED`)."""
     value: bool = False
     """Whether the critic's values are wanted with the trajectories."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -13,18 +13,16 @@ from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.policies.reward_model import SequenceScorer
 from unipg.rollouts.anchors import AnchorCache
-from unipg.rollouts.base import Demand, EvaluationResult, Experience
-from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_task
+from unipg.rollouts.base import Completions, Demand, EvaluationResult, Experience
+from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
 from unipg.rollouts.generation import sample
+from unipg.rollouts.scoring import RewardSource
 from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.samplers.base import Sampler
 from unipg.seeding import generator, seed_everything
 from unipg.tasks.base import Item, Task, Verifier
 from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
-
-if TYPE_CHECKING:
-    from unipg.rollouts.scoring import RewardSource
 
 
 @dataclass
@@ -151,7 +149,7 @@ class PromptRollouts(Experience):
         if self.rewards is None:
             rewards, failures = score(self.task.verifier, answers, asked, self.sampling.verifier_seconds)
         else:
-            rewards, components, failures = self.rewards(asked, answers)
+            rewards, components, failures = self.rewards(asked, answers, [c.ended for c in flat])
         self.failures += failures.count
         features = {}
         for name, verifier in self.features.items():
@@ -203,8 +201,6 @@ class PromptRollouts(Experience):
         """Every given completion of each item; with single ones, the next prompt's completion too, as one that does not belong."""
         given: list[Given] = []
         for item, prompt, group in zip(items, prompts, groups, strict=True):
-            if not item.completions:
-                raise InputError(f"{item.place or f'item {item.index}'} has no given completions: set task.data.preferences")
             given += [Given(item, prompt, group, c.text, Source.PREFERENCE, c.score, number) for number, c in enumerate(item.completions)]
         if demand.completions == "unpaired":
             if len(items) < 2:
@@ -285,8 +281,6 @@ class PromptRollouts(Experience):
                     progress((number + done) / len(self.evaluation_tasks))
 
             if isinstance(policy, SequenceScorer):
-                from unipg.rollouts.evaluation import evaluate_pairs
-
                 results.append(evaluate_pairs(policy, task, self.evaluation, self.sampling, share))
             elif isinstance(policy, CausalLanguageModel):
                 results.append(evaluate_task(policy, task, self.evaluation, self.sampling, seed, share))
@@ -307,6 +301,24 @@ class PromptRollouts(Experience):
         items = [*self.task.items, *(self.demonstrations.task.items if self.demonstrations else [])]
         given = ((*item.demonstrations, *(c.text for c in item.completions), item.expected) for item in items)
         return [t for item, texts in zip(items, given, strict=True) for t in (prompt_text(item), *texts) if t]
+
+
+def check_given(task: Task, completions: Completions) -> None:
+    """Refuses a task whose items do not have the given completions that an algorithm learns from, naming the first."""
+    wanted = {
+        "pairs": "one chosen and one rejected completion (scores 1 and 0)",
+        "unpaired": "one completion that was liked or not (score 1 or 0)",
+        "scored": "2 or more completions with scores",
+    }
+    for item in task.items if completions != "none" else []:
+        scores = sorted(c.score for c in item.completions)
+        fits = {"pairs": scores == [0.0, 1.0], "unpaired": scores in ([0.0], [1.0]), "scored": len(scores) > 1}
+        if not fits[completions]:
+            has = f"has {len(scores)} with scores {[round(s, 4) for s in scores]}" if scores else "has none"
+            raise InputError(
+                f"{item.place or f'item {item.index}'} {has}; the algorithm needs {wanted[completions]}: set preferences: {completions} "
+                "in the task"
+            )
 
 
 def pack(

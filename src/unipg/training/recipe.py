@@ -18,6 +18,7 @@ from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.policies.causal_lm import ModelRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.evaluation import EvaluationRecipe
+from unipg.rollouts.scoring import RewardRecipe
 from unipg.rollouts.text import SamplingRecipe
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.training.optimization import OptimizerRecipe
@@ -25,7 +26,7 @@ from unipg.training.tracking import check_trackers
 from unipg.training.trainer import TrainingRecipe
 
 T = TypeVar("T")
-LANGUAGE = ("policy", "task", "demonstrations", "rollouts", "evaluation", "anchor_cache")
+LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluation", "anchor_cache")
 """Sections that only language recipes have."""
 
 
@@ -97,6 +98,8 @@ class Recipe:
     """cpu, cuda, cuda:1 …; auto: a GPU where there is one."""
     policy: ModelRecipe | None = None
     task: TaskRecipe | None = None
+    reward: RewardRecipe = field(default_factory=RewardRecipe)
+    """What scores rollouts: by default the task's own verifier alone."""
     demonstrations: DemonstrationsRecipe | None = None
     """Demonstrations from elsewhere; default: those of the task's own prompts."""
     rollouts: SamplingRecipe = field(default_factory=SamplingRecipe)

@@ -22,10 +22,11 @@ from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
-from unipg.rollouts.anchors import AnchorCache
+from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
 from unipg.rollouts.evaluation import unseen
-from unipg.rollouts.prompts import PromptRollouts, Stream
+from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
+from unipg.rollouts.scoring import RewardRecipe, RewardSource
 from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.verifiers import verifier_named
@@ -92,8 +93,12 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         return controller, environments
     assert recipe.policy is not None
     assert recipe.task is not None
+    if algorithm.scores != (recipe.policy.kind == "reward"):
+        fits = "reward" if algorithm.scores else "causal"
+        raise InputError(f"policy.kind is '{recipe.policy.kind}'; accepted for algorithm '{algorithm.name}': {fits}")
     task = recipe.task.build()
-    more = recipe.demonstrations
+    check_given(task, algorithm.completions)
+    more, seconds = recipe.demonstrations, recipe.rollouts.verifier_seconds
     experience = PromptRollouts(
         task,
         UniformSampler(len(task.items), recipe.seed),
@@ -103,6 +108,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         evaluation_tasks=[unseen(t.build(), task) for t in recipe.evaluation.tasks],
         demonstrations=None if more is None else _stream(more, recipe.seed),
         features={name: verifier_named(spec) for name, spec in recipe.task.features.items()},
+        rewards=None if recipe.reward == RewardRecipe() else RewardSource(recipe.reward, task.verifier, seconds, device),
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
     policy = recipe.policy.build(
@@ -171,7 +177,7 @@ def pick_device(name: str) -> torch.device:
 
 def _continues(folder: Path, resume: bool) -> bool:
     """Whether there is a checkpoint to continue from. A run that was killed before its first one starts again: nothing is lost."""
-    started = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    started = folder.exists() and (not folder.is_dir() or any(not f.name.startswith(ANCHORS) for f in folder.iterdir()))
     if not resume:
         if started:
             raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
