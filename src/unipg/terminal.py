@@ -17,6 +17,8 @@ SHOWN = (
     ("reward/mean", "reward"),
     ("return/last_100", "return"),
     ("gate/offline_fraction", "offline"),
+    ("preference/accuracy", "accuracy"),
+    ("preference/margin", "margin"),
     ("loss", "loss"),
     ("entropy", "entropy"),
     ("length/mean", "length"),

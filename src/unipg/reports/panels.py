@@ -45,6 +45,23 @@ LEARNING = (
         band=True,
     ),
     Panel(
+        "Preference accuracy",
+        {"preference/accuracy": "accuracy"},
+        "Share of training pairs whose chosen completion the policy already scores higher. Near 100 % early: what follows is overfitting.",
+        percent=True,
+    ),
+    Panel(
+        "Preference margin",
+        {"preference/margin": "margin"},
+        "By how much the chosen completion's score exceeds the rejected one's. Healthy: grows and levels off.",
+    ),
+    Panel(
+        "Log-probability of given completions",
+        {"preference/log_prob_chosen": "chosen", "preference/log_prob_rejected": "rejected"},
+        "Sum over a completion's tokens. Both falling means that probability moves to completions that no pair covers.",
+        unit="nats",
+    ),
+    Panel(
         "Spread of the reward",
         {"reward/std": "standard deviation", "reward/max": "highest"},
         "Methods that compare answers to one prompt learn from differences: a standard deviation near zero leaves nothing to learn.",
