@@ -25,6 +25,7 @@ from unipg.statistics import mean_interval, wilson_interval
 from unipg.tasks.base import Item, ScoredCompletion
 from unipg.tasks.data import DataTask
 from unipg.tasks.verifiers import exact_match
+from unipg.training.evaluate import task_from_text
 from unipg.training.recipe import typed
 from unipg.trajectories import Source
 
@@ -355,6 +356,12 @@ def test_the_command_evaluates_a_folder_with_a_reward_model(
     bare = f"{rows}:{{prompt: q}}"
     assert "has no completions of one prompt to compare" in refused(capsys, folders["score"], "--task", bare)
     assert "the task has no verifier" in refused(capsys, folders["likelihood"], "--task", task, "--max-new-tokens", "4")
+
+
+def test_procedural_pairs_can_be_named_on_the_command_line() -> None:
+    recipe = task_from_text("spell_backward:{preferences: pairs, max_word_len: 4}", 3).reasoning_gym
+    assert recipe is not None
+    assert (recipe.preferences, recipe.config, recipe.size) == ("pairs", {"max_word_len": 4}, 3)
 
 
 def test_a_run_folder_keeps_its_model_inside(tmp_path: Path) -> None:
