@@ -91,7 +91,7 @@ def test_nearest_in_a_cone_by_hand() -> None:
 # ------------------------------------------------------------------------------------------------ gradients of batches
 
 
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("name", [algorithm.name for algorithm in instances()])
 def test_copies_give_each_batch_its_own_gradient(name: str) -> None:
     """The shared backward pass against one batch at a time, through the algorithm's own loss."""
     algorithm = adapted(registered()[name](), 3, None)
@@ -99,10 +99,15 @@ def test_copies_give_each_batch_its_own_gradient(name: str) -> None:
     objective, planned = study_batches(algorithm, PROBLEM, sampler, draw_for(algorithm, PROBLEM), 3, generator(0, name))
     found = ascent_directions(objective, PROBLEM.policy, planned)
     for batch, direction in zip(planned, found, strict=True):
-        now = PROBLEM.policy.evaluate(batch, entropy=True, value=True)
+        now = PROBLEM.policy.evaluate(batch, entropy=True, value=True, readings=objective.readings)
         (slope,) = torch.autograd.grad(objective.loss(now, batch), PROBLEM.policy.logits)
         torch.testing.assert_close(direction, -slope.flatten(), rtol=0, atol=1e-14)
     assert found.norm() > 1e-3
+
+
+def test_given_completions_are_refused() -> None:
+    with pytest.raises(InputError, match="'dpo' learns from given completions"):
+        instances(["grpo", "dpo"])
 
 
 @pytest.mark.parametrize("algorithm", [RLOO(), Reinforce(signed=False), Reinforce(signed=False, baseline=0.4)])

@@ -380,7 +380,9 @@ def test_rollouts_are_scored_by_the_source(folders: dict[str, str]) -> None:
     experience = PromptRollouts(task, UniformSampler(2, 0), prompts=2, sampling=sampling, rewards=rewards)
     batch, metrics = experience.collect(policy, Demand(iteration=0, rollouts=3))
     assert batch.reward is not None
+    assert batch.terminated is not None
     items = [ITEMS[index] for index in batch.annotations["item"]]
-    assert batch.reward.tolist() == pytest.approx([2.0 * s for s in rewards.models[0](items, batch.annotations["answer"])], abs=1e-5)
+    scores = rewards.models[0](items, batch.annotations["answer"], batch.terminated.any(1).tolist())
+    assert batch.reward.tolist() == pytest.approx([2.0 * score for score in scores], abs=1e-5)
     assert metrics["reward/judge"] == pytest.approx(float(batch.reward.mean()) / 2, abs=1e-5)
     assert batch.reward.unique().numel() > 1

@@ -99,6 +99,8 @@ def default_parts(problem: ExactProblem) -> dict[str, list[Any]]:
     """Every part that a registered algorithm over rollouts alone is made of, and the references of all algorithms."""
     parts: dict[str, dict[Any, None]] = {kind: {} for kind in KINDS}
     for algorithm in registered().values():
+        if algorithm.completions != "none":
+            continue
         for term in algorithm().terms(Setting(max_new_tokens=problem.horizon)).terms:
             if isinstance(term, PolicyGradient):
                 parts["reference"][term.reference] = None

@@ -103,8 +103,15 @@ def claimed_objective(algorithm: Algorithm, problem: ExactProblem) -> tuple[str,
 
 
 def instances(names: Sequence[str] = ()) -> list[Algorithm]:
-    """The named algorithms (default: all) with their defaults."""
-    return [algorithm_named(name)() for name in names] if names else [algorithm() for algorithm in registered().values()]
+    """The named algorithms with their defaults; by default all that learn from rollouts or demonstrations.
+
+    Errors: `InputError` for one that learns from given completions: what they were drawn from has no place in the lab's problems.
+    """
+    kinds = [algorithm_named(name) for name in names] if names else [k for k in registered().values() if k.completions == "none"]
+    for kind in kinds:
+        if kind.completions != "none":
+            raise InputError(f"algorithm '{kind.name}' learns from given completions, which the lab does not draw; compare it by unipg diff")
+    return [kind() for kind in kinds]
 
 
 def adapted(algorithm: Algorithm, group_size: int, clip: float | None) -> Algorithm:
