@@ -106,7 +106,12 @@ def default_parts(problem: ExactProblem) -> dict[str, list[Any]]:
                 parts["reference"][term.reference] = None
                 if algorithm.demonstrations == "none":
                     parts["mask"][term.mask], parts["advantage"][term.advantage], parts["aggregate"][term.aggregate] = (None,) * 3
-    return {kind: sorted(found, key=lambda part: part.symbol()) for kind, found in parts.items()}
+    return {kind: sorted(filter(_stands_alone, found), key=lambda part: part.symbol()) for kind, found in parts.items()}
+
+
+def _stands_alone(part: Any) -> bool:
+    """Whether a part reads nothing that only its algorithm's own preparation writes (`target/log_prob`)."""
+    return not any("/" in name for name in getattr(part, "reads", ()))
 
 
 def chosen_parts(problem: ExactProblem, names: dict[str, Sequence[str]]) -> dict[str, list[Any]]:
