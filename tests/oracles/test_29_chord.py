@@ -161,6 +161,17 @@ def test_h3_mu_0_is_grpo_bit_for_bit(seed: int, schedule: dict) -> None:
     assert (found[of_source(batch, Source.DEMONSTRATION)] == 0).all()
 
 
+@pytest.mark.parametrize(("mu", "left", "source"), [(0.0, "rollouts", Source.ROLLOUT), (1.0, "sft", Source.DEMONSTRATION)])
+def test_h3_what_has_no_weight_is_left_out_not_multiplied_by_0(mu: float, left: str, source: Source) -> None:
+    """Rows of the other source are not even evaluated."""
+    _, batch = example()
+    objective = constant(mu, phi="none").terms(SETTING)
+    assert [name for name, _ in objective.named()] == [left]
+    touched = objective.touched_rows(objective.prepare(batch))
+    assert touched.any()
+    assert not (touched & ~batch.rows_from(source)).any()
+
+
 def test_h3_mu_0_at_the_end_of_a_schedule() -> None:
     log_prob, batch = example()
     fading = algorithm("chord", mu_peak=0.5, mu_valley=0.0, mu_decay=10)

@@ -22,6 +22,8 @@ from unipg.estimator.advantages import (
     LeaveOneOut,
     Outcome,
     Planning,
+    ReadAdvantage,
+    TokenProbability,
 )
 from unipg.estimator.aggregation import (
     Aggregate,
@@ -31,7 +33,7 @@ from unipg.estimator.aggregation import (
     SequenceMeanTokenSum,
     TokenMean,
 )
-from unipg.estimator.likelihoods import Likelihood, Positions, Reading, Stepwise, uniforms
+from unipg.estimator.likelihoods import Likelihood, OneTokenRollout, Positions, Reading, ReadLikelihood, Stepwise, uniforms
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
 from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
@@ -96,6 +98,7 @@ __all__ = [
     "MismatchMask",
     "Objective",
     "OldPolicy",
+    "OneTokenRollout",
     "Outcome",
     "PairPreference",
     "Part",
@@ -104,6 +107,8 @@ __all__ = [
     "Positions",
     "Progress",
     "RatioClip",
+    "ReadAdvantage",
+    "ReadLikelihood",
     "Reading",
     "Reference",
     "Schedule",
@@ -118,6 +123,7 @@ __all__ = [
     "Stepwise",
     "Term",
     "TokenMean",
+    "TokenProbability",
     "TruncatedWeight",
     "Uniform",
     "ValueLoss",

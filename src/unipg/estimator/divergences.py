@@ -132,6 +132,7 @@ class FDivergence(Advantage):
     """
 
     dynamic: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"target/log_prob", "target/log_partition", "target/baseline"})
     divergence: Divergence
     log_ratio_max: float | None = None
 

@@ -37,6 +37,8 @@ class Schedule:
         raise NotImplementedError(type(self).__name__)
 
     def __rmul__(self, factor: float) -> Schedule:
+        if not isinstance(factor, float | int):
+            return NotImplemented  # a term or an objective: they know what a weight does to them
         return Scaled(factor, self)
 
     __mul__ = __rmul__

@@ -110,7 +110,7 @@ def instances(names: Sequence[str] = ()) -> list[Algorithm]:
     kinds = [algorithm_named(name) for name in names] if names else [k for k in registered().values() if k.completions == "none"]
     for kind in kinds:
         if kind.completions != "none":
-            raise InputError(f"algorithm '{kind.name}' learns from given completions, which the lab does not draw; compare it by unipg diff")
+            raise InputError(f"algorithm '{kind.name}' learns from given completions, which the lab does not draw; see unipg diff")
     return [kind() for kind in kinds]
 
 
