@@ -33,6 +33,7 @@ from unipg.estimator.aggregation import (
     SequenceMeanTokenSum,
     TokenMean,
 )
+from unipg.estimator.divergences import DIVERGENCES, Divergence, FDivergence, alpha, divergence_named
 from unipg.estimator.likelihoods import Likelihood, OneTokenRollout, Positions, Reading, ReadLikelihood, Stepwise, uniforms
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
 from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
@@ -55,6 +56,7 @@ from unipg.estimator.references import (
     Reference,
     SequenceCorrected,
     SequenceMean,
+    SequenceRatio,
     ShapedUniform,
     TruncatedWeight,
     Uniform,
@@ -62,6 +64,7 @@ from unipg.estimator.references import (
 
 __all__ = [
     "DEMONSTRATIONS",
+    "DIVERGENCES",
     "GAE",
     "PREFERENCES",
     "ROLLOUTS",
@@ -79,9 +82,11 @@ __all__ = [
     "Contrastive",
     "Corrected",
     "CurrentPolicy",
+    "Divergence",
     "EntropyBonus",
     "EntropyScaled",
     "Everything",
+    "FDivergence",
     "GroupAdvantage",
     "GroupCentered",
     "GroupMeanTokenSum",
@@ -118,6 +123,7 @@ __all__ = [
     "SequenceMeanTokenMean",
     "SequenceMeanTokenSum",
     "SequenceMismatchMask",
+    "SequenceRatio",
     "ShapedUniform",
     "Squared",
     "Stepwise",
@@ -128,7 +134,9 @@ __all__ = [
     "Uniform",
     "ValueLoss",
     "WarmupCosine",
+    "alpha",
     "coefficient",
+    "divergence_named",
     "kl_estimate",
     "kl_in_reward",
     "per_token_loss",
