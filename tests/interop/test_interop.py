@@ -6,14 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from unipg import Evaluation, InputError, Planning
+from unipg import Evaluation, InputError, Planning, Source
 from unipg.algorithms import Setting, registered
 from unipg.interop import advantage_function, loss_function, per_token_function, prime_rl, slime
 from unipg.lab import BigramPolicy
 from unipg.laws.cases import VOCABULARY, random_batch
 
 
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("name", [name for name, kind in registered().items() if not kind().terms(Setting()).readings])
 def test_the_loss_function_has_the_objectives_gradient(name) -> None:
     algorithm = registered()[name]()
     batch = random_batch(algorithm, 3)
@@ -25,12 +25,16 @@ def test_the_loss_function_has_the_objectives_gradient(name) -> None:
         batch.mask,
         batch.reward,
         group=batch.group,
-        demonstration=batch.source == 1,
+        demonstration=batch.rows_from(Source.DEMONSTRATION),
+        completion=batch.rows_from(Source.PREFERENCE),
+        mismatched=batch.rows_from(Source.MISMATCHED),
         entropy=leaves[1],
         value=leaves[2],
         old_value=batch.value,
         old_log_prob=batch.old_log_prob,
+        behaviour_log_prob=batch.behaviour_log_prob,
         anchor_log_prob=batch.anchor_log_prob,
+        old_entropy=batch.old_entropy,
     )
     (found,) = torch.autograd.grad(loss, leaves[:1])
     setting = Setting(6)
@@ -60,6 +64,8 @@ def test_advantages_by_hand() -> None:
 def test_what_cannot_be_exported_says_so() -> None:
     with pytest.raises(InputError, match="depends on the current policy"):
         advantage_function(registered()["srft"]())
+    with pytest.raises(InputError, match="reads whole next-token distributions"):
+        loss_function(registered()["otr"](), 6)
     with pytest.raises(InputError, match="no policy gradient on rollouts"):
         per_token_function(registered()["sft"]())
 

@@ -21,11 +21,16 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     """`f(log_prob, mask, reward, …) -> loss` of a whole batch, every term included.
 
     Arguments of f, by name: `log_prob [B,T]` with the graph, `mask [B,T]` bool, `reward [B]`; and where the algorithm reads them
-    `group [B]`, `demonstration [B]` bool, `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`, `value`, `old_value` `[B,T]`.
-    The gradient is that of `unipg train` on the same batch.
+    `group [B]`; `demonstration`, `completion` (given ones, whose score is the reward) and `mismatched` (those of other prompts) `[B]` bool,
+    all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
+    `old_entropy`, `value`, `old_value`.
+    The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
+    Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold.
     """
     setting = Setting(max_new_tokens=max_new_tokens)
     objective = algorithm.terms(setting)
+    if objective.readings:
+        raise InputError(f"algorithm '{algorithm.name}' reads whole next-token distributions, which a function of log_prob has not")
 
     def f(
         log_prob: Float[Tensor, "B T"],
@@ -34,12 +39,17 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
         *,
         group: Int[Tensor, " B"] | None = None,
         demonstration: Bool[Tensor, " B"] | None = None,
+        completion: Bool[Tensor, " B"] | None = None,
+        mismatched: Bool[Tensor, " B"] | None = None,
         entropy: Float[Tensor, "B T"] | None = None,
         value: Float[Tensor, "B T"] | None = None,
         old_value: Float[Tensor, "B T"] | None = None,
         **log_probs: Tensor,
     ) -> Float[Tensor, ""]:
-        source = None if demonstration is None else torch.where(demonstration, int(Source.DEMONSTRATION), int(Source.ROLLOUT))
+        source = torch.full(reward.shape, int(Source.ROLLOUT), device=reward.device)
+        kinds = {Source.DEMONSTRATION: demonstration, Source.PREFERENCE: completion, Source.MISMATCHED: mismatched}
+        for kind, rows in kinds.items():
+            source = source if rows is None else torch.where(rows, int(kind), source)
         batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, **log_probs)
         planning = Planning()
         return objective(Evaluation(log_prob, entropy, value), algorithm.prepare(batch, setting, planning), planning)
