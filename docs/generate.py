@@ -1,12 +1,52 @@
-"""Writes what the docs derive from the code: the algorithm reference. `make docs` runs it; a test checks that it is up to date."""
+"""Writes what the docs derive from code and results: the algorithm reference and the page of claims. `make docs` runs it; a test checks that
+both are up to date."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from unipg.algorithms import registered
 from unipg.reports.explain import reference
 
-TARGET = Path(__file__).parent / "algorithms.md"
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "benchmarks" / "results"
+HEAD = """# Published claims, run again
+
+Each claim of a paper that a laptop can test, on a toy, with the library's own loop: what held, what did not, and by how much. A piece that does
+not hold is a finding, not an error. Intervals are 95 % over seeds. The scripts are in `benchmarks/claims/`; [its page](../benchmarks/README.md)
+says how to run one. Written by `docs/generate.py` from the kept results.
+"""
+
+
+def claims(results: Path) -> str:
+    """The page of claims, from every kept result that has pieces to check."""
+    kept = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in sorted(results.glob("*.json"))]
+    found = [(path, claim) for path, claim in kept if claim.get("assertions")]
+    overview = ["| claim | source | pieces that hold |", "|---|---|---|"]
+    sections = []
+    for path, claim in found:
+        held = sum(piece["passed"] for piece in claim["assertions"])
+        overview.append(f"| [{claim['claim']}](#{path.stem}) | {claim['source']} | {held} of {len(claim['assertions'])} |")
+        sections.append(section(path, claim))
+    return "\n".join([HEAD, *overview, "", *sections])
+
+
+def section(path: Path, claim: dict[str, Any]) -> str:
+    place = f"../benchmarks/results/{path.stem}"
+    lines = [f'## {claim["claim"]} <a id="{path.stem}"></a>', "", f"{claim['source']}; {claim['date'][:10]}, `{claim['command']}`."]
+    lines += [f"Scores, settings and machine: [{path.stem}.md]({place}.md).", "", "| piece | mean over seeds | |", "|---|---|---|"]
+    for piece in claim["assertions"]:
+        verdict = "holds" if piece["passed"] else "**does not hold**"
+        lines.append(f"| {piece['claim']} | {piece['value']:.3f} [{piece['low']:.3f}, {piece['high']:.3f}], n = {piece['n']} | {verdict} |")
+    return "\n".join([*lines, "", f"![{claim['claim']}]({place}.png)", ""])
+
+
+PAGES = {
+    FOLDER / "algorithms.md": lambda: reference(registered()),
+    FOLDER / "claims.md": lambda: claims(RESULTS),
+}
 
 if __name__ == "__main__":
-    TARGET.write_text(reference(registered()), encoding="utf-8")
-    print(TARGET)
+    for target, text in PAGES.items():
+        target.write_text(text(), encoding="utf-8")
+        print(target)

@@ -1,6 +1,7 @@
 """The docs say what the code does."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_algorithm_reference_is_up_to_date() -> None:
     assert (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8") == reference(registered()), "run: make docs"
+
+
+def test_the_page_of_claims_is_up_to_date() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    page = (ROOT / "docs" / "claims.md").read_text(encoding="utf-8")
+    assert page == generate["claims"](ROOT / "benchmarks" / "results"), "run: make docs"
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", page):
+        assert (ROOT / "docs" / picture).is_file()
+    scripts = {algorithm.claim for algorithm in registered().values() if algorithm.claim}
+    assert all((ROOT / script).is_file() for script in scripts)
 
 
 @pytest.mark.parametrize("name", registered())

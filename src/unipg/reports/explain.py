@@ -55,15 +55,17 @@ def _oracles(name: str) -> list[str]:
 
 
 def _last_results(claim: str) -> list[str]:
-    """What the claim's kept result file says, piece by piece."""
-    kept = REPOSITORY / "benchmarks" / "results" / f"{Path(claim).stem}.json"
-    if not kept.is_file():
-        return []
-    found = json.loads(kept.read_text(encoding="utf-8"))
-    lines = [f"Last results ({found['date'][:10]}, {found['machine']['cpu']}, one thread), mean over seeds with 95 % interval:", ""]
-    for piece in found["assertions"]:
-        verdict = "holds" if piece["passed"] else "DOES NOT HOLD"
-        lines.append(f"- {piece['claim']}: {piece['value']:.3f} [{piece['low']:.3f}, {piece['high']:.3f}], n = {piece['n']}: {verdict}")
+    """What the claim's kept result files say (`name.json`, `name-variant.json`), piece by piece."""
+    folder, stem = REPOSITORY / "benchmarks" / "results", Path(claim).stem
+    lines: list[str] = []
+    for kept in sorted({*folder.glob(f"{stem}.json"), *folder.glob(f"{stem}-*.json")}):
+        found = json.loads(kept.read_text(encoding="utf-8"))
+        lines += [""] if lines else []
+        when = f"{found['date'][:10]}, {found['machine']['cpu']}, one thread"
+        lines += [f"{found['claim']}, last results ({when}), mean over seeds with 95 % interval:", ""]
+        for piece in found["assertions"]:
+            verdict = "holds" if piece["passed"] else "DOES NOT HOLD"
+            lines.append(f"- {piece['claim']}: {piece['value']:.3f} [{piece['low']:.3f}, {piece['high']:.3f}], n = {piece['n']}: {verdict}")
     return lines
 
 
