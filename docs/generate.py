@@ -1,5 +1,7 @@
-"""Writes what the docs derive from code and results: the algorithm reference and the page of claims. `make docs` runs it; a test checks that
-both are up to date."""
+"""Writes what the docs derive from code and results: the algorithm reference and the page of claims.
+
+`make docs` runs it; a test checks that both are up to date.
+"""
 
 import json
 from pathlib import Path
@@ -12,9 +14,9 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
 HEAD = """# Published claims, run again
 
-Each claim of a paper that a laptop can test, on a toy, with the library's own loop: what held, what did not, and by how much. A piece that does
-not hold is a finding, not an error. Intervals are 95 % over seeds. The scripts are in `benchmarks/claims/`; [its page](../benchmarks/README.md)
-says how to run one. Written by `docs/generate.py` from the kept results.
+Each claim of a paper that a laptop can test, on a toy, with the library's own loop: what held, what did not, and by how much. A piece that
+does not hold is a finding, not an error. Intervals are 95 % over seeds. The scripts are in `benchmarks/claims/`;
+[their page](../benchmarks/README.md) says how to run one. Written by `docs/generate.py` from the kept results.
 """
 
 
