@@ -10,8 +10,11 @@ import torch
 
 from unipg import InputError
 from unipg.algorithms import registered
+from unipg.estimator import Objective
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
+from unipg.seeding import generator
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
+from unipg.trajectories import Trajectories
 
 WORKER = """
 import sys, torch
@@ -87,8 +90,6 @@ def test_rows_without_advantage_are_not_run_forward_and_change_nothing(tmp_path,
     monkeypatch.setattr(BigramPolicy, "evaluate", counted)
     skipping = trainer(registered()["dr_grpo"](), tmp_path / "a", training=TrainingRecipe(iterations=3))
     skipping.train()
-    from unipg.estimator import Objective
-
     monkeypatch.setattr(Objective, "touched_rows", lambda self, batch: torch.ones(len(batch), dtype=torch.bool))
     fewer = sum(seen)
     seen.clear()
@@ -96,6 +97,30 @@ def test_rows_without_advantage_are_not_run_forward_and_change_nothing(tmp_path,
     whole.train()
     assert fewer < sum(seen)
     torch.testing.assert_close(skipping.policy.logits, whole.policy.logits, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", ["dpo", "copg", "kto"])
+def test_optimiser_steps_and_micro_batches_keep_what_is_compared_together(name, tmp_path, monkeypatch) -> None:
+    """Groups are never torn apart by optimiser steps; and however small a micro-batch is, the weights come out the same."""
+    anchor = BigramPolicy(4, seed=2)
+    steps = []
+    plan = Objective.plan
+
+    def counted(self, batch, *arguments, **options):
+        steps.append(batch.group.tolist())
+        return plan(self, batch, *arguments, **options)
+
+    monkeypatch.setattr(Objective, "plan", counted)
+    logits = []
+    for tokens in (4096, 1):
+        training = TrainingRecipe(iterations=2, minibatches=3, epochs=2, micro_batch_tokens=tokens)
+        made = trainer(registered()[name](), tmp_path / str(tokens), training=training, anchor=anchor)
+        made.train()
+        logits.append(made.policy.logits.detach())
+    torch.testing.assert_close(*logits, rtol=0, atol=1e-13)
+    if name != "kto":  # its completions stand alone
+        size = {"dpo": 2, "copg": 4}[name]
+        assert all(groups.count(group) == size for groups in steps for group in groups)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +138,55 @@ def test_learning_rates(recipe, expected) -> None:
 def test_the_warm_up_rises_from_the_first_step() -> None:
     recipe = OptimizerRecipe(learning_rate=1.0, warmup=4)
     assert [recipe.learning_rate_at(step, 10) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
+def test_minibatches_are_the_shares_of_a_permutation_of_the_seed_iteration_and_epoch(tmp_path) -> None:
+    """Ten rows in four parts: the first two have one more. A resumed run must find the same rows, wherever it starts."""
+    recipe = TrainingRecipe(iterations=1, epochs=2, minibatches=4)
+    trainer = Trainer(
+        registered()["sft"](),
+        BigramPolicy(4, seed=1),
+        StringExperience(StringProblem(vocabulary=4)),
+        folder=tmp_path,
+        training=recipe,
+        seed=3,
+    )
+    actions = torch.arange(10).unsqueeze(1)
+    batch = Trajectories(action=actions, mask=torch.ones(10, 1, dtype=torch.bool), annotations={"name": list("abcdefghij")})
+    for position in (6, 0, 1, 2, 3, 4, 5, 6, 7):
+        trainer.position = position
+        epoch, part = divmod(position, 4)
+        order = torch.randperm(10, generator=generator(3, "order", 0, epoch))
+        expected = batch.select(order.tensor_split(4)[part])
+        got = trainer._minibatch(batch)
+        assert torch.equal(got.action, expected.action)
+        assert got.annotations == expected.annotations
+    other = batch.replace(action=actions + 100)
+    assert (trainer._minibatch(other).action >= 100).all()
+
+
+def test_the_step_clips_to_the_norm_as_torch_does(tmp_path) -> None:
+    """One SGD step of rate 1 from a gradient that is longer than the limit, and from one that is not."""
+    for limit, longer in ((0.01, True), (100.0, False)):
+        policy = BigramPolicy(4, seed=1)
+        trainer = Trainer(
+            registered()["sft"](),
+            policy,
+            StringExperience(StringProblem(vocabulary=4)),
+            folder=tmp_path,
+            optimizer=OptimizerRecipe(learning_rate=1.0, clip_norm=limit),
+        )
+        trainer.optimizer = torch.optim.SGD(policy.module.parameters(), 1.0)
+        parameters = list(policy.module.parameters())
+        source = torch.Generator().manual_seed(0)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=source, dtype=parameter.dtype)
+        gradients = [parameter.grad.clone() for parameter in parameters]
+        norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
+        before = [parameter.detach().clone() for parameter in parameters]
+        assert (norm > limit) == longer
+        trainer._guarded_step(Trajectories(action=torch.zeros(1, 1, dtype=torch.long), mask=torch.ones(1, 1, dtype=torch.bool)))
+        factor = limit / norm if longer else 1.0
+        for old, parameter, gradient in zip(before, parameters, gradients, strict=True):
+            torch.testing.assert_close(old - parameter.detach(), gradient * factor, rtol=1e-4, atol=1e-7)
+        assert trainer.row["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
