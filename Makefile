@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs figures clean
+.PHONY: demo test lint docs figures bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,6 +20,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing what tests need …"
 	@$(PIP) --no-build-isolation --editable '.[all,dev]'
+	@touch $@
+
+# the peers want other versions of transformers than unipg does; torch first, so that nothing pulls another
+$(PEERS)/.installed: Makefile
+	@echo "setting up $(PEERS) for the benchmarks (once; a few minutes) …"
+	@$(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 \
+	    trl==1.16.0 transformers==5.10.4 accelerate==1.15.0 datasets==5.2.0 numpy==2.4.6 \
+	    stable-baselines3==2.9.2 gymnasium==1.4.0
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -38,5 +49,10 @@ docs: $(VENV)/.installed-dev
 figures: $(VENV)/.installed-dev
 	$(BIN)/python docs/figures.py
 
+bench: $(VENV)/.installed-dev $(PEERS)/.installed
+	$(BIN)/python benchmarks/speed/language.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/speed/control.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/speed/page.py
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) .pytest_cache .mypy_cache .ruff_cache .hypothesis

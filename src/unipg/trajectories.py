@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -67,6 +68,8 @@ class Trajectories:
     """[B,T] log-probability under the policy as it was when this batch was assembled, taken by the training network."""
     anchor_log_prob: Tensor | None = None
     """[B,T] log-probability under the policy a KL is measured against."""
+    old_entropy: Tensor | None = None
+    """[B,T] entropy over the full vocabulary of the distribution each action was drawn from, in nats, under the same policy."""
     value: Tensor | None = None
     """[B,T] the critic's value before each step, when the batch was assembled."""
     bootstrap_value: Tensor | None = None
@@ -88,15 +91,18 @@ class Trajectories:
             self.group = torch.arange(rows, device=device)
         if self.source is None:
             self.source = torch.full((rows,), int(Source.ROLLOUT), device=device)
-        for name in self.tensor_fields():
+        per_row, per_step = (rows,), (rows, steps)
+        for name in _tensor_fields():
             tensor = getattr(self, name)
-            want = (rows,) if name in _ROW_FIELDS else (rows, steps)
-            if tensor is not None and tuple(tensor.shape[: len(want)]) != want:
+            if tensor is None:
+                continue
+            want = per_row if name in _ROW_FIELDS else per_step
+            if tensor.shape[: len(want)] != want:
                 raise InputError(f"{name} is {list(tensor.shape)} but must start with {list(want)}")
 
     @classmethod
     def tensor_fields(cls) -> list[str]:
-        return [f.name for f in dataclasses.fields(cls) if f.name not in ("planned", "annotations")]
+        return list(_tensor_fields())
 
     def __len__(self) -> int:
         return self.mask.shape[0]
@@ -112,7 +118,8 @@ class Trajectories:
     def rows_from(self, *sources: Source) -> Tensor:
         """[B] bool: the rows that come from any of `sources`."""
         assert self.source is not None
-        return torch.isin(self.source, torch.tensor([int(s) for s in sources], device=self.source.device))
+        found = [self.source == int(source) for source in sources]
+        return functools.reduce(torch.logical_or, found) if found else torch.zeros_like(self.source, dtype=torch.bool)
 
     def total_reward(self) -> Tensor:
         """[B] outcome plus the sum of the step rewards over the policy's own steps."""
@@ -131,7 +138,7 @@ class Trajectories:
         return torch.where(self.mask, steps, -1).amax(1).clamp_min(0)
 
     def _map(self, change: Callable[[Tensor], Tensor], annotations: Callable[[list[Any]], list[Any]] = list) -> Trajectories:
-        values: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else change(t) for n in self.tensor_fields()}
+        values: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else change(t) for n in _tensor_fields()}
         planned = {name: change(tensor) for name, tensor in self.planned.items()}
         return Trajectories(**values, planned=planned, annotations={k: annotations(v) for k, v in self.annotations.items()})
 
@@ -144,14 +151,20 @@ class Trajectories:
         order = index.tolist() if self.annotations else []
         return self._map(lambda t: t[index], lambda items: [items[i] for i in order])
 
+    def window(self, start: int, stop: int) -> Trajectories:
+        """Rows `start` to `stop` (exclusive) as views: they share memory with this batch."""
+        return self._map(lambda t: t[start:stop], lambda items: items[start:stop])
+
     def trim(self) -> Trajectories:
         """Without the columns that are padding in every row."""
         assert self.present is not None
+        width = self.mask.shape[1]
+        if width == 1:
+            return self
         used = self.present.any(0).nonzero()
         steps = int(used.max()) + 1 if len(used) else 1
-        if steps == self.mask.shape[1]:
+        if steps == width:
             return self
-        width = self.mask.shape[1]
         return self._map(lambda t: t[:, :steps] if t.ndim > 1 and t.shape[1] == width else t)
 
     def to(self, device: torch.device | str) -> Trajectories:
@@ -225,6 +238,11 @@ class Trajectories:
 
 
 _ROW_FIELDS = frozenset({"group", "source", "reward"})
+
+
+@functools.cache
+def _tensor_fields() -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(Trajectories) if f.name not in ("planned", "annotations"))
 
 
 def _float_of(*tensors: Tensor | None) -> torch.dtype:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from unipg.estimator import GAE
-from unipg.estimator.advantages import generalized_advantage
+from unipg.estimator.advantages import discounted_sums, generalized_advantage
 from unipg.trajectories import Trajectories
 
 number = st.floats(-5, 5, width=32)
@@ -97,3 +98,18 @@ def test_the_part_reads_the_same_recursion_from_a_batch() -> None:
     delta = [1 + 10 - 10, 2 + 15 - 20, 3 + 0 - 30, 4 + 25 - 40]
     expected = [delta[0] + (delta[1] + delta[2] / 4) / 4, delta[1] + delta[2] / 4, delta[2], delta[3]]
     assert GAE(gamma=0.5, lam=0.5, normalize=False)(batch).tolist() == [expected]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 64, 127, 128, 129])
+def test_the_scan_by_doubling_is_the_loop_over_time(steps: int) -> None:
+    source = torch.Generator().manual_seed(steps)
+    term = torch.randn(3, steps, generator=source, dtype=torch.float64)
+    decay = 0.99 * (torch.rand(3, steps, generator=source) > 0.1).double()
+    before = term.clone(), decay.clone()
+    running, expected = torch.zeros(3, dtype=torch.float64), torch.empty_like(term)
+    for t in reversed(range(steps)):
+        running = term[:, t] + decay[:, t] * running
+        expected[:, t] = running
+    torch.testing.assert_close(discounted_sums(term, decay), expected, rtol=1e-13, atol=1e-13)
+    assert torch.equal(term, before[0])
+    assert torch.equal(decay, before[1])

@@ -35,6 +35,8 @@ def test_the_loss_function_has_the_objectives_gradient(name) -> None:
         behaviour_log_prob=batch.behaviour_log_prob,
         anchor_log_prob=batch.anchor_log_prob,
         old_entropy=batch.old_entropy,
+        action=batch.action,
+        present=batch.present,
     )
     (found,) = torch.autograd.grad(loss, leaves[:1])
     setting = Setting(6)

@@ -176,7 +176,7 @@ def test_the_planner() -> None:
     assert kind([(g, 256, [1] * 32) for g in range(2) for _ in range(8)]) == "shared"
     assert kind([(g, 4, [1] * n) for g, n in enumerate([100, 5, 7, 3, 20, 9])]) == "packed"
     assert kind([(g, 4, [1] * 32) for g in range(8)]) == "padded"
-    assert kind([(g, 32, [1] * 128) for g in range(2) for _ in range(8)]) == "padded"
+    assert kind([(g, 4, [1] * 128) for g in range(2) for _ in range(8)]) == "padded"
     assert kind([(g, 32, [1] * 128) for g in range(2) for _ in range(8)], hidden=1024) == "shared"
 
 

@@ -6,14 +6,17 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
+
+from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
 from unipg.estimator.penalties import KLEstimator
 from unipg.rollouts.base import Completions
+from unipg.samplers import Sampler, UniformSampler
 from unipg.trajectories import Source, Trajectories
 
 
@@ -53,6 +56,8 @@ class Algorithm:
     """Whether the demonstrations' own rewards are read."""
     counts_successes: ClassVar[bool] = False
     """Whether rewards must be 0 or 1 unless a threshold is given."""
+    unit_rewards: ClassVar[bool] = False
+    """Whether rewards outside [0, 1] are refused by default."""
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
 
@@ -75,6 +80,11 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.uses_rollouts and self.rollouts < self.needs_group:
             raise InputError(f"algorithm.rollouts is {self.rollouts}; accepted for {self.name}: {self.needs_group} or more per prompt")
+
+    @property
+    def needs_demonstrations(self) -> bool:
+        """Whether a task without any demonstration is refused before a run begins."""
+        return self.demonstrations == "required"
 
     def objective(self, setting: Setting) -> Objective | Term:
         """The four parts, and the terms that are added to them."""
@@ -105,6 +115,17 @@ class Algorithm:
     def adopts(self, batch: Trajectories, planning: Planning) -> bool:
         """Whether the proposal becomes the current policy before the next batch is collected; asked after each prepared batch."""
         return False
+
+    def learn(self, batch: Trajectories, planning: Planning, evaluate: Callable[[Trajectories], Tensor]) -> dict[str, float]:
+        """What it learns after the updates of an iteration, kept in `planning.memory`; returns metrics.
+
+        `evaluate(rows)`: [B,T] log-probabilities of any rows under the policy as it is now.
+        """
+        return {}
+
+    def build_sampler(self, size: int, seed: int) -> Sampler:
+        """What chooses among the `size` items of a recipe's task."""
+        return UniformSampler(size, seed)
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         """What is worth plotting of a prepared batch beside the diagnostics that every algorithm has."""

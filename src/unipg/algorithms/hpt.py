@@ -71,6 +71,10 @@ class HPT(Algorithm):
         if not -1 <= self.gamma <= 1:
             raise InputError(f"algorithm.gamma is {self.gamma}; accepted: a success rate in [0, 1], or −1 for never supervising")
 
+    @property
+    def needs_demonstrations(self) -> bool:
+        return False  # `on_missing_demo` says what becomes of a prompt without one
+
     def objective(self, setting: Setting) -> Objective:
         rollouts = PolicyGradient(
             mask=RatioClip() if self.clip else Everything(),

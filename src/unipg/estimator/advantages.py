@@ -9,7 +9,7 @@ the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -47,6 +47,10 @@ class Planning:
     memory: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What outlives a batch, by name: running averages, trackers per prompt. Saved with the checkpoint; whoever owns an entry writes it,
     in `Algorithm.prepare` or `Algorithm.learn`. Plain values and tensors, replaced rather than changed in place."""
+    gather: Callable[[Any], list[Any]] = lambda value: [value]
+    """Every worker's value, in the order of ranks: for order statistics, and for what all must remember. All workers must call it."""
+    rank: int = 0
+    """This worker's place in that order."""
     memo: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
     """Results shared by terms that plan the same batch (a recursion is run once for the advantage and its value target)."""
 
@@ -319,12 +323,20 @@ def generalized_advantage(
     next_value = torch.where(following, torch.cat([v[:, 1:], zero[:, :1]], 1), torch.where(end, zero, boot))
     delta = torch.where(live, r + gamma * next_value - v, 0)
     decay = following.to(delta.dtype) * (gamma * lam)
-    advantage = torch.zeros_like(delta)
-    running = torch.zeros_like(delta[:, 0])
-    for t in range(delta.shape[1] - 1, -1, -1):
-        running = delta[:, t] + decay[:, t] * running
-        advantage[:, t] = running
-    return torch.zeros_like(advantage).scatter(1, order, advantage)
+    return torch.zeros_like(delta).scatter(1, order, discounted_sums(delta, decay))
+
+
+def discounted_sums(term: Float[Tensor, "B T"], decay: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """A_t = x_t + d_t · A_{t+1} with A_T = 0, for every t at once: a scan by doubling, log2(T) steps instead of T.
+
+    After k steps A_t sums the terms t … t + 2^k − 1 and d_t is the product of their decays. Source: Hillis and Steele 1986.
+    """
+    total, reach = term.clone(), 1
+    while reach < term.shape[1]:
+        total[:, :-reach] += decay[:, :-reach] * total[:, reach:]
+        decay = torch.cat([decay[:, :-reach] * decay[:, reach:], torch.zeros_like(decay[:, -reach:])], 1)
+        reach *= 2
+    return total
 
 
 @dataclass(frozen=True)

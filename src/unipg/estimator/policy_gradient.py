@@ -12,9 +12,11 @@ Three moments, so that no result depends on how a batch is cut: `prepare` sees t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -43,9 +45,9 @@ def coefficient(
     stable: Bool[Tensor, "B T"],
 ) -> Float[Tensor, "B T"]:
     """1_stable · Â · pi_theta / pi_ref, detached: what multiplies ∇log pi. Silent where `stable` is 0, whatever stands there."""
-    log_weight = (log_prob - log_reference).detach()
+    log_weight = log_prob.detach() - log_reference.detach()
     stable = stable & (log_weight <= LOG_RATIO_LIMIT)
-    return torch.where(stable, torch.where(stable, advantage, 0).detach() * torch.exp(torch.where(stable, log_weight, 0)), 0)
+    return torch.where(stable, advantage.detach(), 0) * torch.where(stable, log_weight, 0).exp_()
 
 
 def per_token_loss(
@@ -141,18 +143,30 @@ class Term(Part):
         rows = batch.rows_from(*self.rows)
         if self.row_weight is not None:
             rows = rows & (batch.require(self.row_weight, f"term '{name}'") != 0)
-        return batch.mask & rows.unsqueeze(1) & ~self.is_silent(batch, name)
+        tokens = batch.mask & rows.unsqueeze(1)
+        return tokens if self.never_silent else tokens & ~self.is_silent(batch, name)
 
-    def token_weights(self, batch: Trajectories, planning: Planning) -> Tensor:
-        """[B,T] weights of this term's tokens over a whole optimiser step."""
-        counted = batch.rows_from(*(self.counted or self.rows))
-        weight = batch.rows_from(*self.rows).double()
-        if self.row_weight is not None:
-            weight = weight * batch.require(self.row_weight, f"term '{self.name or type(self).__name__}'").double()
-            counted = counted if self.count_weightless else counted & (weight != 0)
+    @property
+    def normalisation(self) -> tuple[object, ...]:
+        """What `shares` depends on beside the batch: terms in which it is equal have the same."""
+        return (type(self).shares, self.rows, self.counted, self.aggregate, self.row_weight, self.count_weightless)
+
+    def shares(self, batch: Trajectories, planning: Planning) -> Tensor:
+        """[B,T] weights of this term's tokens over a whole optimiser step, before its own `weight`."""
         assert batch.group is not None
+        mine = batch.rows_from(*self.rows)
+        counted = mine if self.counted is None else batch.rows_from(*self.counted)
+        weight: Tensor | None = None if counted is mine else mine.double()  # rows that do not count have no share as it is
+        if self.row_weight is not None:
+            weight = mine * batch.require(self.row_weight, f"term '{self.name or type(self).__name__}'").double()
+            counted = counted if self.count_weightless else counted & (weight != 0)
         shares = self.aggregate.grouped(batch.mask & counted.unsqueeze(1), batch.group, planning.reduce)
-        return weight_at(self.weight, planning.progress) * shares * weight.unsqueeze(1)
+        return shares if weight is None else shares * weight.unsqueeze(1)
+
+    @property
+    def never_silent(self) -> bool:
+        """Whether every token of its rows may move the policy, whatever the batch holds."""
+        return self.row_weight is None and type(self).is_silent is Term.is_silent
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective((self,)) + other
@@ -237,14 +251,17 @@ class PolicyGradient(Term):
         mine = batch.mask & batch.rows_from(*self.rows).unsqueeze(1)
         ratio_field = self.mask.ratio_field
         log_ratio = lp - (log_reference if ratio_field is None else batch.require(ratio_field, type(self.mask).__name__))
-        log_ratio = torch.where(mine, log_ratio, 0)
-        advantage = torch.where(mine, advantage, 0).to(lp.dtype)
+        everywhere = bool(mine.all())
+        if not everywhere:
+            log_ratio, advantage = torch.where(mine, log_ratio, 0), torch.where(mine, advantage, 0)
+        advantage = advantage.to(lp.dtype)
         stable = self.mask(log_ratio, advantage, batch) & mine
         loss = per_token_loss(log_prob, log_reference, advantage, stable, self.surrogate)
-        keep = (lambda t: t.reshape(-1)) if bool(mine.all()) else (lambda t: t[mine])
+        keep = (lambda t: t.reshape(-1)) if everywhere else (lambda t: t[mine])
         return loss, Record(name, keep(log_ratio), keep(advantage), keep(stable), {k: v[~v.isnan()] for k, v in facts.items()})
 
 
+@functools.cache
 def _snake(name: str) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -265,31 +282,37 @@ class Objective:
 
     def named(self) -> Iterator[tuple[str, Term]]:
         """Each term with its unique name."""
+        return iter(self._named)
+
+    @cached_property
+    def _named(self) -> tuple[tuple[str, Term], ...]:
         seen: dict[str, int] = {}
+        named = []
         for term in self.terms:
             name = term.name or _snake(type(term).__name__)
             seen[name] = seen.get(name, 0) + 1
-            yield (name if seen[name] == 1 else f"{name}_{seen[name]}"), term
+            named.append((name if seen[name] == 1 else f"{name}_{seen[name]}", term))
+        return tuple(named)
 
-    @property
+    @cached_property
     def reads(self) -> frozenset[str]:
         """Fields of the batch that must be there."""
         return frozenset().union(*(t.reads for t in self.terms))
 
-    @property
+    @cached_property
     def reads_entropy(self) -> bool:
         return any(t.reads_entropy for t in self.terms)
 
-    @property
+    @cached_property
     def reads_value(self) -> bool:
         return any(t.reads_value for t in self.terms)
 
-    @property
+    @cached_property
     def reach(self) -> Joint:
         """How many rows a micro-batch must hold together; see `Advantage.joint`. With `plan(…, now=…)` one is enough."""
         return furthest(t.reach for t in self.terms)
 
-    @property
+    @cached_property
     def readings(self) -> tuple[Reading, ...]:
         return tuple(dict.fromkeys(r for t in self.terms for r in t.readings))
 
@@ -308,7 +331,12 @@ class Objective:
         batch may then be cut anywhere. Without it they are taken from each micro-batch, which must hold what `reach` says.
         """
         planning = planning or Planning()
-        planned = {f"{name}/weight": term.token_weights(batch, planning) for name, term in self.named()}
+        planned: dict[str, Tensor] = {}
+        shares: dict[object, Tensor] = {}
+        for name, term in self.named():
+            if (same := term.normalisation) not in shares:
+                shares[same] = term.shares(batch, planning)
+            planned[f"{name}/weight"] = weight_at(term.weight, planning.progress) * shares[same]
         if self.readings:
             planned["position_key"] = position_keys(batch, planning.seed + planning.progress.step)
         if now is not None:
@@ -319,7 +347,13 @@ class Objective:
 
     def touched_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
         """[B] bool: rows of a prepared batch that can move the policy. The others have provably zero gradient and need no forward."""
-        return torch.stack([term.touches(batch, name) for name, term in self.named()]).any(0).any(1)
+        touched = torch.zeros(len(batch), dtype=torch.bool, device=batch.mask.device)
+        # those that leave nothing out come first: once every row is touched the others need not be asked
+        for name, term in sorted(self.named(), key=lambda named: not named[1].never_silent):
+            touched = touched | term.touches(batch, name).any(1)
+            if term.never_silent and bool(touched.all()):
+                break
+        return touched
 
     def loss(
         self, now: Evaluation, batch: Trajectories, planning: Planning | None = None, *, records: list[Record] | None = None
@@ -335,14 +369,14 @@ class Objective:
         quiet_now = now if quiet is batch else now.where(batch.mask)
         if quiet.old_log_prob is None and "old_log_prob" in self.reads:
             quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
-        total = quiet_now.log_prob.sum() * 0.0  # an empty group gives 0 and a usable graph
+        per_token = quiet_now.log_prob * 0.0  # an empty group gives 0 and a usable graph
         for name, term in self.named():
             weight = batch.require(f"{name}/weight", name).to(now.log_prob.dtype)
             loss, record = term.per_token(quiet_now, quiet, name, planning)
-            total = total + (weight * loss).sum()
+            per_token = torch.addcmul(per_token, weight, loss)
             if records is not None and record is not None:
                 records.append(record)
-        return total
+        return per_token.sum()
 
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:
         """Prepare, plan and evaluate a whole batch at once: the estimator on tensors, without model or trainer."""
@@ -365,7 +399,7 @@ def silence(batch: Trajectories) -> Trajectories:
             return tensor
         return torch.where(batch.mask, tensor, 0)
 
-    fields = ("step_reward", "behaviour_log_prob", "old_log_prob", "anchor_log_prob", "value", "bootstrap_value")
+    fields = ("step_reward", "behaviour_log_prob", "old_log_prob", "old_entropy", "anchor_log_prob", "value", "bootstrap_value")
     return batch.replace(**{name: quiet(getattr(batch, name)) for name in fields}, planned={k: quiet(v) for k, v in batch.planned.items()})
 
 

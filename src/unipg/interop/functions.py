@@ -23,7 +23,7 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     Arguments of f, by name: `log_prob [B,T]` with the graph, `mask [B,T]` bool, `reward [B]`; and where the algorithm reads them
     `group [B]`; `demonstration`, `completion` (given ones, whose score is the reward) and `mismatched` (those of other prompts) `[B]` bool,
     all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
-    `old_entropy`, `value`, `old_value`.
+    `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold.
     The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
     Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold.
     """
@@ -114,4 +114,5 @@ def _rollout_term(algorithm: Algorithm) -> PolicyGradient:
 
 
 def _carrier(mask: Tensor, **fields: Any) -> Trajectories:
-    return Trajectories(action=torch.zeros(mask.shape, dtype=torch.long, device=mask.device), mask=mask.bool(), **fields)
+    nothing = torch.zeros(mask.shape, dtype=torch.long, device=mask.device)
+    return Trajectories(**{"action": nothing, "mask": mask.bool()} | fields)

@@ -104,10 +104,10 @@ def shared_batch(
     )
     batch, _ = experience.collect(policy, demand)
     with torch.no_grad():
-        now = policy.evaluate(batch, value=policy.has_value)
+        now = policy.evaluate(batch, entropy=True, value=policy.has_value)
         anchored = (anchor or policy).evaluate(batch).log_prob
     value = now.value if now.value is not None else torch.zeros_like(now.log_prob)
-    return batch.replace(old_log_prob=now.log_prob, anchor_log_prob=anchored, value=value)
+    return batch.replace(old_log_prob=now.log_prob, old_entropy=now.entropy, anchor_log_prob=anchored, value=value)
 
 
 def prepare(algorithm: Algorithm, batch: Trajectories, setting: Setting) -> tuple[Objective, Trajectories]:

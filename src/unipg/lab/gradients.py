@@ -36,6 +36,8 @@ class Sampler:
     value: Tensor
     """[N,T] the critic's values: exact ones under pi_old."""
     anchor_log_prob: Tensor
+    old_entropy: Tensor | None = None
+    """[N,T] of pi_old at every action."""
 
     @classmethod
     def of(cls, problem: ExactProblem, old: TabularPolicy | None = None, behaviour_log_prob: Tensor | None = None) -> Sampler:
@@ -43,8 +45,9 @@ class Sampler:
         with torch.no_grad():
             log_prob = problem.log_prob(old)
             anchor = problem.log_prob(problem.anchor)
+            entropy = (old or problem.policy).evaluate(problem.rows, entropy=True).entropy
         behaviour = log_prob if behaviour_log_prob is None else behaviour_log_prob
-        return cls(log_prob, behaviour, problem.values(log_prob), anchor)
+        return cls(log_prob, behaviour, problem.values(log_prob), anchor, entropy)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Draw:
         table = problem.rows.replace(
             old_log_prob=sampler.old_log_prob,
             behaviour_log_prob=sampler.behaviour_log_prob,
+            old_entropy=sampler.old_entropy,
             anchor_log_prob=sampler.anchor_log_prob,
             value=sampler.value,
         )
@@ -209,8 +213,8 @@ def study_batches(
         raw = draw(problem, sampler, batches, random)
     planned = []
     objective = objective or algorithm.terms(setting)
-    for batch in raw:
-        planning = Planning()
+    for number, batch in enumerate(raw):
+        planning = Planning(seed=number)
         _, ready = prepared(algorithm, batch, setting, planning, objective)
         now = None if objective.reach == "row" else problem.policy.evaluate(ready)
         planned.append(objective.plan(ready, planning, now))

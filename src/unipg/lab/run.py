@@ -45,8 +45,9 @@ def run_lab(
     if batches is not None:
         given["batches"] = batches
     Conditions(**given)
-    chosen = instances(algorithms)
+    instances(algorithms)  # names that do not exist are refused before a problem is built
     exact = problem_named(problem, seed, vocabulary, length)
+    chosen = instances(algorithms, exact)
     many: dict[str, Any] = {} if batches is None else {"batches": batches}
 
     def told(name: str) -> Callable[[float], None] | None:

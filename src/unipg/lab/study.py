@@ -102,12 +102,16 @@ def claimed_objective(algorithm: Algorithm, problem: ExactProblem) -> tuple[str,
     return ("J_mu", [reward, likelihood]) if algorithm.uses_rollouts else ("likelihood", [likelihood])
 
 
-def instances(names: Sequence[str] = ()) -> list[Algorithm]:
-    """The named algorithms with their defaults; by default all that learn from rollouts or demonstrations.
+def instances(names: Sequence[str] = (), problem: ExactProblem | None = None) -> list[Algorithm]:
+    """The named algorithms with their defaults; by default all that learn from rollouts or demonstrations, less those that
+    refuse the rewards of `problem`.
 
     Errors: `InputError` for one that learns from given completions: what they were drawn from has no place in the lab's problems.
     """
-    kinds = [algorithm_named(name) for name in names] if names else [k for k in registered().values() if k.completions == "none"]
+    reward = torch.zeros(1) if problem is None else problem.rows.total_reward()
+    unit = bool(((reward >= 0) & (reward <= 1)).all())
+    fitting = [k for k in registered().values() if k.completions == "none" and (unit or not k.unit_rewards)]
+    kinds = [algorithm_named(name) for name in names] if names else fitting
     for kind in kinds:
         if kind.completions != "none":
             raise InputError(f"algorithm '{kind.name}' learns from given completions, which the lab does not draw; see unipg diff")

@@ -16,7 +16,17 @@ from unipg.trajectories import Source, Trajectories
 VOCABULARY = 5
 SETTING = Setting(max_new_tokens=6)
 RUBBISH = (float("nan"), float("inf"), -float("inf"), 1e30)
-SPOILED = ("log_prob", "old_log_prob", "behaviour_log_prob", "anchor_log_prob", "value", "step_reward", "bootstrap_value", "action")
+SPOILED = (
+    "log_prob",
+    "old_log_prob",
+    "behaviour_log_prob",
+    "anchor_log_prob",
+    "value",
+    "step_reward",
+    "bootstrap_value",
+    "action",
+    "old_entropy",
+)
 """What may hold anything where the policy did not act; `log_prob` is all that the current policy says."""
 
 
@@ -93,6 +103,7 @@ class Case:
             old_log_prob=near(log_prob, 0.3),
             anchor_log_prob=near(log_prob, 0.3),
             value=near(0.0, 1.0),
+            old_entropy=near(1.0, 0.1),
         )
 
     def describe(self, *shows: str) -> str:
@@ -130,7 +141,7 @@ def random_cases(algorithm: Algorithm, seed: int = 0, groups: int = 4) -> list[C
     def integer(low: int, high: int) -> int:
         return int(torch.randint(low, high + 1, (), generator=draw))
 
-    rollouts = min(max(algorithm.rollouts, algorithm.needs_group), 4) if algorithm.uses_rollouts else 0
+    rollouts = min(max(algorithm.rollouts, algorithm.needs_group, 2), 4) if algorithm.uses_rollouts else 0
     rows: list[Row] = []
     for group in range(groups):
         prompt = integer(1, 3)

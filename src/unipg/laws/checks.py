@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -145,7 +145,8 @@ def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectorie
     def work(rank: int) -> None:
         try:
             mine = batch.select((groups % workers == rank).nonzero().squeeze(-1))
-            planning = Planning(Progress(1, 4), lambda counts: shared.sum(rank, counts))
+            reduce, gather = functools.partial(shared.sum, rank), functools.partial(shared.gather, rank)
+            planning = Planning(Progress(1, 4), reduce, gather=gather, rank=rank)
             objective, ready = prepared(algorithm, mine, planning)
             own = BigramPolicy(VOCABULARY)
             own.module.load_state_dict(policy.module.state_dict())
@@ -167,17 +168,21 @@ def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectorie
 
 
 class _SharedSum:
-    """Sums tensors over threads that all call it equally often."""
+    """Gathers values and sums tensors over threads that all call it equally often."""
 
     def __init__(self, workers: int) -> None:
-        self.barrier, self.parts = threading.Barrier(workers, timeout=20), [torch.zeros(())] * workers
+        self.barrier = threading.Barrier(workers, timeout=20)
+        self.parts: list[Any] = [None] * workers
+
+    def gather(self, rank: int, value: Any) -> list[Any]:
+        self.parts[rank] = value
+        self.barrier.wait()
+        values = list(self.parts)
+        self.barrier.wait()
+        return values
 
     def sum(self, rank: int, counts: Tensor) -> Tensor:
-        self.parts[rank] = counts
-        self.barrier.wait()
-        total = torch.stack(list(self.parts)).sum(0)
-        self.barrier.wait()
-        return total
+        return torch.stack(self.gather(rank, counts)).sum(0)
 
 
 # ---------------------------------------------------------------------------------------------------- 2. silence

@@ -77,10 +77,12 @@ def expected_gradient(
         with torch.no_grad():
             log_prob = policy.evaluate(batch).log_prob
             other = (anchor or policy).evaluate(batch).log_prob
+            entropy = policy.evaluate(batch, entropy=True).entropy
         batch = batch.replace(
             reward=reward(worth),
             old_log_prob=log_prob,
             behaviour_log_prob=log_prob,
+            old_entropy=entropy,
             anchor_log_prob=other,
             value=torch.zeros_like(log_prob),
         )

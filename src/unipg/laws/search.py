@@ -95,7 +95,9 @@ def cases(algorithm: Algorithm, law: str = "") -> SearchStrategy[Case]:
 
 def _rewards(algorithm: Algorithm) -> SearchStrategy[float]:
     st = _hypothesis().strategies
-    return st.sampled_from((0.0, 1.0) if algorithm.counts_successes else (0.0, 1.0, 0.5, -1.0))
+    if algorithm.counts_successes:
+        return st.sampled_from((0.0, 1.0))
+    return st.sampled_from((0.0, 1.0, 0.5) if algorithm.unit_rewards else (0.0, 1.0, 0.5, -1.0))
 
 
 def small_problems(algorithm: Algorithm) -> SearchStrategy[SmallProblem]:

@@ -22,9 +22,9 @@ from unipg.trajectories import Trajectories
 
 ATTENTION = "sdpa_branches"
 """Name under which the attention below is registered with transformers: plain SDPA where no layout is given."""
-SIMILAR = 0.7
+SIMILAR = 0.5
 """Shortest row, as a share of the longest, in one padded batch of attention."""
-FEWEST = 8
+FEWEST = 2
 """Rows of a padded batch of attention before a shorter row starts another."""
 
 
@@ -140,7 +140,7 @@ def _buckets(starts: Tensor, lengths: Tensor, prefix: Tensor, origin: Tensor, to
     return tuple(buckets), back
 
 
-OVERHEAD, SHARED_OVERHEAD, BRANCH_ATTENTION = 1.05, 1.08, 1.2
+OVERHEAD, SHARED_OVERHEAD, BRANCH_ATTENTION = 1.05, 1.08, 0.7
 """What a token of a stream costs beside one of a padded batch, without and with shared prompts; and what a pair of tokens costs in the
 attention of branches, beside one in causal attention. Measured; see docs/speed.md."""
 

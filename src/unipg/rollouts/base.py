@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,8 +68,8 @@ class Experience(ABC):
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         """Scored trajectories, and metrics of the collection (`verifier/failures`, `length/mean` …)."""
 
-    def update(self, batch: Trajectories) -> None:
-        """Called after the step with the prepared batch; samplers learn from it."""
+    def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
+        """Called after the updates with the prepared batch and what planning remembers (`Planning.memory`); samplers learn from both."""
 
     def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
         """Held-out performance; `progress` is told the finished share in [0, 1]."""

@@ -269,8 +269,8 @@ class PromptRollouts(Experience):
                 )
                 yield (item.index, number), row
 
-    def update(self, batch: Trajectories) -> None:
-        self.sampler.update(batch)
+    def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
+        self.sampler.update(batch, memory)
 
     def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
         results = []

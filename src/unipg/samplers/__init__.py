@@ -4,5 +4,6 @@ Belongs here: `Sampler.choose`, `update` and `state_dict`. Does not belong here:
 """
 
 from unipg.samplers.base import Sampler, UniformSampler
+from unipg.samplers.priority import PrioritizedSampler
 
-__all__ = ["Sampler", "UniformSampler"]
+__all__ = ["PrioritizedSampler", "Sampler", "UniformSampler"]

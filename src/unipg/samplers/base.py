@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +13,11 @@ from unipg.trajectories import Trajectories
 
 
 class Sampler(Protocol):
-    """Chooses item indices, learns from what came of them, and can be saved."""
+    """Chooses item indices, learns from what came of them and from what the algorithm remembers, and can be saved."""
 
     def choose(self, count: int) -> list[int]: ...
 
-    def update(self, batch: Trajectories) -> None: ...
+    def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None: ...
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -42,7 +43,7 @@ class UniformSampler:
             self.position += len(take)
         return chosen
 
-    def update(self, batch: Trajectories) -> None:
+    def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
         """Nothing to learn."""
 
     def state_dict(self) -> dict[str, Any]:

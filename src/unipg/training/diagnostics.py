@@ -31,13 +31,14 @@ class UpdateDiagnostics:
     """Gathers the estimator's records over the micro-batches of one iteration."""
 
     records: list[Record] = field(default_factory=list)
-    entropy_sum: float = 0.0
-    entropy_count: int = 0
+    entropies: list[Tensor] = field(default_factory=list)
+    """Sum over its tokens, and their number, of each micro-batch; read by `metrics` alone, so that no step waits for them."""
+    counts: list[Tensor] = field(default_factory=list)
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:
-            self.entropy_sum += float(torch.where(mask, entropy.detach(), 0).sum())
-            self.entropy_count += int(mask.sum())
+            self.entropies.append(torch.where(mask, entropy.detach(), 0).sum())
+            self.counts.append(mask.sum())
 
     def by_term(self) -> dict[str, list[Record]]:
         terms: dict[str, list[Record]] = {}
@@ -48,8 +49,8 @@ class UpdateDiagnostics:
     def metrics(self) -> dict[str, float]:
         """Importance-ratio quantiles and effective sample size, share of tokens that each mask silenced by side, advantages."""
         out: dict[str, float] = {}
-        if self.entropy_count:
-            out["entropy"] = self.entropy_sum / self.entropy_count
+        if self.counts and (tokens := int(torch.stack(self.counts).sum())):
+            out["entropy"] = float(torch.stack(self.entropies).double().sum()) / tokens
         for number, (name, records) in enumerate(self.by_term().items()):
             log_ratio = torch.cat([r.log_ratio for r in records]).float()
             if not len(log_ratio):

@@ -99,7 +99,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     task = recipe.task.build()
     check_given(task, algorithm.completions)
     more, seconds = recipe.demonstrations, recipe.rollouts.verifier_seconds
-    if algorithm.demonstrations == "required" and more is None and not any(item.demonstrations for item in task.items):
+    if algorithm.needs_demonstrations and more is None and not any(item.demonstrations for item in task.items):
         raise InputError(
             f"algorithm '{algorithm.name}' learns from demonstrations, but no item of task '{task.name}' has one: set "
             "task.reasoning_gym.demonstrations or task.data.demonstration, or add a `demonstrations` stream"

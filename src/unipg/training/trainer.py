@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -116,11 +117,13 @@ class Trainer:
         self.objective: Objective = algorithm.terms(self.setting)
         self._check_needs()
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
-        self.optimizer = self.optimizer_recipe.build(policy.module.parameters())
+        self._parameters = list(policy.module.parameters())
+        self.optimizer = self.optimizer_recipe.build(self._parameters)
         self.iteration = self.step = self.position = 0
         self.seconds = 0.0
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
         self.batch: Trajectories | None = None
+        self._shuffled: tuple[int, Trajectories, Trajectories] | None = None
         self.memory: dict[str, Any] = {}
         self.proposal = policy.frozen_copy() if algorithm.proposes else None
         self.row: dict[str, Any] = {}
@@ -149,7 +152,8 @@ class Trainer:
 
     def planning(self) -> Planning:
         rate = self.optimizer_recipe.learning_rate_at(self.step, self.total_steps)
-        return Planning(Progress(self.step, self.total_steps, rate), self.workers.sum, self.seed, self.memory)
+        progress, workers = Progress(self.step, self.total_steps, rate), self.workers
+        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank)
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -226,6 +230,9 @@ class Trainer:
             self.proposal.module.load_state_dict(self.policy.module.state_dict())
             metrics["proposal/adopted"] = 1.0
         self.row = metrics
+        live = batch.mask.any(1)
+        if not bool(live.all()):  # nothing is left in them to learn from, and no aggregate counts them
+            batch = batch.select(live)
         self.batch = batch.as_steps() if self.policy.memoryless else batch
         self.position = 0
 
@@ -238,51 +245,57 @@ class Trainer:
         """Whole-batch work: what planning reads, the algorithm's own, advantages, then log-probabilities under frozen policies."""
         planning = self.planning()
         reads = self.objective.reads | self.algorithm.reads
-        batch = self._frozen(batch, self.algorithm.reads | (reads & {"value"}))
+        first = self.algorithm.reads | (reads & {"value"})
+        if "old_entropy" in first and self.steps_per_batch > 1:
+            first |= reads & {"old_log_prob"}  # of the same pass
+        batch = self._frozen(batch, first)
         batch = self.objective.prepare(self.algorithm.prepare(batch, self.setting, planning), planning)
         if self.steps_per_batch == 1:
             reads = reads - {"old_log_prob"}  # the policy has not moved: the ratio is 1 to the last bit
         return self._frozen(batch, reads, None if self.objective.reach == "batch" else self.objective.touched_rows(batch))
 
     def _frozen(self, batch: Trajectories, fields: frozenset[str], rows: Tensor | None = None) -> Trajectories:
-        """The batch with the named log-probabilities and values, taken without gradient by old policy, critic and anchor.
+        """The batch with the named log-probabilities, entropies and values, taken without gradient by old policy, critic and anchor.
 
         `rows [B]`: only those are evaluated; the others cannot move the policy.
         """
-        old = "old_log_prob" in fields and batch.old_log_prob is None
-        value = "value" in fields and batch.value is None
-        if old or value:
-            now = self._evaluate(self.policy, batch, rows, value=value)
-            batch = batch.replace(**({"old_log_prob": now.log_prob} if old else {}), **({"value": now.value} if value else {}))
+        sources = {"old_log_prob": "log_prob", "old_entropy": "entropy", "value": "value"}
+        missing = [name for name in sources if name in fields and getattr(batch, name) is None]
+        if missing:
+            now = self._evaluate(self.policy, batch, rows, value="value" in missing, entropy="old_entropy" in missing)
+            batch = batch.replace(**{name: getattr(now, sources[name]) for name in missing})
         if "anchor_log_prob" in fields and batch.anchor_log_prob is None:
             assert self.anchor is not None
             batch = batch.replace(anchor_log_prob=self._evaluate(self.anchor, batch, rows).log_prob)
             check_log_probs(batch.require("anchor_log_prob", "the anchor"), batch, "anchor_log_prob")
         return batch
 
-    def _evaluate(self, policy: Policy, batch: Trajectories, rows: Tensor | None = None, value: bool = False) -> Evaluation:
+    def _evaluate(
+        self, policy: Policy, batch: Trajectories, rows: Tensor | None = None, value: bool = False, entropy: bool = False
+    ) -> Evaluation:
         """[B,T] under a frozen policy, micro-batch by micro-batch, in evaluation mode; 0 in rows that are left out."""
         chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
         batch, size = batch.select(chosen), batch.mask.shape
-        log_prob = torch.zeros(size, device=batch.mask.device)
-        values = torch.zeros(size, device=batch.mask.device)
+        names = ["log_prob", *(["value"] if value else []), *(["entropy"] if entropy else [])]
+        found: dict[str, Any] = {name: torch.zeros(size, device=batch.mask.device) for name in names}
         was_training = policy.module.training
         policy.module.eval()
         with torch.no_grad():
             for index in policy.cuts(batch, self.training.micro_batch_tokens):
                 piece = batch.select(index).trim()
-                now = policy.evaluate(piece, value=value)
-                steps = piece.mask.shape[1]
-                log_prob = log_prob.to(now.log_prob.dtype)
-                log_prob[chosen[index], :steps] = now.log_prob
-                if value and now.value is not None:
-                    values = values.to(now.value.dtype)
-                    values[chosen[index], :steps] = now.value
+                now = policy.evaluate(piece, value=value, entropy=entropy)
+                for name in names:
+                    if (read := getattr(now, name)) is not None:
+                        found[name] = found[name].to(read.dtype)
+                        found[name][chosen[index], : piece.mask.shape[1]] = read
         policy.module.train(was_training)
-        return Evaluation(log_prob, value=values if value else None)
+        return Evaluation(**found)
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
+        if self.policy.memoryless and len(batch) <= self.training.micro_batch_tokens:
+            yield batch
+            return
         together = self.objective.reach == "group" and self._groups_fit(batch)
         for index in self.policy.cuts(batch, self.training.micro_batch_tokens, together):
             yield (batch if len(index) == len(batch) else batch.select(index)).trim()
@@ -307,16 +320,30 @@ class Trainer:
 
     def _stopping(self) -> bool:
         """Whether any worker was asked to stop: all of them must agree, or they would wait for each other for ever."""
+        if self.workers.world == 1:
+            return self.stop_requested
         return bool(self.workers.sum(torch.tensor(float(self.stop_requested))) > 0)
 
     def _minibatch(self, batch: Trajectories) -> Trajectories:
-        """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide."""
+        """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide.
+
+        Of rows, or of whole groups where an advantage looks at them.
+        """
         parts = self.training.minibatches
         if parts == 1:
             return batch
         epoch, part = divmod(self.position, parts)
-        order = torch.randperm(len(batch), generator=generator(self.seed, "order", self.iteration, epoch))
-        return batch.select(order.to(batch.mask.device).tensor_split(parts)[part])
+        if self.objective.reach == "group":  # a pair that is torn apart would be compared with nothing
+            assert batch.group is not None
+            groups, unit = batch.group.unique(return_inverse=True)
+            order = torch.randperm(len(groups), generator=generator(self.seed, "order", self.iteration, epoch))
+            return batch.select(torch.isin(unit, order.to(unit.device).tensor_split(parts)[part]))
+        if self._shuffled is None or self._shuffled[0] != epoch or self._shuffled[1] is not batch:
+            order = torch.randperm(len(batch), generator=generator(self.seed, "order", self.iteration, epoch))
+            self._shuffled = epoch, batch, batch.select(order.to(batch.mask.device))
+        size, larger = divmod(len(batch), parts)  # the first `larger` parts have one row more
+        start = part * size + min(part, larger)
+        return self._shuffled[2].window(start, start + size + (part < larger))
 
     def _optimise(self, batch: Trajectories) -> None:
         """One optimiser step on a batch: plan, drop rows that cannot move the policy, cut, accumulate, guard, step."""
@@ -326,7 +353,7 @@ class Trainer:
         touched = self.objective.touched_rows(planned)
         if not bool(touched.all()):
             planned = planned.select(touched)
-        rows = float(self.workers.sum(torch.tensor(float(len(planned)))))
+        rows = len(planned) if self.workers.world == 1 else int(self.workers.sum(torch.tensor(len(planned))))
         self.row["rows/active_fraction"] = len(planned) / max(1, len(batch))
         if rows == 0:
             self.skipped["empty"] += 1
@@ -334,19 +361,20 @@ class Trainer:
             return
         if not self.policy.module.training:
             self.policy.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss_sum, tokens = 0.0, 0
+        for parameter in self._parameters:
+            parameter.grad = None
+        losses: list[Tensor] = []
+        tokens = 0
         for piece in self._pieces(planned):
             now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value, readings=self.objective.readings)
             loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
             loss.backward()
             self._diagnostics.add_entropy(now.entropy, piece.mask)
-            loss_sum += float(loss.detach())
+            losses.append(loss.detach())
             tokens += int(self.policy.cost(piece).sum())
-        parameters = list(self.policy.module.parameters())
-        self.workers.sum_gradients(parameters)
-        self._guarded_step(parameters, planned)
-        self.row["loss"] = loss_sum
+        self.workers.sum_gradients(self._parameters)
+        self._guarded_step(planned)
+        self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
 
@@ -364,16 +392,16 @@ class Trainer:
         units, unit = batch.group.unique(return_inverse=True)
         return not len(batch) or int(self.policy.cost_together(batch, unit, len(units)).max()) <= self.training.micro_batch_tokens
 
-    def _guarded_step(self, parameters: list[torch.nn.Parameter], batch: Trajectories) -> None:
+    def _guarded_step(self, batch: Trajectories) -> None:
         recipe = self.optimizer_recipe
         rate = recipe.learning_rate_at(self.step, self.total_steps)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm if recipe.clip_norm is not None else float("inf"))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         length = float(norm)
         self.row |= {"gradient_norm": length, "learning_rate": rate}
-        if not torch.isfinite(norm):
+        if not math.isfinite(length):
             if recipe.on_nonfinite == "stop":
                 path = self.folder / f"nonfinite-batch-step{self.step}.pt"
-                torch.save(batch.to("cpu").state_dict(), path)
+                torch.save(batch.select(torch.arange(len(batch))).to("cpu").state_dict(), path)  # copies: it may be a view of a larger one
                 raise NonFinite(
                     f"the gradient at optimiser step {self.step} (iteration {self.iteration}) is {length}; the batch is in '{path}'; "
                     "set optimizer.on_nonfinite to skip to leave out such steps"
@@ -383,6 +411,8 @@ class Trainer:
         if recipe.skip_norm is not None and length > recipe.skip_norm:
             self.skipped["large"] += 1
             return
+        if recipe.clip_norm is not None and length > recipe.clip_norm:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, recipe.clip_norm, norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -391,13 +421,14 @@ class Trainer:
         assert self.batch is not None
         self.seconds += seconds
         self.row |= self._diagnostics.metrics()
+        self.row |= self.algorithm.learn(self.batch, self.planning(), lambda rows: self._evaluate(self.policy, rows).log_prob)
         skipped = {f"steps/skipped_{why}": count for why, count in self.skipped.items() if count}
         row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
         if self.tracker:
             self.tracker.metrics(row)
             self.tracker.histograms(self.iteration, self._diagnostics.histograms())
-        self.experience.update(self.batch)
-        self.batch, self.row = None, {}
+        self.experience.update(self.batch, self.memory)
+        self.batch, self._shuffled, self.row = None, None, {}
         self.iteration += 1
         self.observer.iteration(self.iteration, self.training.iterations, row)
         if self.iteration % self.training.save_every == 0:

@@ -1,0 +1,307 @@
+"""PPO on CartPole-v1, unipg and Stable-Baselines3 side by side: first the gradient against a plain loss, then speed and learning curves.
+
+    python benchmarks/speed/control.py [--peers PYTHON] [--seeds 10] [--quick]
+
+Both sides have 4 environments x 128 steps, 4 epochs, minibatches of 128, separate 64-64 tanh networks, Adam, one thread and 32,768 steps;
+each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a first iteration are
+over before the clock starts. A step is one that the policy chose; the reset steps of array environments do not count. What still differs:
+Stable-Baselines3 whitens advantages in each minibatch, unipg over the whole batch; the random numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+OUTPUT = ROOT / "benchmarks" / "results" / "speed-control.json"
+TARGET = 2.5
+"""Steps per CPU-second, times those of Stable-Baselines3."""
+EQUAL = 1e-10
+ENVIRONMENTS, WINDOW, EPOCHS, MINIBATCHES = 4, 128, 4, 4
+RATE, EPS, CLIP_NORM, GAMMA, LAM = 1e-3, 1e-5, 0.5, 0.99, 0.95
+BATCH = ENVIRONMENTS * WINDOW
+POINT = 4096
+"""Steps for each point of a learning curve."""
+Run = dict[str, Any]
+
+
+def told(text: str) -> None:
+    print(text, flush=True)
+
+
+# ---------------------------------------------------------------------------------------------------- what runs in processes of their own
+
+
+def trainer(seed: int, iterations: int, folder: Path, vectorized: bool | None) -> Any:
+    """Of unipg, at the settings above. Nothing is evaluated during the run, as the other side evaluates nothing."""
+    from unipg.algorithms.ppo import PPO
+    from unipg.policies.actor_critic import ActorCriticRecipe
+    from unipg.rollouts.environments import EnvironmentRecipe
+    from unipg.training.optimization import OptimizerRecipe
+    from unipg.training.trainer import Trainer, TrainingRecipe
+
+    experience = EnvironmentRecipe("CartPole-v1", ENVIRONMENTS, WINDOW, vectorized=vectorized).build(seed)
+    experience.evaluate = lambda *_: []  # type: ignore[method-assign]
+    policy = ActorCriticRecipe().build(experience.observation_space, experience.action_space, seed)
+    return Trainer(
+        PPO(gamma=GAMMA, lam=LAM, value_weight=1.0),  # times our ½ (V - target)²: Stable-Baselines3's 0.5 times a plain square
+        policy,
+        experience,
+        folder=folder,
+        training=TrainingRecipe(iterations=iterations, epochs=EPOCHS, minibatches=MINIBATCHES, save_every=iterations),
+        optimizer=OptimizerRecipe(learning_rate=RATE, eps=EPS, clip_norm=CLIP_NORM),
+        seed=seed,
+    )
+
+
+def ours(seed: int, iterations: int, vectorized: bool | None) -> Run:
+    from unipg.training.run import versions
+
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer(seed + 1000, 1, Path(scratch, "first"), vectorized).train()
+        (folder := Path(scratch, "run")).mkdir()
+        timed = trainer(seed, iterations, folder, vectorized)
+        wall, cpu = time.perf_counter(), time.process_time()
+        timed.train()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    ended = [(row["environment/steps"], row["return/mean"], row["return/episodes"]) for row in rows if row["return/episodes"]]
+    return {"steps": rows[-1]["environment/steps"], "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions()}
+
+
+def stable_baselines3(seed: int, iterations: int) -> Run:
+    import gymnasium
+    import numpy
+    import stable_baselines3
+    import torch
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    def model(seed: int) -> Any:
+        return PPO(
+            "MlpPolicy",
+            make_vec_env("CartPole-v1", ENVIRONMENTS, seed=seed),
+            n_steps=WINDOW,
+            batch_size=BATCH // MINIBATCHES,
+            n_epochs=EPOCHS,
+            learning_rate=RATE,
+            gamma=GAMMA,
+            gae_lambda=LAM,
+            max_grad_norm=CLIP_NORM,
+            device="cpu",
+            seed=seed,
+        )
+
+    model(seed + 1000).learn(BATCH)
+    timed = model(seed)
+    wall, cpu = time.perf_counter(), time.process_time()
+    timed.learn(iterations * BATCH)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    ended = []
+    returns, lengths = timed.env.env_method("get_episode_rewards"), timed.env.env_method("get_episode_lengths")
+    for environment_returns, environment_lengths in zip(returns, lengths, strict=True):
+        ends = numpy.cumsum(environment_lengths) * ENVIRONMENTS
+        ended += [(int(end), float(value), 1.0) for end, value in zip(ends, environment_returns, strict=True)]
+    named = {"stable-baselines3": stable_baselines3, "gymnasium": gymnasium, "torch": torch, "numpy": numpy}
+    versions = {name: module.__version__ for name, module in named.items()}
+    return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions}
+
+
+def curve(ended: Sequence[tuple[float, float, float]]) -> dict[str, float]:
+    """Mean return of the episodes that ended within each `POINT` steps, from (step, mean return, episodes)."""
+    sums: dict[int, list[float]] = {}
+    for step, mean, episodes in ended:
+        place = sums.setdefault(int((max(step, 1) - 1) // POINT + 1) * POINT, [0.0, 0.0])
+        place[0] += mean * episodes
+        place[1] += episodes
+    return {str(step): total / count for step, (total, count) in sorted(sums.items())}
+
+
+def proof(vectorized: bool | None) -> float:
+    """How far our gradient of a minibatch is from that of the textbook loss, over the largest entry of each parameter's; float64."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as scratch:
+        one = trainer(0, 1, Path(scratch), vectorized)
+        one._collect()
+        batch = one._minibatch(one.batch)
+    module = one.policy.module.double()
+    source = torch.Generator().manual_seed(1)
+    with torch.no_grad():  # away from the old policy, so that ratios differ from 1 and some are clipped
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=source, dtype=torch.float64)
+    parameters = list(module.parameters())
+    planning = one.planning()
+    planned = one.objective.plan(batch, planning)
+    now = one.policy.evaluate(planned, value=True)
+    found = torch.autograd.grad(one.objective.loss(now, planned, planning), parameters)
+
+    log_prob = torch.log_softmax(module.actor(batch.observation[:, 0]), -1).gather(1, batch.action).squeeze(1)
+    ratio = (log_prob - batch.old_log_prob[:, 0].double()).exp()
+    advantage = batch.planned["policy_gradient/advantage"][:, 0].double()
+    gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
+    error = module.critic(batch.observation[:, 0]).squeeze(1) - batch.planned["value_loss/target"][:, 0].double()
+    assert bool((ratio.clamp(0.8, 1.2) != ratio).any())
+    wanted = torch.autograd.grad(-gain.mean() + 0.5 * (error**2).mean(), parameters)
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, wanted, strict=True))
+
+
+# ---------------------------------------------------------------------------------------------------- what compares them
+
+
+def run(python: str, *arguments: object) -> Any:
+    """The last line that a side prints, from a fresh process on one thread."""
+    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [python, __file__, *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peers_python(given: str | None) -> str | None:
+    """The interpreter of the peers' environment; None, with a line that says so, where it has no Stable-Baselines3."""
+    python = given or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
+    if (
+        Path(python).is_file()
+        and not subprocess.run([python, "-c", "import stable_baselines3"], capture_output=True, check=False).returncode
+    ):
+        return python
+    told(
+        f"Stable-Baselines3 is left out: '{python}' cannot import it; `pip install stable-baselines3==2.9.2` there, or give --peers PYTHON"
+    )
+    return None
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Of one side: steps per CPU-second, and the return over the whole run and at its end, with IQM and interval over seeds."""
+    from unipg.statistics import interquartile_mean
+
+    speeds = [r["steps"] / r["cpu"] for r in runs]
+    points = sorted({int(step) for r in runs for step in r["curve"]})
+    shown = {str(p): [r["curve"][str(p)] for r in runs if str(p) in r["curve"]] for p in points}
+    return {
+        "steps_per_cpu_second": {"median": statistics.median(speeds), "min": min(speeds), "max": max(speeds)},
+        "steps_per_wall_second": statistics.median(r["steps"] / r["wall"] for r in runs),
+        "mean_return": interquartile_mean([statistics.fmean(r["curve"].values()) for r in runs])._asdict(),
+        "final_return": interquartile_mean([r["curve"][max(r["curve"], key=int)] for r in runs])._asdict(),
+        "curve": {step: interquartile_mean(values)._asdict() for step, values in shown.items()},
+        "runs": [{k: v for k, v in r.items() if k != "versions"} for r in runs],
+        "versions": runs[0]["versions"],
+    }
+
+
+def compared(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
+    """Ratios of runs that ran after each other, and whether the intervals overlap."""
+    ratios = [(a["steps"] / a["cpu"]) / (b["steps"] / b["cpu"]) for a, b in zip(mine, theirs, strict=True)]
+    a, b = summary(mine), summary(theirs)
+    shared = sorted(set(a["curve"]) & set(b["curve"]), key=int)
+
+    def overlap(x: dict[str, float], y: dict[str, float]) -> bool:
+        return x["low"] <= y["high"] and y["low"] <= x["high"]
+
+    return {
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "target": TARGET},
+        "reached": statistics.median(ratios) >= TARGET,
+        "returns_overlap": {name: overlap(a[name], b[name]) for name in ("mean_return", "final_return")},
+        "curve_overlap": {step: overlap(a["curve"][step], b["curve"][step]) for step in shared},
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--peers", help="Python of an environment with stable-baselines3 (default $UNIPG_PEERS_PYTHON, then .venv-peers)")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--stepped", action="store_true", help="unipg steps one environment object after the other, not the array")
+    parser.add_argument("--quick", action="store_true", help="two seeds of four iterations: only whether it runs")
+    parser.add_argument("--side", choices=("ours", "sb3", "proof"), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--iterations", type=int, default=64, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.side:
+        import torch
+
+        torch.set_num_threads(1)
+        vectorized = False if chosen.stepped else None
+        if chosen.side == "proof":
+            found: Any = proof(vectorized)
+        elif chosen.side == "ours":
+            found = ours(chosen.seed, chosen.iterations, vectorized)
+        else:
+            found = stable_baselines3(chosen.seed, chosen.iterations)
+        told(json.dumps(found))
+        return 0
+
+    from unipg.training.run import cpu_name
+
+    seeds, iterations = (2, 4) if chosen.quick else (chosen.seeds, chosen.iterations)
+    peers, stepped = peers_python(chosen.peers), ["--stepped"] if chosen.stepped else []
+    difference = run(sys.executable, "--side", "proof", *stepped)
+    told(f"gradient of a minibatch against the plain loss: {difference:.1e} of the largest entry (limit {EQUAL:g})")
+    if not difference <= EQUAL:
+        return 1
+    mine: list[Run] = []
+    theirs: list[Run] = []
+    for seed in range(seeds):
+        sides = [("ours", sys.executable, mine, stepped)] + ([("sb3", peers, theirs, [])] if peers else [])
+        for side, python, runs, more in sides if seed % 2 == 0 else sides[::-1]:
+            runs.append(run(python, "--side", side, "--seed", seed, "--iterations", iterations, *more))
+            told(f"seed {seed}  {side:5s} {runs[-1]['steps'] / runs[-1]['cpu']:8.0f} steps per CPU-second")
+    result: dict[str, Any] = {
+        "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *sys.argv]),
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip(),
+        "machine": {
+            "cpu": cpu_name(),
+            "cores": os.cpu_count(),
+            "threads": 1,
+            "system": platform.system(),
+            "python": platform.python_version(),
+        },
+        "setting": {
+            "steps": iterations * BATCH,
+            "environments": ENVIRONMENTS,
+            "window": WINDOW,
+            "epochs": EPOCHS,
+            "minibatches": MINIBATCHES,
+        }
+        | {"learning_rate": RATE, "seeds": seeds, "array_environments": not chosen.stepped},
+        "gradient_difference": difference,
+        "ours": summary(mine),
+    }
+    if theirs:
+        result |= {"stable_baselines3": summary(theirs), "comparison": compared(mine, theirs)}
+    for name in ("ours", "stable_baselines3"):
+        if name in result:
+            side = result[name]
+            speed, whole, end = side["steps_per_cpu_second"], side["mean_return"], side["final_return"]
+            told(f"{name:18s} {speed['median']:6.0f} steps per CPU-second [{speed['min']:.0f}, {speed['max']:.0f}]")
+            for what, value in (("over the run", whole), ("at its end", end)):
+                told(f"{'':18s} return {what}: {value['value']:.0f} [{value['low']:.0f}, {value['high']:.0f}]")
+    if theirs:
+        ratio = result["comparison"]["ratio"]
+        word = "reached" if result["comparison"]["reached"] else "NOT reached"
+        told(f"ratio {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]; target {TARGET}: {word}")
+        told(f"returns overlap: {result['comparison']['returns_overlap']}")
+    if not chosen.quick:
+        chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        told(f"written to {chosen.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

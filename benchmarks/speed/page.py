@@ -1,0 +1,417 @@
+"""Writes docs/speed.md and its charts from what language.py and control.py measured."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+Result = dict[str, Any]
+
+COLOURS = {"ours": "#0072B2", "trl": "#D55E00", "plain": "#999999"}
+WAYS = {
+    "full": "full log-softmax",
+    "selective": "chosen logit less log-sum-exp",
+    "ours": "ours",
+    "ours_entropy": "ours, with the entropy",
+    "trl": "TRL's chunked head, with the entropy",
+}
+MEASURED = {"step": "whole step", "update": "update alone", "rollout": "generation alone"}
+LOADED = "Interpreter, PyTorch and transformers, loaded before the first step, are a large part of both processes."
+LIMITS = {
+    ("uniform", "time"): "What is left is arithmetic that every side has to do: decoding one token of each row at a time, which all sides "
+    "do at the speed of the same matrix products, and forward and backward over completions that are all of one length. Only the prompts "
+    "are saved.",
+    ("uniform", "memory"): LOADED,
+    ("skewed", "time"): "Decoding takes as many steps as the longest row has tokens, whatever the sides do about the others.",
+    ("skewed", "memory"): LOADED,
+    ("dead", "time"): "Where little is left to compute, what a step costs at any size counts: planning, the optimiser, the shared prompts.",
+    ("dead", "memory"): LOADED,
+}
+INTRODUCTION = """\
+# Speed
+
+What a step costs beside other libraries, on one CPU thread. Every speed stands beside an equality: before anything is timed, each
+side takes one SGD step from the same weights on the same completions, and the weights must agree to 1e-6 of the largest. The page is
+written by `make bench`; nothing on it is typed by hand.
+
+How it is measured: each side is a process of its own, on one thread, with the same initial weights, prompts, completion lengths,
+rewards and optimiser. Each is first tried at several settings and runs at the fastest (of those within 3 %, at the one that needs least
+memory). Then steps of the sides alternate, after one that does not count; the tables show medians with the smallest and largest.
+CPU-seconds are user and system time of the process; memory is the most that the process held, libraries included, and in brackets what
+the steps added to what was there before the first. TRL runs without compilation, in float32 and without recomputing activations, unless
+the settings tried say otherwise; on a CPU its trainer projects prompts onto the vocabulary too.
+"""
+RUNNING = """\
+## Running it
+
+    make bench                                                   sets up .venv and .venv-peers, measures, writes this page
+    python benchmarks/speed/language.py --quick                  two minutes: does it run?
+    python benchmarks/speed/language.py --cases dead --repeats 3 --peers some/environment/bin/python
+    python benchmarks/speed/page.py                              this page from the stored results
+
+Results: `benchmarks/results/speed-language.json` and `speed-control.json`. Leave the machine alone meanwhile: CPU-seconds rise by half when
+other processes share the caches. `tests/test_speed.py` checks in a few seconds, on counts of tokens, decode steps and logits rather than on
+time, that nothing here got worse.
+"""
+
+
+def spread(found: Result, digits: int = 2) -> str:
+    return f"{found['median']:.{digits}f} ({found['min']:.{digits}f} – {found['max']:.{digits}f})"
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(heading)} |", "|" + "---|" * len(heading), *(f"| {' | '.join(row)} |" for row in rows), ""]
+
+
+# ---------------------------------------------------------------------------------------------------------------------- language
+
+
+def language(result: Result, images: Path) -> list[str]:
+    """The language half."""
+    lines = ["## Language: one GRPO step", ""]
+    cases = {name: case for name, case in result["cases"].items() if case["sides"]}
+    lines += _targets(result)
+    if cases:
+        draw_cases(cases, images / "speed-language.png")
+        lines += ["![seconds and memory of each side](images/speed-language.png)", ""]
+    for name, case in cases.items():
+        lines += _case(name, case)
+    if result.get("layouts"):
+        draw_layouts(result["layouts"], images / "speed-layouts.png")
+        lines += _layouts(result["layouts"])
+    if result.get("skipping"):
+        lines += _skipping(result["skipping"])
+    if result.get("projection"):
+        lines += _projection(result["projection"])
+    return [*lines, *_ran(result)]
+
+
+def _targets(result: Result) -> list[str]:
+    rows, missed = [], []
+    for name, case in result["cases"].items():
+        apart = case["equality"].get("trl", {}).get("difference")
+        for kind, verdict in zip(("time", "memory"), case["verdicts"], strict=False):
+            at = "at least" if kind == "time" else "at most"
+            said = "reached" if verdict["reached"] else "**not reached**"
+            value = f"{verdict['value']:.2f}" + (
+                f" (added by the steps: {verdict['without_start']:.2f})" if "without_start" in verdict else ""
+            )
+            rows.append(
+                [case["title"], verdict["what"], f"{at} {verdict['target']:g}", value, said, "" if apart is None else f"{apart:.0e}"]
+            )
+            if not verdict["reached"]:
+                missed.append(_missed(case["title"], verdict, LIMITS.get((name, kind), "")))
+    for verdict in result.get("projection", {}).get("verdicts", []):
+        said = "reached" if verdict["reached"] else "**not reached**"
+        apart = result["projection"]["ways"]["ours"]["difference"]
+        rows.append(
+            ["Vocabulary projection", verdict["what"], f"at most {verdict['target']:g}", f"{verdict['value']:.2f}", said, f"{apart:.0e}"]
+        )
+        if not verdict["reached"]:
+            why = "Forming the logits again is a fourth matrix product beside three, and the exponentials come on top."
+            missed.append(_missed("Vocabulary projection", verdict, why))
+    if not rows:
+        return []
+    lines = table(["", "against TRL's trainer at its fastest setting", "aim", "found", "", "weights or gradients differ by"], rows)
+    return [*lines, *(f"- {line}" for line in missed), *([""] if missed else [])]
+
+
+def _missed(title: str, verdict: Result, why: str) -> str:
+    short = abs(verdict["value"] / verdict["target"] - 1)
+    return f"{title}, {verdict['what']}: {verdict['value']:.2f} where {verdict['target']:g} was aimed at, {short:.0%} off. {why}".rstrip()
+
+
+def _case(name: str, case: Result) -> list[str]:
+    work, ours = case["work"], case["sides"]["ours"]
+    measured = case["clock"]
+    lines = [f"### {case['title']}", ""]
+    lines += [
+        f"{case['about']} {work['prompts']} prompts of {work['prompt_tokens']} tokens with {work['rollouts']} completions each, "
+        f"{work['completion_tokens']:,} completion tokens; {work['layers']} layers of width {work['hidden']}, "
+        f"{work['vocabulary']:,} words.",
+        "",
+    ]
+    rows = []
+    for side, found in case["sides"].items():
+        equality = case["equality"].get(side)
+        apart = "" if equality is None else f"{equality['difference']:.0e}" + ("" if equality["equal"] else " **not equal**")
+        rows.append(
+            [
+                found["title"],
+                spread(found["cpu"]),
+                spread(found["wall"]),
+                f"{found['rollout']['median']:.2f}",
+                f"{found['update']['median']:.2f}",
+                f"{found['peak_mb']:.0f} ({found['peak_mb'] - found['base_mb']:.0f})",
+                f"{found[measured]['median'] / ours[measured]['median']:.2f}",
+                apart,
+            ]
+        )
+    heading = [
+        "",
+        "CPU-seconds",
+        "wall seconds",
+        "of it generation",
+        "of it update",
+        "peak MB (added)",
+        f"{_measured(work)}, ours = 1",
+        "weights differ by",
+    ]
+    lines += table(heading, rows)
+    moved = next((e["moved"] for e in case["equality"].values()), None)
+    if moved is not None:
+        lines += [f"The compared step moved weights by up to {moved:.2g} of the largest weight.", ""]
+    if case["work"]["measured"] == "rollout":
+        tokens = case["work"]["completion_tokens"]
+        rates = ", ".join(f"{s['title']} {tokens / s['rollout']['median']:,.0f}" for s in case["sides"].values())
+        lines += [
+            f"Tokens per CPU-second: {rates}. The peer here is transformers' `generate`, which serving engines leave far behind on a GPU: "
+            "with a 4-billion-parameter model on a B200, transformers' own continuous batching reached 7 % of vLLM's 7,224 tokens per "
+            "second (unsloth#5108). On one CPU thread there is no such engine to compare with.",
+            "",
+        ]
+    tried = [
+        f"{found['title']}: "
+        + "; ".join(f"{_setting(t['setting'])} {t['cpu']:.2f} s, {t['peak_mb']:.0f} MB" for t in found["tried"])
+        + f"; taken: {_setting(found['setting'])}"
+        for found in case["sides"].values()
+        if found["tried"]
+    ]
+    return [*lines, *([f"Settings tried (`{name}`), CPU-seconds and peak memory:", "", *(f"- {t}" for t in tried), ""] if tried else [])]
+
+
+def _measured(work: Result) -> str:
+    return MEASURED[work["measured"]]
+
+
+def _setting(setting: Result) -> str:
+    names = {
+        "rows": "{} rows in a forward pass",
+        "micro_batch_tokens": "{} tokens in a forward pass",
+        "gradient_checkpointing": "activations recomputed",
+    }
+    return ", ".join(names.get(name, name + " {}").format(value) for name, value in setting.items()) or "as it comes"
+
+
+def _layouts(found: list[Result]) -> list[str]:
+    lines = ["### Where packing and sharing lose, and what the planner chooses", ""]
+    lines += [
+        "An update's forward and backward pass, padded, packed, with shared prompts, and as planned. The plan may "
+        "not lose by more than 5 %.",
+        "",
+    ]
+    rows = []
+    for shape in found:
+        ways = shape["ways"]
+        row = [f"{shape['title']}"]
+        for way in ("padded", "packed", "shared"):
+            cell = "–" if way not in ways else f"{ways[way]['median'] * 1e3:.0f} ms, {shape['tokens'][way]:,} tokens"
+            row.append(f"**{cell}**" if way == shape["chosen"] else cell)
+        row += [
+            f"{ways['planned']['median'] * 1e3:.0f} ms",
+            shape["chosen"],
+            f"{shape['cost']:.2f}" + (" **loses**" if shape["loses"] else ""),
+        ]
+        rows.append([*row, f"{shape['difference']:.0e}"])
+    lines += table(["", "padded", "packed", "shared", "planned", "chosen", "chosen / best", "gradients differ by"], rows)
+    return [*lines, "![layouts](images/speed-layouts.png)", ""]
+
+
+def _skipping(found: list[Result]) -> list[str]:
+    lines = ["### Where skipping rows gains nothing", ""]
+    lines += ["The update with 60 % of rows without advantage. A KL term touches every row, so none may be left out, and none is.", ""]
+    rows = [[v["title"], f"{v['active']:.0%}", spread(v["update"])] for v in found]
+    return lines + table(["", "rows computed", "CPU-seconds of the update"], rows)
+
+
+def _projection(found: Result) -> list[str]:
+    lines = ["### Vocabulary projection", ""]
+    lines += [
+        f"Log-probabilities of {found['tokens']:,} tokens from {found['vocabulary']:,} words and hidden states of width {found['hidden']}, "
+        "forward and backward; each measurement in a process of its own.",
+        "",
+    ]
+    full = found["ways"]["full"]["cpu"]["median"]
+    rows = [
+        [
+            WAYS[way],
+            spread(f["cpu"]),
+            spread(f["wall"]),
+            f"{f['cpu']['median'] / full:.2f}",
+            f"{f['extra_mb']['median'] / 1e3:.3f}",
+            f"{f['difference']:.0e}",
+        ]
+        for way, f in found["ways"].items()
+    ]
+    return lines + table(["", "CPU-seconds", "wall seconds", "full = 1", "extra GB", "gradients differ by"], rows)
+
+
+def _ran(result: Result) -> list[str]:
+    machine, versions = result["machine"], result["versions"]
+    changed = ", with changes to the library" if result["library_modified"] else ""
+    lines = ["### What ran", ""]
+    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}{changed}", f"- date: {result['date']}"]
+    lines += [f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used, load {machine['load_before']:.1f} before"]
+    lines += [f"- versions, {side}: {', '.join(f'{k} {v}' for k, v in found.items())}" for side, found in versions.items()]
+    if result["quick"]:
+        lines += ["- **tiny sizes (`--quick`): these numbers mean nothing**"]
+    return [*lines, ""]
+
+
+def draw_cases(cases: dict[str, Result], path: Path) -> None:
+    """Stacked phases of each side in each case, and peak memory."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(cases), 5.6), layout="constrained")
+    axes = figure.subplots(2, len(cases), squeeze=False)
+    for column, case in enumerate(cases.values()):
+        upper, lower = axes[0][column], axes[1][column]
+        names = list(case["sides"])
+        for place, side in enumerate(names):
+            found, colour = case["sides"][side], COLOURS[side]
+            rollout, update = found["rollout"]["median"], found["update"]["median"]
+            upper.bar(place, update, color=colour)
+            upper.bar(place, rollout, bottom=update, color=colour, alpha=0.45)
+            upper.plot([place, place], [found["cpu"]["min"], found["cpu"]["max"]], color="black", linewidth=1.5)
+            lower.bar(place, found["peak_mb"], color=colour)
+            lower.bar(place, found["base_mb"], color="white", alpha=0.6)
+        upper.set_title(case["title"].replace(", ", ",\n"), fontsize=9)
+        for axis in (upper, lower):
+            axis.set_xticks(range(len(names)), [{"ours": "unipg", "trl": "TRL", "plain": "plain loop"}[n] for n in names], fontsize=8)
+            axis.tick_params(axis="y", labelsize=8)
+    axes[0][0].set_ylabel("CPU-seconds\n(dark: update, light: generation)", fontsize=8)
+    axes[1][0].set_ylabel("peak memory, MB\n(light: before the first step)", fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def draw_layouts(found: list[Result], path: Path) -> None:
+    """Each layout's time beside padded, for each shape."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.0, 0.75 * len(found) + 1.2), layout="constrained")
+    axis = figure.subplots()
+    colours = {"padded": "#999999", "packed": "#56B4E9", "shared": "#009E73"}
+    for place, shape in enumerate(found):
+        padded = shape["ways"]["padded"]["median"]
+        for number, (way, colour) in enumerate(colours.items()):
+            if way in shape["ways"]:
+                value, y = shape["ways"][way]["median"] / padded, place + 0.26 * (number - 1)
+                axis.barh(y, value, height=0.24, color=colour, label=way if place == 0 else None)
+                if way == shape["chosen"]:
+                    axis.plot(value + 0.02, y, "k*", markersize=8, label="chosen" if place == 0 else None)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(found)), [s["title"] for s in found], fontsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel("CPU-seconds of forward and backward, padded = 1", fontsize=8)
+    axis.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- page
+
+
+def page(found_language: Result | None, found_control: Result | None, images: Path) -> str:
+    """The whole page; a half that was not measured is said to be missing."""
+    lines = [INTRODUCTION]
+    if found_language is None:
+        lines += ["## Language: one GRPO step", "", "Not measured yet: run `make bench`.", ""]
+    else:
+        lines += language(found_language, images)
+    lines += ["## Control", ""]
+    lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
+    return "\n".join([*lines, RUNNING])
+
+
+def control(result: Result, images: Path) -> list[str]:
+    """The control half."""
+    sides = {name: result[name] for name in ("ours", "stable_baselines3") if name in result}
+    titles = {"ours": "unipg", "stable_baselines3": "Stable-Baselines3"}
+    setting = result["setting"]
+    lines = [
+        f"PPO on CartPole-v1: {setting['environments']} environments, {setting['window']} steps each before {setting['epochs']} epochs "
+        f"over {setting['minibatches']} minibatches, {setting['steps']:,} steps, {setting['seeds']} seeds, separate networks of two "
+        "64-unit layers on both sides. The gradient of a minibatch differs from that of a plain PPO loss by "
+        f"{result['gradient_difference']:.0e} of its largest entry.",
+        "",
+    ]
+    rows = []
+    for name, side in sides.items():
+        speed = side["steps_per_cpu_second"]
+        returns = [f"{r['value']:.0f} ({r['low']:.0f} – {r['high']:.0f})" for r in (side["mean_return"], side["final_return"])]
+        cells = f"{speed['median']:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})", f"{side['steps_per_wall_second']:,.0f}"
+        rows.append([titles[name], *cells, *returns])
+    lines += table(["", "steps per CPU-second", "steps per wall second", "return over the run", "return at its end"], rows)
+    if "comparison" in result:
+        ratio, overlap = result["comparison"]["ratio"], result["comparison"]["returns_overlap"]
+        said = "reached" if result["comparison"]["reached"] else f"**not reached**, {1 - ratio['median'] / ratio['target']:.0%} short"
+        lines += [
+            f"Steps per CPU-second beside Stable-Baselines3's: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
+            f"returns over seeds overlap: over the run {_yes(overlap['mean_return'])}, at its end {_yes(overlap['final_return'])}.",
+            "",
+        ]
+    draw_control({titles[name]: side for name, side in sides.items()}, images / "speed-control.png")
+    lines += ["![steps per CPU-second and learning curves](images/speed-control.png)", ""]
+    machine = result["machine"]
+    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    lines += [f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
+    lines += [f"- versions, {titles[n]}: {', '.join(f'{k} {v}' for k, v in side['versions'].items())}" for n, side in sides.items()]
+    return [*lines, ""]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def draw_control(sides: dict[str, Result], path: Path) -> None:
+    """Speed, and learning curves with intervals over seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.0, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for place, (title, side) in enumerate(sides.items()):
+        colour, speed = list(COLOURS.values())[place], side["steps_per_cpu_second"]
+        left.bar(place, speed["median"], color=colour)
+        left.plot([place, place], [speed["min"], speed["max"]], color="black", linewidth=1.5)
+        steps = sorted(side["curve"], key=int)
+        middle, low, high = ([side["curve"][s][name] for s in steps] for name in ("value", "low", "high"))
+        right.plot([int(s) for s in steps], middle, color=colour, label=title)
+        right.fill_between([int(s) for s in steps], low, high, color=colour, alpha=0.2)
+    left.set_xticks(range(len(sides)), list(sides))
+    left.set_ylabel("steps per CPU-second")
+    right.set(xlabel="steps", ylabel="return, interquartile mean over seeds")
+    right.legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def read(path: Path) -> Result | None:
+    if not path.is_file():
+        return None
+    found: Result = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks/speed/page.py", description=__doc__)
+    parser.add_argument("--language", type=Path, default=RESULTS / "speed-language.json")
+    parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
+    chosen = parser.parse_args(arguments)
+    chosen.docs.mkdir(parents=True, exist_ok=True)
+    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images")
+    target = chosen.docs / "speed.md"
+    target.write_text(text, encoding="utf-8")
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

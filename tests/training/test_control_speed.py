@@ -1,0 +1,48 @@
+"""The benchmark against Stable-Baselines3: its equality proof, and how it draws learning curves; speed itself is not a test."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("gymnasium")
+
+
+@pytest.fixture(scope="module")
+def control() -> ModuleType:
+    path = Path(__file__).parents[2] / "benchmarks" / "speed" / "control.py"
+    spec = importlib.util.spec_from_file_location("speed_control", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("vectorized", [None, False])
+def test_the_gradient_of_a_minibatch_is_that_of_the_textbook_loss(control, vectorized) -> None:
+    assert control.proof(vectorized) <= control.EQUAL
+
+
+def test_a_curve_is_the_mean_return_of_the_episodes_that_ended_in_each_stretch(control) -> None:
+    ended = [(100, 10.0, 1.0), (control.POINT, 40.0, 2.0), (control.POINT + 1, 5.0, 1.0)]
+    assert control.curve(ended) == {str(control.POINT): 30.0, str(2 * control.POINT): 5.0}
+
+
+def test_runs_are_compared_pair_by_pair(control) -> None:
+    def run(cpu: float, value: float) -> dict:
+        return {"steps": 100, "cpu": cpu, "wall": cpu, "curve": {"4096": value}, "versions": {}}
+
+    found = control.compared([run(1, 10), run(2, 12), run(1, 11)], [run(3, 11), run(4, 10), run(5, 12)])
+    assert found["ratio"]["median"] == 3
+    assert found["reached"]
+    assert found["returns_overlap"] == {"mean_return": True, "final_return": True}
+    apart = control.compared([run(1, 10), run(1, 12)], [run(1, 100), run(1, 120)])
+    assert not apart["reached"]
+    assert not any(apart["returns_overlap"].values())
+
+
+def test_a_missing_peer_is_said_and_left_out(control, capsys) -> None:
+    assert control.peers_python("/nowhere/python") is None
+    assert "Stable-Baselines3 is left out" in capsys.readouterr().out
