@@ -451,7 +451,7 @@ def peers_python(given: str | None) -> str | None:
     return python
 
 
-CASES = ("uniform", "skewed", "dead", "generation", "layouts", "skipping", "projection")
+CASES = ("uniform", "brief", "skewed", "dead", "generation", "layouts", "skipping", "projection")
 
 
 def main(arguments: Sequence[str]) -> int:
