@@ -55,7 +55,7 @@ def works(quick: bool) -> dict[str, Work]:
             "The same with prompts of 8 tokens",
             "Generation and update. There is next to no prompt to share and no padding to leave out: what is left is generation.",
             prompt_tokens=8,
-            targets={"time": 1.5},
+            targets={"time": 1.5, "memory": 0.5},
         ),
         Work(
             "skewed",
