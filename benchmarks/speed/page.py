@@ -28,6 +28,9 @@ LIMITS = {
     "do at the speed of the same matrix products, and forward and backward over completions that are all of one length. Only the prompts "
     "are saved.",
     ("uniform", "memory"): LOADED,
+    ("brief", "time"): "Nearly all of it is decoding one token of each row at a time and the matrix products of the update, the same for "
+    "every side; there is no prompt to share.",
+    ("brief", "memory"): LOADED,
     ("skewed", "time"): "Decoding takes as many steps as the longest row has tokens, whatever the sides do about the others.",
     ("skewed", "memory"): LOADED,
     ("dead", "time"): "Where little is left to compute, what a step costs at any size counts: planning, the optimiser, the shared prompts.",
