@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from unipg.errors import InputError
 from unipg.estimator.parts import Part
 from unipg.estimator.projection import CHUNK_ELEMENTS, project
-from unipg.shapes import Float, Int
+from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -58,11 +58,12 @@ def read_off(
     mask = batch.mask
     positions = Positions(logits[mask], action[mask], batch.require("position_key", "a reading")[mask])
     found = {reading: reading(positions) for reading in readings}
+    return {reading: {name: placed(values, mask) for name, values in named.items()} for reading, named in found.items()}
 
-    def place(values: Tensor) -> Tensor:
-        return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
-    return {reading: {name: place(values) for name, values in named.items()} for reading, named in found.items()}
+def placed(values: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
+    """Values of the positions where `mask` is 1, back at their places; 0 elsewhere."""
+    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
 def uniforms(key: Int[Tensor, " N"], count: int, first: int = 0) -> Float[Tensor, "N K"]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import Positions, Reading, categorical_log_prob, check_temperature, token_log_prob
+from unipg.estimator.likelihoods import Positions, Reading, categorical_log_prob, check_temperature, placed, token_log_prob
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.trajectories import Evaluation, Trajectories
@@ -89,10 +89,10 @@ class CausalLanguageModel(Policy):
                 raise InputError("this policy was built without a value head")
             values = self._value_head(hidden.to(torch.float32)).squeeze(-1)
         return Evaluation(
-            _place(log_prob, mask),
-            _place(h, mask) if entropy else None,
-            _place(values, mask) if value else None,
-            {reading: {name: _place(found, mask) for name, found in named.items()} for reading, named in read.items()},
+            placed(log_prob, mask),
+            placed(h, mask) if entropy and h is not None else None,
+            None if values is None else placed(values, mask),
+            {reading: {name: placed(found, mask) for name, found in named.items()} for reading, named in read.items()},
         )
 
     def cost_together(self, batch: Trajectories, unit: Tensor, units: int) -> Tensor:
@@ -144,12 +144,6 @@ class _BaseOfAdapter(CausalLanguageModel):
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         with self.model.disable_adapter():
             return super().evaluate(batch, entropy=entropy, value=value, readings=readings)
-
-
-def _place(values: Tensor | None, mask: Tensor) -> Tensor:
-    """[N] values of the chosen positions, back at their places in [B,T]."""
-    assert values is not None
-    return torch.zeros(mask.shape, dtype=values.dtype, device=mask.device).masked_scatter(mask, values)
 
 
 def _hidden_size(model: Any) -> int:
