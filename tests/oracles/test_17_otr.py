@@ -173,7 +173,7 @@ def test_draws_in_blocks_and_logits_in_chunks_change_nothing(monkeypatch: pytest
     found = []
     for most in (1 << 24, 12, 1):  # all at once; 3 positions and 4 draws at a time; one by one
         monkeypatch.setattr(likelihoods, "CHUNK_ELEMENTS", most)
-        read = token_log_prob(hidden, weight, token, readings=(reading,), key=key)[2][reading]
+        read = token_log_prob(hidden, weight, token, readings=(reading,), planned={"position_key": key})[2][reading]
         (slope,) = torch.autograd.grad(read["miss_log_prob"].sum(), hidden)
         found.append((read["hit"], read["miss_log_prob"].detach(), slope))
     for other in found[1:]:

@@ -38,9 +38,9 @@ def tracked(values: dict) -> Planning:
     return Planning(memory={TRACKER: {key: {"value": v, "count": n, "visits": 1} for key, (v, n) in values.items()}})
 
 
-def still(batch: Trajectories) -> torch.Tensor:
+def still(batch: Trajectories) -> Evaluation:
     """A policy that never moves."""
-    return torch.full(batch.mask.shape, -1.0, dtype=torch.float64)
+    return Evaluation(torch.full(batch.mask.shape, -1.0, dtype=torch.float64))
 
 
 def advantages(spo: SPO, batch: Trajectories, planning: Planning) -> torch.Tensor:
@@ -99,9 +99,9 @@ def test_the_distance_is_the_mean_absolute_log_ratio_of_the_stored_response() ->
     assert before[3]["action"].tolist() == [0, 0, 0]
     assert before[8]["action"].tolist() == [1, 1, 1, 1]
 
-    def moved(batch: Trajectories) -> torch.Tensor:
+    def moved(batch: Trajectories) -> Evaluation:
         shift = torch.tensor([0.0, 0.01, -0.004, 9.0, 9.0], dtype=torch.float64)[: batch.mask.shape[1]]
-        return still(batch) + shift
+        return Evaluation(still(batch).log_prob + shift)
 
     told = spo.learn(batch_of([0.0, 0.0], [3, 9], [4, 1]), planning, moved)
     rho = 2 ** (-0.007 / 0.06)
@@ -257,7 +257,7 @@ def test_6_workers_apply_all_updates_in_order_of_ranks(forgetting) -> None:
 
     def fresh() -> Planning:
         planning = Planning()
-        SPO().learn(batch_of([1.0, 1.0], [4, 6]), planning, lambda rows: still(rows) - 0.01)
+        SPO().learn(batch_of([1.0, 1.0], [4, 6]), planning, lambda rows: Evaluation(still(rows).log_prob - 0.01))
         return planning
 
     alone = fresh()

@@ -6,18 +6,23 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
-
-from torch import Tensor
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
+from unipg.estimator.likelihoods import Reading
 from unipg.estimator.penalties import KLEstimator
 from unipg.rollouts.base import Completions
 from unipg.samplers import Sampler, UniformSampler
-from unipg.trajectories import Source, Trajectories
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+
+class Evaluate(Protocol):
+    """Any rows under the policy as it is now, without gradient: `evaluate(rows).log_prob` is [B,T], and `readings` are read off."""
+
+    def __call__(self, batch: Trajectories, *, readings: Sequence[Reading] = ()) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -116,11 +121,15 @@ class Algorithm:
         """Whether the proposal becomes the current policy before the next batch is collected; asked after each prepared batch."""
         return False
 
-    def learn(self, batch: Trajectories, planning: Planning, evaluate: Callable[[Trajectories], Tensor]) -> dict[str, float]:
-        """What it learns after the updates of an iteration, kept in `planning.memory`; returns metrics.
+    def select(self, batch: Trajectories, planning: Planning, evaluate: Evaluate) -> Trajectories:
+        """The batch of one optimiser step, with what the current policy has a say in planned: which tokens may move it.
 
-        `evaluate(rows)`: [B,T] log-probabilities of any rows under the policy as it is now.
+        `evaluate`: see `Evaluate`. The result has the rows of `batch`, in their order.
         """
+        return batch
+
+    def learn(self, batch: Trajectories, planning: Planning, evaluate: Evaluate) -> dict[str, float]:
+        """What it learns after the updates of an iteration, kept in `planning.memory`; returns metrics. `evaluate`: see `Evaluate`."""
         return {}
 
     def build_sampler(self, size: int, seed: int) -> Sampler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.algorithms.base import Algorithm, Evaluate, Setting, register, setting
 from unipg.errors import InputError
 from unipg.estimator import OldPolicy, Planning, PolicyGradient, RatioClip, TokenMean
 from unipg.estimator.baselines import RowsWhitened
@@ -137,7 +137,7 @@ class SPO(Algorithm):
 
     # ------------------------------------------------------------------------------------------------ after the updates
 
-    def learn(self, batch: Trajectories, planning: Planning, evaluate: Callable[[Trajectories], Tensor]) -> dict[str, float]:
+    def learn(self, batch: Trajectories, planning: Planning, evaluate: Evaluate) -> dict[str, float]:
         if batch.observation is not None:
             raise InputError("SPO tracks prompts, and this batch has observations; accepted: language tasks")
         table = dict(planning.memory.get(TRACKER, {}))
@@ -223,15 +223,15 @@ def _live(batch: Trajectories) -> Tensor:
     return batch.rows_from(Source.ROLLOUT) & batch.mask.any(1)
 
 
-def _responses(batch: Trajectories, evaluate: Callable[[Trajectories], Tensor]) -> list[dict[str, Tensor]]:
+def _responses(batch: Trajectories, evaluate: Evaluate) -> list[dict[str, Tensor]]:
     """What is kept of each row until its prompt is visited again: tokens, which are the policy's, and log-probabilities now."""
     assert batch.present is not None
-    log_prob, ends = evaluate(batch), batch.present.sum(1).tolist()
+    log_prob, ends = evaluate(batch).log_prob, batch.present.sum(1).tolist()
     fields = {"action": batch.action, "mask": batch.mask, "log_prob": log_prob}
     return [{name: tensor[row, :end].cpu().clone() for name, tensor in fields.items()} for row, end in enumerate(ends)]
 
 
-def _distances(entries: Sequence[Mapping[str, Tensor]], device: torch.device, evaluate: Callable[[Trajectories], Tensor]) -> list[float]:
+def _distances(entries: Sequence[Mapping[str, Tensor]], device: torch.device, evaluate: Evaluate) -> list[float]:
     """D of each kept response: mean over its tokens of |log pi then − log pi now|."""
     if not entries:
         return []
@@ -242,6 +242,6 @@ def _distances(entries: Sequence[Mapping[str, Tensor]], device: torch.device, ev
     ends = torch.tensor([len(entry["mask"]) for entry in entries], device=device)
     mask, log_prob = padded("mask"), padded("log_prob")
     present = torch.arange(mask.shape[1], device=device) < ends.unsqueeze(1)
-    now = evaluate(Trajectories(action=padded("action"), mask=mask, present=present))
+    now = evaluate(Trajectories(action=padded("action"), mask=mask, present=present)).log_prob
     gap = torch.where(mask, (log_prob - now).abs().double(), 0)
     return (gap.sum(1) / mask.sum(1)).tolist()

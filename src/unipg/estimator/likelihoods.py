@@ -8,8 +8,9 @@ the vocabulary in chunks) is their business and nobody else's.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from unipg.estimator.parts import Part
 from unipg.estimator.projection import CHUNK_ELEMENTS, project
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Trajectories
+
+POSITION_KEY = "position_key"
+"""The planned tensor from which readings draw."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Positions:
     """The last hidden state that the logits were projected from, where there is one."""
     weight: Float[Tensor, "V H"] | None = None
     """The projection."""
+    planned: Mapping[str, Tensor] = field(default_factory=dict)
+    """`[N]` each: the planned tensors that the readings want, by name."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,9 @@ class Reading(Part):
 
     The logits never exist for all positions at once: a reading sees them chunk by chunk, and must look at each position by itself.
     """
+
+    wants: ClassVar[tuple[str, ...]] = ()
+    """Names of planned `[B,T]` tensors that it sees beside the logits."""
 
     def __call__(self, at: Positions) -> dict[str, Float[Tensor, " N"]]:
         raise NotImplementedError(type(self).__name__)
@@ -56,9 +65,16 @@ def read_off(
     if not readings:
         return {}
     mask = batch.mask
-    positions = Positions(logits[mask], action[mask], batch.require("position_key", "a reading")[mask])
+    planned = wanted(batch, readings)
+    positions = Positions(logits[mask], action[mask], planned[POSITION_KEY], planned=planned)
     found = {reading: reading(positions) for reading in readings}
     return {reading: {name: placed(values, mask) for name, values in named.items()} for reading, named in found.items()}
+
+
+def wanted(batch: Trajectories, readings: Sequence[Reading]) -> dict[str, Tensor]:
+    """[N] each, where the policy acted: the positions' keys, and the planned tensors that `readings` want; nothing without readings."""
+    names = dict.fromkeys([POSITION_KEY, *(name for reading in readings for name in reading.wants)] if readings else [])
+    return {name: batch.require(name, "a reading")[batch.mask] for name in names}
 
 
 def placed(values: Float[Tensor, " N"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B T"]:
@@ -192,29 +208,30 @@ def token_log_prob(
     temperature: float = 1.0,
     entropy: bool = False,
     readings: Sequence[Reading] = (),
-    key: Int[Tensor, " N"] | None = None,
+    planned: Mapping[str, Tensor] | None = None,
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None, dict[Reading, dict[str, Tensor]]]:
     """log softmax(hidden·weightᵀ / temperature) at `token`, the entropy of that distribution in nats if asked, and `readings` of it.
 
     Without readings by `projection.project`; with them logits are formed for at most `CHUNK_ELEMENTS` entries at a time and again in the
-    backward pass. `[N,V]` never exists where it is large.
+    backward pass. `[N,V]` never exists where it is large. `planned`: what the readings want of each token (`wanted`).
     """
 
     if not readings:
         return *project(hidden, weight, token, bias=bias, temperature=temperature, entropy=entropy), {}
-    keys = torch.zeros_like(token) if key is None else key
+    planned = {POSITION_KEY: torch.zeros_like(token)} if planned is None else planned
 
-    def one(h: Tensor, t: Tensor, k: Tensor) -> tuple[Tensor, Tensor, dict[Reading, dict[str, Tensor]]]:
+    def one(h: Tensor, t: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, dict[Reading, dict[str, Tensor]]]:
         logits = torch.nn.functional.linear(h, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-        positions = Positions(logits, t, k, h, weight)
+        mine = dict(zip(planned, more, strict=True))
+        positions = Positions(logits, t, mine[POSITION_KEY], h, weight, mine)
         return *categorical_log_prob(logits, t, entropy=entropy), {r: r(positions) for r in readings}
 
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])
     if hidden.shape[0] <= rows:
-        log_prob, h, read = one(hidden, token, keys)
+        log_prob, h, read = one(hidden, token, *planned.values())
         return log_prob, h if entropy else None, read
-    pieces = zip(hidden.split(rows), token.split(rows), keys.split(rows), strict=True)
+    pieces = zip(hidden.split(rows), token.split(rows), *(values.split(rows) for values in planned.values()), strict=True)
     chunks = [checkpoint(one, *piece, use_reentrant=False) for piece in pieces]
     read = {r: {name: torch.cat([c[2][r][name] for c in chunks]) for name in chunks[0][2][r]} for r in readings}
     return torch.cat([c[0] for c in chunks]), torch.cat([c[1] for c in chunks]) if entropy else None, read

@@ -25,7 +25,7 @@ from torch import Tensor
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import ROLLOUTS, Advantage, Joint, Planning, furthest
 from unipg.estimator.aggregation import Aggregate, TokenMean
-from unipg.estimator.likelihoods import Likelihood, Reading, Stepwise, position_keys
+from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, position_keys
 from unipg.estimator.masks import Everything, Mask
 from unipg.estimator.parts import Part, Schedule, Weight, weight_at
 from unipg.estimator.references import CurrentPolicy, Reference
@@ -87,7 +87,8 @@ class Term(Part):
 
     `rows`: sources of the rows it takes. `counted`: sources of the rows in its normalisation group, where they are more than those.
     `row_weight`: name of a planned `[B]` tensor of weights (a gate's); a row of weight 0 still counts in the denominator unless
-    `count_weightless` is off. `name`: how it is called in metrics.
+    `count_weightless` is off. `tokens`: name of a planned `[B,T]` bool tensor, the tokens that it takes and counts; default: all of the
+    policy's. `name`: how it is called in metrics.
     """
 
     rows: tuple[Source, ...] = ROLLOUTS
@@ -96,6 +97,7 @@ class Term(Part):
     weight: Weight = 1.0
     row_weight: str | None = None
     count_weightless: bool = True
+    tokens: str | None = None
     name: str = ""
 
     @property
@@ -138,18 +140,24 @@ class Term(Part):
         """[B,T] bool: tokens whose loss provably has no gradient, known before the policy is run."""
         return torch.zeros_like(batch.mask)
 
+    def taken(self, batch: Trajectories) -> Bool[Tensor, "B T"]:
+        """[B,T] bool: the policy's tokens in whichever rows that the term's filter lets through."""
+        if self.tokens is None:
+            return batch.mask
+        return batch.mask & batch.require(self.tokens, f"term '{self.name or type(self).__name__}'")
+
     def touches(self, batch: Trajectories, name: str) -> Tensor:
         """[B,T] bool: tokens of a prepared batch that this term may move, whatever its weight is at the moment."""
         rows = batch.rows_from(*self.rows)
         if self.row_weight is not None:
             rows = rows & (batch.require(self.row_weight, f"term '{name}'") != 0)
-        tokens = batch.mask & rows.unsqueeze(1)
+        tokens = self.taken(batch) & rows.unsqueeze(1)
         return tokens if self.never_silent else tokens & ~self.is_silent(batch, name)
 
     @property
     def normalisation(self) -> tuple[object, ...]:
         """What `shares` depends on beside the batch: terms in which it is equal have the same."""
-        return (type(self).shares, self.rows, self.counted, self.aggregate, self.row_weight, self.count_weightless)
+        return (type(self).shares, self.rows, self.counted, self.aggregate, self.row_weight, self.count_weightless, self.tokens)
 
     def shares(self, batch: Trajectories, planning: Planning) -> Tensor:
         """[B,T] weights of this term's tokens over a whole optimiser step, before its own `weight`."""
@@ -160,13 +168,13 @@ class Term(Part):
         if self.row_weight is not None:
             weight = mine * batch.require(self.row_weight, f"term '{self.name or type(self).__name__}'").double()
             counted = counted if self.count_weightless else counted & (weight != 0)
-        shares = self.aggregate.grouped(batch.mask & counted.unsqueeze(1), batch.group, planning.reduce)
+        shares = self.aggregate.grouped(self.taken(batch) & counted.unsqueeze(1), batch.group, planning.reduce)
         return shares if weight is None else shares * weight.unsqueeze(1)
 
     @property
     def never_silent(self) -> bool:
         """Whether every token of its rows may move the policy, whatever the batch holds."""
-        return self.row_weight is None and type(self).is_silent is Term.is_silent
+        return self.row_weight is None and self.tokens is None and type(self).is_silent is Term.is_silent
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective((self,)) + other
@@ -248,7 +256,7 @@ class PolicyGradient(Term):
             advantage = batch.require(f"{name}/advantage", "PolicyGradient")
             prefix = f"{name}/fact/"
             facts = {key.removeprefix(prefix): value for key, value in batch.planned.items() if key.startswith(prefix)}
-        mine = batch.mask & batch.rows_from(*self.rows).unsqueeze(1)
+        mine = self.taken(batch) & batch.rows_from(*self.rows).unsqueeze(1)
         ratio_field = self.mask.ratio_field
         log_ratio = lp - (log_reference if ratio_field is None else batch.require(ratio_field, type(self.mask).__name__))
         everywhere = bool(mine.all())
@@ -338,7 +346,7 @@ class Objective:
                 shares[same] = term.shares(batch, planning)
             planned[f"{name}/weight"] = weight_at(term.weight, planning.progress) * shares[same]
         if self.readings:
-            planned["position_key"] = position_keys(batch, planning.seed + planning.progress.step)
+            planned[POSITION_KEY] = position_keys(batch, planning.seed + planning.progress.step)
         if now is not None:
             quiet, quiet_now = silence(batch), now.detach().where(batch.mask)
             for name, term in self.named():

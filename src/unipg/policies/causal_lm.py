@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import Positions, Reading, categorical_log_prob, check_temperature, placed, token_log_prob
+from unipg.estimator.likelihoods import (
+    POSITION_KEY,
+    Positions,
+    Reading,
+    categorical_log_prob,
+    check_temperature,
+    placed,
+    token_log_prob,
+    wanted,
+)
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.trajectories import Evaluation, Trajectories
@@ -57,7 +66,7 @@ class CausalLanguageModel(Policy):
         chosen = mask[:, 1:]
         tokens = torch.where(batch.present, tokens, 0) if batch.present is not None else tokens
         target = tokens[:, 1:][chosen]
-        keys = batch.planned["position_key"][mask] if readings else None
+        planned = wanted(batch, readings)
         hidden: Tensor | None = None
         if self._trunk is not None:
             layout = packing.plan(batch.replace(action=tokens), _hidden_size(self.model)) if self._packs else None
@@ -73,14 +82,14 @@ class CausalLanguageModel(Policy):
                 temperature=self.temperature,
                 entropy=entropy,
                 readings=readings,
-                key=keys,
+                planned=planned,
             )
         else:  # a model that does more to its logits than one projection
             out = self.model(input_ids=tokens[:, :-1], use_cache=False, output_hidden_states=value)
             logits = out.logits[chosen]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
             log_prob, h = categorical_log_prob(logits, target, entropy=entropy)
-            positions = Positions(logits, target, torch.zeros_like(target) if keys is None else keys)
+            positions = Positions(logits, target, planned.get(POSITION_KEY, target), planned=planned)
             read = {reading: reading(positions) for reading in readings}
             hidden = out.hidden_states[-1][chosen] if value else None
         values = None

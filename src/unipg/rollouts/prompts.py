@@ -15,7 +15,7 @@ from unipg.policies.reward_model import SequenceScorer
 from unipg.rollouts.anchors import AnchorCache
 from unipg.rollouts.base import Completions, Demand, EvaluationResult, Experience
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
-from unipg.rollouts.generation import sample
+from unipg.rollouts.generation import Completion, sample
 from unipg.rollouts.scoring import RewardSource
 from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.samplers.base import Sampler
@@ -46,6 +46,16 @@ class Given:
     reward: float = 0.0
     number: int = 0
     """Which of the item's completions it is."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A rollout that is not scored yet."""
+
+    item: Item
+    prompt: list[int]
+    group: int
+    completion: Completion
 
 
 class PromptRollouts(Experience):
@@ -140,11 +150,20 @@ class PromptRollouts(Experience):
                 batch_rows=self.sampling.batch_rows,
                 should_stop=demand.should_stop,
             )
-        owners = [i for i in range(len(items)) for _ in range(demand.rollouts)]
-        flat = [c for group in completions for c in group]
+        rows = [
+            Sampled(item, prompt, number, completion)
+            for item, prompt, number, mine in zip(items, prompts, groups, completions, strict=True)
+            for completion in mine
+        ]
+        return self._scored(policy, rows, demand)
+
+    def _scored(self, policy: CausalLanguageModel, rows: list[Sampled], demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+        """The rows of finished rollouts, with what verifiers and features found."""
+        tokenizer = policy.tokenizer
+        flat = [row.completion for row in rows]
         answers = [decode(tokenizer, c) for c in flat]
         seed_everything(demand.seed, "verify", demand.iteration, demand.round, demand.worker)
-        asked = [items[i] for i in owners]
+        asked = [row.item for row in rows]
         components: dict[str, list[float]] = {}
         if self.rewards is None:
             rewards, failures = score(self.task.verifier, answers, asked, self.sampling.verifier_seconds)
@@ -157,19 +176,20 @@ class PromptRollouts(Experience):
             self.failures += missed.count
             features[f"feature/{name}"] = torch.tensor(values, dtype=torch.float32)
         batch = pack(
-            [prompts[i] for i in owners],
+            [row.prompt for row in rows],
             [c.tokens for c in flat],
             [c.ended for c in flat],
+            chosen=[c.chosen for c in flat],
             pad_token=tokenizer.pad_token_id,
-            group=[groups[i] for i in owners],
+            group=[row.group for row in rows],
             source=Source.ROLLOUT,
             reward=rewards,
             behaviour_log_prob=[c.log_probs for c in flat],
             annotations={
-                "prompt": [prompt_text(items[i]) for i in owners],
+                "prompt": [prompt_text(item) for item in asked],
                 "answer": answers,
-                "expected": [items[i].expected for i in owners],
-                "item": [items[i].index for i in owners],
+                "expected": [item.expected for item in asked],
+                "item": [item.index for item in asked],
             },
         )
         lengths = [len(c.tokens) for c in flat]
@@ -330,10 +350,11 @@ def pack(
     group: list[int],
     source: Source,
     reward: list[float],
+    chosen: list[list[bool]] | None = None,
     behaviour_log_prob: list[list[float]] | None = None,
     annotations: dict[str, list[Any]] | None = None,
 ) -> Trajectories:
-    """Token lists as padded `[B,T]` tensors: prompt and answer in one row, mask on the answer."""
+    """Token lists as padded `[B,T]` tensors: prompt and answer in one row, mask on the answer, or on what is `chosen` of it."""
     rows = len(prompts)
     width = max((len(p) + len(a) for p, a in zip(prompts, answers, strict=True)), default=1)
     action = torch.full((rows, width), pad_token)
@@ -344,7 +365,7 @@ def pack(
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         begin, end = len(prompt), len(prompt) + len(answer)
         action[row, :end] = torch.tensor([*prompt, *answer])
-        mask[row, begin:end] = True
+        mask[row, begin:end] = True if chosen is None else torch.tensor(chosen[row], dtype=torch.bool)
         present[row, :end] = True
         if answer:
             (terminated if ended[row] else truncated)[row, end - 1] = True

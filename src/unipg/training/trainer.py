@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, Progress
+from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
@@ -270,26 +271,44 @@ class Trainer:
             check_log_probs(batch.require("anchor_log_prob", "the anchor"), batch, "anchor_log_prob")
         return batch
 
+    def _evaluate_now(self, batch: Trajectories, *, readings: Sequence[Reading] = ()) -> Evaluation:
+        """What algorithms may ask of the current policy; see `algorithms.base.Evaluate`."""
+        return self._evaluate(self.policy, batch, readings=readings)
+
     def _evaluate(
-        self, policy: Policy, batch: Trajectories, rows: Tensor | None = None, value: bool = False, entropy: bool = False
+        self,
+        policy: Policy,
+        batch: Trajectories,
+        rows: Tensor | None = None,
+        value: bool = False,
+        entropy: bool = False,
+        readings: Sequence[Reading] = (),
     ) -> Evaluation:
         """[B,T] under a frozen policy, micro-batch by micro-batch, in evaluation mode; 0 in rows that are left out."""
+        if readings:
+            batch = batch.with_planned(position_key=position_keys(batch, self.seed + self.step))
         chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
         batch, size = batch.select(chosen), batch.mask.shape
-        names = ["log_prob", *(["value"] if value else []), *(["entropy"] if entropy else [])]
-        found: dict[str, Any] = {name: torch.zeros(size, device=batch.mask.device) for name in names}
+        whole = Evaluation(*(torch.zeros(size, device=batch.mask.device) if asked else None for asked in (True, entropy, value)))  # type: ignore[arg-type]
         was_training = policy.module.training
         policy.module.eval()
+
+        def put(all_rows: Tensor | None, piece: Tensor, index: Tensor) -> Tensor:
+            all_rows = torch.zeros(size, dtype=piece.dtype, device=piece.device) if all_rows is None else all_rows.to(piece.dtype)
+            all_rows[chosen[index], : piece.shape[1]] = piece
+            return all_rows
+
         with torch.no_grad():
             for index in policy.cuts(batch, self.training.micro_batch_tokens):
-                piece = batch.select(index).trim()
-                now = policy.evaluate(piece, value=value, entropy=entropy)
-                for name in names:
+                now = policy.evaluate(batch.select(index).trim(), value=value, entropy=entropy, readings=readings)
+                for name in ("log_prob", "entropy", "value"):
                     if (read := getattr(now, name)) is not None:
-                        found[name] = found[name].to(read.dtype)
-                        found[name][chosen[index], : piece.mask.shape[1]] = read
+                        setattr(whole, name, put(getattr(whole, name), read, index))
+                for reading, named in now.read.items():
+                    kept = whole.read.setdefault(reading, {})
+                    kept |= {name: put(kept.get(name), read, index) for name, read in named.items()}
         policy.module.train(was_training)
-        return Evaluation(**found)
+        return whole
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
@@ -349,7 +368,7 @@ class Trainer:
         """One optimiser step on a batch: plan, drop rows that cannot move the policy, cut, accumulate, guard, step."""
         seed_everything(self.seed, "update", self.iteration, self.position, self.workers.rank)
         planning = self.planning()
-        planned = self._planned(batch, planning)
+        planned = self._planned(self.algorithm.select(batch, planning, self._evaluate_now), planning)
         touched = self.objective.touched_rows(planned)
         if not bool(touched.all()):
             planned = planned.select(touched)
@@ -421,7 +440,7 @@ class Trainer:
         assert self.batch is not None
         self.seconds += seconds
         self.row |= self._diagnostics.metrics()
-        self.row |= self.algorithm.learn(self.batch, self.planning(), lambda rows: self._evaluate(self.policy, rows).log_prob)
+        self.row |= self.algorithm.learn(self.batch, self.planning(), self._evaluate_now)
         skipped = {f"steps/skipped_{why}": count for why, count in self.skipped.items() if count}
         row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
         if self.tracker:
