@@ -21,3 +21,12 @@ def nearest(name: str, accepted: Iterable[str]) -> str:
 def missing_package(package: str, extra: str, what: str) -> InputError:
     """The error for an optional dependency that is not installed."""
     return InputError(f"{what} needs the package '{package}'; install it with: pip install 'unipg[{extra}]'")
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: what it says`, in one short line; whatever the error's own text does."""
+    try:
+        text = " ".join(str(error).split())[:200]
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -6,14 +6,11 @@ ever needed, since grad D_f(pi || p) = E_pi[f'(pi / p) grad log pi], and a const
 
 from __future__ import annotations
 
-import importlib
 import math
-import os
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +18,7 @@ from torch import Tensor
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import Advantage, Planning, spread
 from unipg.estimator.parts import Part
+from unipg.loading import callable_named
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -87,11 +85,10 @@ def divergence_named(spec: str) -> Divergence:
     family = _ALPHA.fullmatch(spec)
     if family:
         return alpha(float(family[1]))
-    module, colon, name = spec.partition(":")
-    if not colon:
+    if ":" not in spec:
         accepted = [*DIVERGENCES, "alpha(0.5)", "package.module:function"]
         raise InputError(f"divergence '{spec}' does not exist; {nearest(spec, accepted)}")
-    slope = _function(module, name, spec)
+    slope = callable_named(spec, "divergence")
     probe = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
     try:
         shape = slope(probe).shape
@@ -100,20 +97,6 @@ def divergence_named(spec: str) -> Divergence:
     if shape != probe.shape:
         raise InputError(f"divergence '{spec}' turns a tensor {list(probe.shape)} into {list(shape)}; f' must keep the shape of log t")
     return Divergence(spec, slope)
-
-
-def _function(module: str, name: str, spec: str) -> Callable[[Tensor], Tensor]:
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a console script does not search the current folder; last, so that it shadows nothing
-    try:
-        found: Any = importlib.import_module(module)
-    except Exception as error:
-        raise InputError(f"divergence '{spec}': importing '{module}' failed: {type(error).__name__}: {error}") from error
-    if not callable(getattr(found, name, None)):
-        public = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
-        raise InputError(f"divergence '{spec}': '{module}' has no function '{name}'; {nearest(name, public)}")
-    function: Callable[[Tensor], Tensor] = getattr(found, name)
-    return function
 
 
 @dataclass(frozen=True)

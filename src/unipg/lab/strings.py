@@ -130,6 +130,7 @@ class StringProblem:
             group=torch.tensor(group, dtype=torch.long),
             source=None if source is None else torch.tensor([int(s) for s in source]),
             reward=torch.tensor([self.reward(p, a) for p, a in rows], dtype=torch.float64),
+            annotations={"stratum": [len(answer) for _, answer in rows]},
         )
 
     def probabilities(self, policy: Policy, prompt: int) -> Tensor:

@@ -91,6 +91,7 @@ class Case:
             source=torch.tensor([int(r.source) for r in self.rows], dtype=torch.long),
             reward=torch.tensor([r.reward for r in self.rows], dtype=torch.float64),
             terminated=mask & (steps == torch.where(mask, steps, -1).amax(1, keepdim=True)),
+            annotations={"stratum": [int(row.reward) ^ len(row.turns) % 2 for row in self.rows]},
         )
         with torch.no_grad():
             log_prob = self.policy().evaluate(batch).log_prob

@@ -289,8 +289,8 @@ def emptiness(algorithm: Algorithm, case: Case) -> None:
 
 
 def _with_gates(objective: Objective, batch: Trajectories) -> Trajectories:
-    """Gate weights of 1 for a batch that the algorithm itself would refuse to prepare."""
-    names = {t.row_weight for t in objective.terms if t.row_weight}
+    """Gate weights, and whatever else the algorithm plans, of 1 for a batch that it would itself refuse to prepare."""
+    names = {t.row_weight for t in objective.terms if t.row_weight} | (objective.reads - set(batch.tensor_fields()))
     return batch.replace(planned={name: torch.ones(len(batch), dtype=torch.float64) for name in names})
 
 

@@ -15,8 +15,10 @@ from unipg.errors import InputError
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """AdamW, its learning rate over time, and what guards a step."""
+    """The optimiser, its learning rate over time, and what guards a step."""
 
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -44,6 +46,8 @@ class OptimizerRecipe:
         trained = [p for p in parameters if p.requires_grad]
         if not trained:
             raise InputError("nothing to train: no parameter of the policy requires a gradient")
+        if self.kind == "sgd":
+            return torch.optim.SGD(trained, lr=self.learning_rate, weight_decay=self.weight_decay)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
         return torch.optim.AdamW(
             trained, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused
