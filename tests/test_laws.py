@@ -23,8 +23,9 @@ def test_law(name: str, law: str) -> None:
 @pytest.mark.parametrize("name", registered())
 def test_the_laws_run_on_a_gradient_that_is_not_zero(name: str) -> None:
     algorithm = registered()[name]()
-    objective, ready = checks.prepared(algorithm, random_batch(algorithm))
-    assert checks.gradient(objective, BigramPolicy(VOCABULARY), ready).norm() > 1e-3
+    policy = BigramPolicy(VOCABULARY)
+    objective, ready = checks.prepared(algorithm, random_batch(algorithm), policy=policy)
+    assert checks.gradient(objective, policy, ready).norm() > 1e-3
 
 
 @pytest.mark.parametrize(

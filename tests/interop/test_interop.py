@@ -8,12 +8,19 @@ import torch
 
 from unipg import Evaluation, InputError, Planning, Source
 from unipg.algorithms import Setting, registered
+from unipg.algorithms.base import Algorithm
 from unipg.interop import advantage_function, loss_function, per_token_function, prime_rl, slime
 from unipg.lab import BigramPolicy
 from unipg.laws.cases import VOCABULARY, random_batch
 
 
-@pytest.mark.parametrize("name", [name for name, kind in registered().items() if not kind().terms(Setting()).readings])
+def exportable(kind) -> bool:
+    """Whether log-probabilities are all that its loss asks of the policy."""
+    terms = kind().terms(Setting())
+    return not terms.readings and (kind.select is Algorithm.select or not any(term.tokens for term in terms.terms))
+
+
+@pytest.mark.parametrize("name", [name for name, kind in registered().items() if exportable(kind)])
 def test_the_loss_function_has_the_objectives_gradient(name) -> None:
     algorithm = registered()[name]()
     batch = random_batch(algorithm, 3)
@@ -68,6 +75,8 @@ def test_what_cannot_be_exported_says_so() -> None:
         advantage_function(registered()["srft"]())
     with pytest.raises(InputError, match="reads whole next-token distributions"):
         loss_function(registered()["otr"](), 6)
+    with pytest.raises(InputError, match="selects tokens by asking the policy"):
+        loss_function(registered()["capo"](), 6)
     with pytest.raises(InputError, match="no policy gradient on rollouts"):
         per_token_function(registered()["sft"]())
 

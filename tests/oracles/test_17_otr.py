@@ -13,7 +13,7 @@ from unipg.algorithms.base import Algorithm
 from unipg.estimator import Objective, Positions, Progress, likelihoods
 from unipg.estimator.likelihoods import OneTokenRollout, categorical_log_prob, read_off, token_log_prob, uniforms
 from unipg.lab import BigramPolicy
-from unipg.policies.actor_critic import ActorCritic, DiscreteActions
+from unipg.policies.actor_critic import ActorCritic, BoxActions
 
 LOGITS = (1.0, 0.5, -0.5, 0.0)
 GIVEN = 1
@@ -316,11 +316,11 @@ def test_a_token_outside_the_vocabulary(token: int) -> None:
         read(list(LOGITS), token)
 
 
-def test_a_controller_has_no_next_token_distribution() -> None:
+def test_a_controller_with_real_actions_has_no_next_token_distribution() -> None:
     batch = demonstrations().replace(observation=torch.zeros(1, 2, 3))
     objective = algorithm("otr").terms(Setting())
-    with pytest.raises(InputError, match="OneTokenRollout reads next-token distributions, which a controller does not have"):
-        ActorCritic((3,), DiscreteActions(4)).evaluate(batch, readings=objective.readings)
+    with pytest.raises(InputError, match="OneTokenRollout reads distributions over actions that can be counted"):
+        ActorCritic((3,), BoxActions((2,), (-1.0, -1.0), (1.0, 1.0))).evaluate(batch, readings=objective.readings)
     with pytest.raises(InputError, match="OneTokenRollout must be read off the policy's logits"):
         objective(Evaluation(torch.zeros(1, 2)), batch)
 

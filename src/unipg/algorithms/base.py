@@ -108,6 +108,11 @@ class Algorithm:
         """How often the loop may sample to fill a batch when `keep` drops groups."""
         return 1
 
+    @property
+    def window(self) -> int | None:
+        """Most new tokens of a response in one collection; unfinished ones go on in the next. None: every response is finished."""
+        return None
+
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         """Whole-batch work before advantages: gates, reward shaping, selection."""
         return batch

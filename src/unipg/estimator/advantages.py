@@ -9,14 +9,14 @@ the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError
+from unipg.errors import InputError, nearest
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.parts import Part, Progress, Reduce, Weight, alone, weight_at
 from unipg.shapes import Bool, Float, Int
@@ -28,6 +28,7 @@ PREFERENCES = (Source.PREFERENCE,)
 UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
 
 
+Bootstrap = Literal["given", "copied"]
 Joint = Literal["row", "group", "batch"]
 REACH: tuple[Joint, ...] = ("row", "group", "batch")
 
@@ -51,6 +52,8 @@ class Planning:
     """Every worker's value, in the order of ranks: for order statistics, and for what all must remember. All workers must call it."""
     rank: int = 0
     """This worker's place in that order."""
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the run's optimiser by name (`kind`, `betas`, `eps` …); empty where no loop says."""
     memo: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
     """Results shared by terms that plan the same batch (a recursion is run once for the advantage and its value target)."""
 
@@ -221,7 +224,8 @@ class GroupStandardized(GroupAdvantage):
         stats = group_statistics(reward, group, counted)
         several = stats.count > 1
         std = (stats.squares / (stats.count - int(self.unbiased)).clamp_min(1)).sqrt()
-        return torch.where(several, (reward - stats.mean) / (std + self.eps), reward)
+        scaled = torch.where(std > 0, (reward - stats.mean) / (std + self.eps), 0)  # also with eps 0
+        return torch.where(several, scaled, reward)
 
 
 @dataclass(frozen=True)
@@ -302,13 +306,16 @@ def generalized_advantage(
     terminated: Bool[Tensor, "B T"] | None = None,
     truncated: Bool[Tensor, "B T"] | None = None,
     bootstrap_value: Float[Tensor, "B T"] | None = None,
+    bootstrap: Bootstrap = "given",
 ) -> Float[Tensor, "B T"]:
     """Generalised advantage estimation over each row's policy steps (environment tokens between them are skipped).
 
         delta_t = r_t + gamma · V_{t+1} − V_t,     A_t = delta_t + gamma · lam · A_{t+1}
 
     After a terminated step V_{t+1} = 0; after a truncated step, and at the end of the window, V_{t+1} = `bootstrap_value` (0 if not
-    given); in all three A_{t+1} = 0. Source: Schulman et al. 2016, arXiv 1506.02438.
+    given); in all three A_{t+1} = 0. With `bootstrap` "copied", V_{t+1} = V_t at the end of a window that goes on elsewhere: where neither
+    `terminated` nor `truncated` says that it ended; without both, every row is taken to be whole.
+    Source: Schulman et al. 2016, arXiv 1506.02438; copied: arXiv 2506.15050 (EGAE).
     """
     order = policy_steps_first(mask)
     zero = torch.zeros_like(value)
@@ -319,7 +326,10 @@ def generalized_advantage(
 
     r, v, boot = ordered(reward, zero), ordered(value, zero), ordered(bootstrap_value, zero)
     end, cut, live = ordered(terminated, no), ordered(truncated, no), mask.gather(1, order)
-    following = torch.cat([live[:, 1:], no[:, :1]], 1) & ~end & ~cut
+    last = live & ~torch.cat([live[:, 1:], no[:, :1]], 1)
+    if bootstrap == "copied" and not (terminated is None and truncated is None):
+        boot = torch.where(last & ~cut, v, boot)
+    following = live & ~last & ~end & ~cut
     next_value = torch.where(following, torch.cat([v[:, 1:], zero[:, :1]], 1), torch.where(end, zero, boot))
     delta = torch.where(live, r + gamma * next_value - v, 0)
     decay = following.to(delta.dtype) * (gamma * lam)
@@ -339,27 +349,47 @@ def discounted_sums(term: Float[Tensor, "B T"], decay: Float[Tensor, "B T"]) -> 
     return total
 
 
+def settled(batch: Trajectories) -> Bool[Tensor, "B T"]:
+    """[B,T] bool: policy steps whose trajectory ends in the same row, at or after them; all where the batch says nothing of ends."""
+    if batch.terminated is None and batch.truncated is None:
+        return batch.mask
+    ends = torch.zeros_like(batch.mask)
+    for flag in (batch.terminated, batch.truncated):
+        ends = ends if flag is None else ends | (flag & batch.mask)
+    return batch.mask & (ends.flip(1).cumsum(1).flip(1) > 0)
+
+
 @dataclass(frozen=True)
 class GAE(Advantage):
     """Generalised advantage estimation against the critic's values; see `generalized_advantage`.
 
-    `normalize`: whiten over all policy tokens of the batch. The value target is Â (before whitening) + V.
+    `normalize`: whiten over all policy tokens of the batch, or over those that the planned [B,T] bool tensor `tokens` names. `bootstrap`:
+    what stands for the value after a window that goes on elsewhere: `bootstrap_value`, or the last value copied. The value target is Â
+    (before whitening) + V.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    minor: ClassVar[frozenset[str]] = frozenset({"bootstrap"})
     gamma: float = 1.0
     lam: float = 0.95
     normalize: bool = True
+    bootstrap: Bootstrap = "given"
+    tokens: str | None = None
 
     def __post_init__(self) -> None:
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(f"GAE(gamma={self.gamma}, lam={self.lam}); accepted: both in [0, 1]")
+        if self.bootstrap not in get_args(Bootstrap):
+            raise InputError(f"GAE.bootstrap '{self.bootstrap}' does not exist; {nearest(str(self.bootstrap), get_args(Bootstrap))}")
 
     def raw(self, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
         """[B,T] without whitening."""
-        key = ("gae", self.gamma, self.lam)
+        key = ("gae", self.gamma, self.lam, self.bootstrap)
         if key not in planning.memo:
             value = batch.require("value", "GAE")
+            if bool((bad := batch.mask & ~torch.isfinite(value)).any()):
+                row, step = (int(i) for i in bad.nonzero()[0])
+                raise InputError(f"value is {float(value[row, step])} at row {row}, position {step}; accepted: finite numbers")
             planning.memo[key] = generalized_advantage(
                 rewards_per_step(batch).to(value.dtype),
                 value,
@@ -369,13 +399,17 @@ class GAE(Advantage):
                 terminated=batch.terminated,
                 truncated=batch.truncated,
                 bootstrap_value=batch.bootstrap_value,
+                bootstrap=self.bootstrap,
             )
         return planning.memo[key]
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
         planning = planning or Planning()
         advantage = self.raw(batch, planning)
-        return whiten(advantage, batch.mask, planning.reduce) if self.normalize else advantage
+        if not self.normalize:
+            return advantage
+        counted = batch.mask if self.tokens is None else batch.mask & batch.require(self.tokens, "GAE")
+        return whiten(advantage, counted, planning.reduce)
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ class Positions:
     """The projection."""
     planned: Mapping[str, Tensor] = field(default_factory=dict)
     """`[N]` each: the planned tensors that the readings want, by name."""
+    temperature: float = 1.0
+    """What the logits were divided by."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,22 @@ class Reading(Part):
 
 
 def read_off(
-    logits: Float[Tensor, "B T V"], action: Int[Tensor, "B T"], batch: Trajectories, readings: Sequence[Reading]
+    logits: Float[Tensor, "B T V"],
+    action: Int[Tensor, "B T"],
+    batch: Trajectories,
+    readings: Sequence[Reading],
+    hidden: Float[Tensor, "N H"] | None = None,
+    weight: Float[Tensor, "V H"] | None = None,
 ) -> dict[Reading, dict[str, Tensor]]:
-    """What each reading finds where the policy acted, `[B,T]` by name and 0 elsewhere: for policies whose logits all fit in memory."""
+    """What each reading finds where the policy acted, `[B,T]` by name and 0 elsewhere: for policies whose logits all fit in memory.
+
+    `hidden`, `weight`: where the logits are `hidden·weightᵀ`, the states at the N positions where the policy acted, and the projection.
+    """
     if not readings:
         return {}
     mask = batch.mask
     planned = wanted(batch, readings)
-    positions = Positions(logits[mask], action[mask], planned[POSITION_KEY], planned=planned)
+    positions = Positions(logits[mask], action[mask], planned[POSITION_KEY], hidden, weight, planned)
     found = {reading: reading(positions) for reading in readings}
     return {reading: {name: placed(values, mask) for name, values in named.items()} for reading, named in found.items()}
 
@@ -224,7 +234,7 @@ def token_log_prob(
         logits = torch.nn.functional.linear(h, weight, bias)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
         mine = dict(zip(planned, more, strict=True))
-        positions = Positions(logits, t, mine[POSITION_KEY], h, weight, mine)
+        positions = Positions(logits, t, mine[POSITION_KEY], h, weight, mine, temperature)
         return *categorical_log_prob(logits, t, entropy=entropy), {r: r(positions) for r in readings}
 
     rows = max(1, CHUNK_ELEMENTS // weight.shape[0])

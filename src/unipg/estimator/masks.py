@@ -16,7 +16,7 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.estimator.parts import Part
 from unipg.shapes import Bool, Float
-from unipg.trajectories import Trajectories
+from unipg.trajectories import Source, Trajectories
 
 
 @dataclass(frozen=True)
@@ -170,9 +170,10 @@ def sequence_mean(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Fl
 
 
 def mismatch_log_ratio(batch: Trajectories, who: str) -> Float[Tensor, "B T"]:
-    """[B,T] log pi_old − log pi_behaviour, trainer against sampler; 0 where the policy did not act, whatever stands there."""
+    """[B,T] log pi_old − log pi_behaviour, trainer against sampler; 0 where the policy did not act, and in rows that it did not sample."""
     log_ratio = batch.require("old_log_prob", who) - batch.require("behaviour_log_prob", who)
-    return torch.where(batch.mask, log_ratio, 0)
+    given = batch.rows_from(Source.DEMONSTRATION, Source.PREFERENCE, Source.MISMATCHED)
+    return torch.where(batch.mask & ~given.unsqueeze(1), log_ratio, 0)
 
 
 def _outside(log_ratio: Tensor, advantage: Tensor, low: float, high: float) -> Tensor:

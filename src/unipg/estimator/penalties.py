@@ -99,7 +99,9 @@ class ValueLoss(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if now.value is None:
-            raise InputError("ValueLoss needs a policy with a value head")
+            if bool(batch.require(f"{name}/weight", "ValueLoss").any()):
+                raise InputError("ValueLoss needs a policy with a value head")
+            return torch.zeros_like(now.log_prob), None  # no token of this step trains the critic
         target = batch.require(f"{name}/target", "ValueLoss")
         error = (now.value - target) ** 2
         if self.clip is not None:

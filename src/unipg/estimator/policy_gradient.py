@@ -28,7 +28,7 @@ from unipg.estimator.aggregation import Aggregate, TokenMean
 from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, position_keys
 from unipg.estimator.masks import Everything, Mask
 from unipg.estimator.parts import Part, Schedule, Weight, weight_at
-from unipg.estimator.references import CurrentPolicy, Reference
+from unipg.estimator.references import Corrected, CurrentPolicy, Reference
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -151,7 +151,8 @@ class Term(Part):
         rows = batch.rows_from(*self.rows)
         if self.row_weight is not None:
             rows = rows & (batch.require(self.row_weight, f"term '{name}'") != 0)
-        tokens = self.taken(batch) & rows.unsqueeze(1)
+        # which tokens it takes may be known only right before an optimiser step: until then, any
+        tokens = (self.taken(batch) if self.tokens in batch.planned else batch.mask) & rows.unsqueeze(1)
         return tokens if self.never_silent else tokens & ~self.is_silent(batch, name)
 
     @property
@@ -394,6 +395,22 @@ class Objective:
             if getattr(batch, name) is not None and name in self.reads:
                 check_log_probs(getattr(batch, name), batch, name)
         return self.loss(now, self.plan(self.prepare(batch, planning), planning, now), planning)
+
+
+def corrected(objective: Objective, limit: float | None) -> Objective:
+    """The objective for rollouts of an older policy: each policy gradient over rollouts divided by what sampled them (`Corrected`).
+
+    Unchanged: references that read the sampler's own record already, those for offline data, and other terms.
+    """
+
+    def changed(term: Term) -> Term:
+        if not isinstance(term, PolicyGradient) or Source.ROLLOUT not in term.rows:
+            return term
+        if term.reference.offline or "behaviour_log_prob" in term.reference.reads:
+            return term
+        return dataclasses.replace(term, reference=Corrected(term.reference, limit))
+
+    return Objective(tuple(changed(term) for term in objective.terms))
 
 
 def silence(batch: Trajectories) -> Trajectories:

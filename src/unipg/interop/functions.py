@@ -25,12 +25,15 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
     `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold.
     The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
-    Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold.
+    Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold, also where it does so
+    to select tokens.
     """
     setting = Setting(max_new_tokens=max_new_tokens)
     objective = algorithm.terms(setting)
     if objective.readings:
         raise InputError(f"algorithm '{algorithm.name}' reads whole next-token distributions, which a function of log_prob has not")
+    if type(algorithm).select is not Algorithm.select and any(term.tokens for term in objective.terms):
+        raise InputError(f"algorithm '{algorithm.name}' selects tokens by asking the policy, which a function of log_prob cannot")
 
     def f(
         log_prob: Float[Tensor, "B T"],

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
-from unipg.estimator import Objective, Planning, PolicyGradient
+from unipg.estimator import Objective, Planning, PolicyGradient, Progress
+from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience
@@ -110,12 +111,13 @@ def shared_batch(
     return batch.replace(old_log_prob=now.log_prob, old_entropy=now.entropy, anchor_log_prob=anchored, value=value)
 
 
-def prepare(algorithm: Algorithm, batch: Trajectories, setting: Setting) -> tuple[Objective, Trajectories]:
+def prepare(algorithm: Algorithm, batch: Trajectories, setting: Setting, policy: Policy) -> tuple[Objective, Trajectories]:
     """The objective and the planned batch, with the rows the algorithm is made for."""
-    objective, planning = algorithm.terms(setting), Planning()
+    objective, planning = algorithm.terms(setting), Planning(Progress(learning_rate=LEARNING_RATE))
     foreign = ~batch.rows_from(*algorithm.sources())
     batch = batch.replace(mask=batch.mask & ~foreign.unsqueeze(1))  # the row stays, so that both algorithms number rows alike
-    return objective, objective.plan(objective.prepare(algorithm.prepare(batch, setting, planning), planning), planning)
+    _, ready = prepared(algorithm, batch, setting, planning, objective)
+    return objective, objective.plan(selected(algorithm, policy, ready, planning), planning)
 
 
 def token_coefficients(objective: Objective, planned: Trajectories, now: Evaluation) -> Tensor:
@@ -142,7 +144,7 @@ def measure(first: Algorithm, second: Algorithm, policy: Policy, batch: Trajecto
     gradients: list[list[Tensor]] = []
     coefficients: list[Tensor] = []
     for algorithm in (first, second):
-        objective, planned = prepare(algorithm, batch, setting)
+        objective, planned = prepare(algorithm, batch, setting, policy)
         now = policy.evaluate(planned, entropy=True, value=policy.has_value, readings=objective.readings)
         coefficients.append(token_coefficients(objective, planned, now.detach()))
         found = torch.autograd.grad(objective.loss(now, planned), [p for _, p in parameters], allow_unused=True)

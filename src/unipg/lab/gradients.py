@@ -14,15 +14,19 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
-from unipg.estimator import Objective, Planning, PolicyGradient, coefficient
+from unipg.estimator import Objective, Planning, PolicyGradient, Progress, coefficient
+from unipg.estimator.likelihoods import POSITION_KEY, Reading, position_keys
 from unipg.estimator.policy_gradient import Record, silence
 from unipg.lab.exact import ExactProblem
 from unipg.lab.strings import TabularPolicy
-from unipg.trajectories import Source, Trajectories
+from unipg.policies.base import Policy
+from unipg.trajectories import Evaluation, Source, Trajectories
 
 CHUNK = 64
 """Batches whose gradients are taken together."""
 COPY = "lab/copy"
+LEARNING_RATE = 0.05
+"""What algorithms are told that ask how large the next step will be."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,18 @@ def prepared(
     return objective, objective.prepare(algorithm.prepare(batch, setting, planning), planning)
 
 
+def selected(algorithm: Algorithm, policy: Policy, batch: Trajectories, planning: Planning) -> Trajectories:
+    """A prepared batch of one optimiser step after what the algorithm selects by the policy as it is."""
+
+    def evaluate(batch: Trajectories, *, readings: Sequence[Reading] = ()) -> Evaluation:
+        if readings:
+            batch = batch.with_planned(**{POSITION_KEY: position_keys(batch, planning.seed + planning.progress.step)})
+        with torch.no_grad():
+            return policy.evaluate(batch, readings=readings)
+
+    return algorithm.select(batch, planning, evaluate)
+
+
 class Copies(TabularPolicy):
     """As many copies of a tabular policy as there are batches, each row of a batch looking up its own."""
 
@@ -184,7 +200,7 @@ def _first_weights(objective: Objective, log_prob: Tensor, batch: Trajectories, 
     if not found:
         return []
     term, record = found[0]
-    mine = batch.mask & batch.rows_from(*term.rows).unsqueeze(1)
+    mine = term.taken(batch) & batch.rows_from(*term.rows).unsqueeze(1)
     reference = term.reference(log_prob, silence(batch))
     one = torch.ones_like(record.advantage)
     weight = coefficient(log_prob[mine][None], reference[mine][None], one[None], record.stable[None])[0]
@@ -214,8 +230,9 @@ def study_batches(
     planned = []
     objective = objective or algorithm.terms(setting)
     for number, batch in enumerate(raw):
-        planning = Planning(seed=number)
+        planning = Planning(Progress(learning_rate=LEARNING_RATE), seed=number)
         _, ready = prepared(algorithm, batch, setting, planning, objective)
+        ready = selected(algorithm, problem.policy, ready, planning)
         now = None if objective.reach == "row" else problem.policy.evaluate(ready)
         planned.append(objective.plan(ready, planning, now))
     return objective, planned

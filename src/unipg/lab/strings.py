@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -43,10 +41,6 @@ class TabularPolicy(Policy):
         self.value = nn.Parameter(torch.zeros(len(logits), dtype=torch.float64))
         self.module = nn.ParameterDict({"logits": self.logits, "value": self.value})
 
-    def twin(self) -> Self:
-        """The same policy with parameters of its own."""
-        return copy.deepcopy(self)
-
     def states(self, batch: Trajectories) -> Tensor:
         """[B,T] row of W that decides each action; any valid row where the policy does not act."""
         return torch.where(batch.mask, batch.require("observation", type(self).__name__), 0)
@@ -56,7 +50,8 @@ class TabularPolicy(Policy):
         states, action = self.states(batch), torch.where(batch.present, batch.action, 0)
         log_prob, h = categorical_log_prob(self.logits[states], action)
         values = self.value[states] if value else None
-        read = read_off(self.logits[states], action, batch, readings)
+        hidden = nn.functional.one_hot(states[batch.mask], len(self.logits)).to(self.logits.dtype) if readings else None
+        read = read_off(self.logits[states], action, batch, readings, hidden, self.logits.T)
         return Evaluation(log_prob, h if entropy else None, values, read).where(batch.mask)
 
     def save(self, folder: Path) -> None:
@@ -77,6 +72,11 @@ class BigramPolicy(TabularPolicy):
         return torch.cat([tokens[:, :1], tokens[:, :-1]], 1)
 
 
+def repeats_the_prompt(prompt: int, answer: tuple[int, ...]) -> float:
+    """1 where every token of the answer equals the prompt."""
+    return float(all(token == prompt for token in answer))
+
+
 @dataclass(frozen=True)
 class StringProblem:
     """Prompts of one token, answers of exactly `length` tokens, a reward for every (prompt, answer).
@@ -88,7 +88,7 @@ class StringProblem:
     vocabulary: int = 3
     prompts: tuple[int, ...] = (0, 1)
     length: int = 2
-    reward: Callable[[int, tuple[int, ...]], float] = field(default=lambda prompt, answer: float(all(t == prompt for t in answer)))
+    reward: Callable[[int, tuple[int, ...]], float] = repeats_the_prompt
     end: int | None = None
 
     def __post_init__(self) -> None:

@@ -20,6 +20,8 @@ from unipg.trajectories import Evaluation, Source, Trajectories
 
 TOLERANCE = 1e-10
 """Largest relative difference of two float64 gradients that must be equal."""
+PROGRESS = Progress(1, 4, 0.05)
+"""Where training stands: the second of four steps, at a learning rate that some algorithms ask for."""
 
 
 class BatchLaw(Protocol):
@@ -55,7 +57,7 @@ def step(
     disturb: Callable[[Evaluation, Trajectories], Evaluation] | None = None,
 ) -> Tensor:
     """[1+P] loss and gradient of a prepared batch, in the given micro-batches."""
-    planning = planning or Planning(Progress(1, 4))
+    planning = planning or Planning(PROGRESS)
     planned = _planned(objective, policy, batch, planning)
     policy.module.zero_grad(set_to_none=True)
     total = torch.zeros((), dtype=torch.float64)
@@ -84,8 +86,13 @@ def gradient(objective: Objective, policy: BigramPolicy, batch: Trajectories) ->
     return step(objective, policy, batch)[1:]
 
 
-def prepared(algorithm: Algorithm, batch: Trajectories, planning: Planning | None = None) -> tuple[Objective, Trajectories]:
-    return gradients.prepared(algorithm, batch, SETTING, planning or Planning(Progress(1, 4)))
+def prepared(
+    algorithm: Algorithm, batch: Trajectories, planning: Planning | None = None, policy: BigramPolicy | None = None
+) -> tuple[Objective, Trajectories]:
+    """The objective and the batch of an optimiser step before planning; what is selected by the policy as it is, where one is given."""
+    planning = planning or Planning(PROGRESS)
+    objective, ready = gradients.prepared(algorithm, batch, SETTING, planning)
+    return objective, ready if policy is None else gradients.selected(algorithm, policy, ready, planning)
 
 
 def _same(expected: Tensor, found: Tensor, sentence: str, case: Case, *shows: str) -> None:
@@ -104,7 +111,7 @@ def _same(expected: Tensor, found: Tensor, sentence: str, case: Case, *shows: st
 def split(algorithm: Algorithm, case: Case) -> None:
     """1. The gradient does not change with micro-batching, padding, row order or number of workers."""
     batch, policy = case.batch(), case.policy()
-    objective, ready = prepared(algorithm, batch)
+    objective, ready = prepared(algorithm, batch, policy=policy)
     whole = step(objective, policy, ready)
     _same(whole, step(*_again(algorithm, policy, batch)), "split: the same batch prepared a second time", case)
     shares = [tuple(i for i, row in enumerate(case.rows) if row.group % case.workers == rank) for rank in range(case.workers)]
@@ -125,7 +132,7 @@ def split(algorithm: Algorithm, case: Case) -> None:
 
 
 def _again(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectories) -> tuple[Objective, BigramPolicy, Trajectories]:
-    objective, ready = prepared(algorithm, batch)
+    objective, ready = prepared(algorithm, batch, policy=policy)
     return objective, policy, ready
 
 
@@ -146,10 +153,10 @@ def _over_workers(algorithm: Algorithm, policy: BigramPolicy, batch: Trajectorie
         try:
             mine = batch.select((groups % workers == rank).nonzero().squeeze(-1))
             reduce, gather = functools.partial(shared.sum, rank), functools.partial(shared.gather, rank)
-            planning = Planning(Progress(1, 4), reduce, gather=gather, rank=rank)
-            objective, ready = prepared(algorithm, mine, planning)
+            planning = Planning(PROGRESS, reduce, gather=gather, rank=rank)
             own = BigramPolicy(VOCABULARY)
             own.module.load_state_dict(policy.module.state_dict())
+            objective, ready = prepared(algorithm, mine, planning, own)
             found[rank] = step(objective, own, ready, planning)
         except BaseException as error:
             found[rank] = error
@@ -192,7 +199,7 @@ class _SharedSum:
 def silence(algorithm: Algorithm, case: Case) -> None:
     """2. NaN, inf and garbage where the policy did not act change nothing."""
     batch, policy, value = case.batch(), case.policy(), case.rubbish
-    objective, ready = prepared(algorithm, batch)
+    objective, ready = prepared(algorithm, batch, policy=policy)
     whole = step(objective, policy, ready)
 
     def spoil_now(now: Evaluation, piece: Trajectories) -> Evaluation:
@@ -209,7 +216,7 @@ def silence(algorithm: Algorithm, case: Case) -> None:
     where = "" if case.spoiled == SPOILED else f" in {', '.join(case.spoiled)}"
     sentence = f"silence: {value}{where} where the mask is 0"
     try:
-        objective, ready = prepared(algorithm, batch.replace(**dirty))
+        objective, ready = prepared(algorithm, batch.replace(**dirty), policy=policy)
         found = step(objective, policy, ready, disturb=spoil_now)
     except Exception as error:
         raise LawBroken(f"{sentence} raises {type(error).__name__} ({error}); example: {case.describe()}") from error
@@ -227,14 +234,14 @@ def agreement(algorithm: Algorithm, case: Case) -> None:
     """4. Configurations that must coincide do: at pi_theta = pi_old every ratio method has the plain on-policy gradient; both surrogates
     have the same gradient everywhere."""
     batch, policy = case.batch(), case.policy()
-    objective, ready = prepared(algorithm, batch)
+    objective, ready = prepared(algorithm, batch, policy=policy)
     score = step(_with_surrogate(objective, "score"), policy, ready)
     ratio = step(_with_surrogate(objective, "ratio"), policy, ready)
     ratio[0] = score[0]  # the losses may differ: only their gradients are one
     _same(score, ratio, "agreement: surrogates 'score' and 'ratio'", case)
     with torch.no_grad():
         log_prob = policy.evaluate(batch).log_prob
-    objective, ready = prepared(algorithm, batch.replace(old_log_prob=log_prob, behaviour_log_prob=log_prob))
+    objective, ready = prepared(algorithm, batch.replace(old_log_prob=log_prob, behaviour_log_prob=log_prob), policy=policy)
     plain = step(_without_ratios(objective), policy, ready)
     found = step(objective, policy, ready)
     found[0] = plain[0]
@@ -276,7 +283,7 @@ def emptiness(algorithm: Algorithm, case: Case) -> None:
             name = "loss" if bool(found[0] != 0) else "gradient"
             size = float(found[found != 0][0])
             raise LawBroken(f"emptiness: {what} gives a {name} of {size:g}, not exactly 0; example: {case.describe()}")
-    objective, ready = prepared(algorithm, batch)
+    objective, ready = prepared(algorithm, batch, policy=policy)
     for source in algorithm.sources():
         found = step(objective, policy, ready.select(~ready.rows_from(source)))
         if not bool(torch.isfinite(found).all()):
@@ -291,7 +298,8 @@ def emptiness(algorithm: Algorithm, case: Case) -> None:
 def _with_gates(objective: Objective, batch: Trajectories) -> Trajectories:
     """Gate weights, and whatever else the algorithm plans, of 1 for a batch that it would itself refuse to prepare."""
     names = {t.row_weight for t in objective.terms if t.row_weight} | (objective.reads - set(batch.tensor_fields()))
-    return batch.replace(planned={name: torch.ones(len(batch), dtype=torch.float64) for name in names})
+    tokens = {t.tokens: batch.mask for t in objective.terms if t.tokens}
+    return batch.replace(planned={name: torch.ones(len(batch), dtype=torch.float64) for name in names} | tokens)
 
 
 # ---------------------------------------------------------------------------------------------------- 8. second opinion
@@ -301,8 +309,8 @@ def _with_gates(objective: Objective, batch: Trajectories) -> Trajectories:
 def second_opinion(algorithm: Algorithm, case: Case) -> None:
     """8. The vectorised loss agrees with a naive one: token by token, each row alone, with plain Python sums."""
     batch, policy = case.batch(), case.policy()
-    objective, ready = prepared(algorithm, batch)
-    planning = Planning(Progress(1, 4))
+    objective, ready = prepared(algorithm, batch, policy=policy)
+    planning = Planning(PROGRESS)
     planned = _planned(objective, policy, ready, planning)
     fast = step(objective, policy, ready)
     policy.module.zero_grad(set_to_none=True)

@@ -86,7 +86,7 @@ def expected_gradient(
             anchor_log_prob=other,
             value=torch.zeros_like(log_prob),
         )
-        objective, ready = prepared(algorithm, batch)
+        objective, ready = prepared(algorithm, batch, policy=policy)
         total += float(probability[list(chosen)].prod()) * gradient(objective, policy, ready)[: len(total)]
     return total
 

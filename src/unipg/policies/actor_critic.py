@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob
+from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob, read_off
 from unipg.policies.base import Policy
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
@@ -133,12 +133,17 @@ class _Perceptron(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        last = cast("nn.Linear", self.layers[-1])
+        return linear(self.last_hidden(x), last.weight, last.bias)
+
+    def last_hidden(self, x: Tensor) -> Tensor:
+        """[N,H] what the last layer sees."""
         # plain functions: at these sizes a call of each layer's module costs as much as its product
         *hidden, last = cast("Iterable[nn.Linear]", self.layers)
         x, activation = x.to(last.weight.dtype), _ACTIVATIONS[self.activation]
         for layer in hidden:
             x = activation(linear(x, layer.weight, layer.bias))
-        return linear(x, last.weight, last.bias)
+        return x
 
     def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
         """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
@@ -205,8 +210,8 @@ class ActorCritic(Controller):
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
-        if readings:
-            raise InputError(f"{type(readings[0]).__name__} reads next-token distributions, which a controller does not have")
+        if readings and not isinstance(self.actions, DiscreteActions):
+            raise InputError(f"{type(readings[0]).__name__} reads distributions over actions that can be counted; these are real numbers")
         observation = batch.require("observation", "ActorCritic")
         shape = batch.mask.shape
         if math.prod(observation.shape[2:]) != self.inputs:
@@ -224,7 +229,17 @@ class ActorCritic(Controller):
         def finished(tensor: Tensor) -> Tensor:
             return (tensor if everywhere else torch.where(live, tensor, 0)).reshape(shape)
 
-        return Evaluation(finished(log_prob), finished(entropies) if entropy else None, None if values is None else finished(values))
+        read: dict[Reading, dict[str, Tensor]] = {}
+        if readings:
+            states, projection = self._last_layer(flat[live])
+            read = read_off(output.reshape(*shape, -1), action.long().reshape(shape), batch, readings, states, projection)
+        return Evaluation(finished(log_prob), finished(entropies) if entropy else None, None if values is None else finished(values), read)
+
+    def _last_layer(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """[N,H+1] and [n,H+1] whose product is the actor's output: the bias is the weight of a state that is always 1."""
+        hidden, last = self.module.actor.last_hidden(observation), cast("nn.Linear", self.module.actor.layers[-1])
+        states = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1)
+        return states, torch.cat([last.weight, last.bias.unsqueeze(1)], 1)
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)

@@ -6,6 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -68,9 +69,13 @@ class Policy(ABC):
             pieces[-1] += size
         return list(order.split(pieces))
 
+    def twin(self) -> Self:
+        """The same policy with parameters of its own."""
+        return copy.deepcopy(self)
+
     def frozen_copy(self) -> Policy:
-        """The policy as it is now, never to be trained: an anchor for KL penalties, or a proposal to sample from."""
-        twin = copy.deepcopy(self)
+        """The policy as it is now, never to be trained: an anchor for KL penalties."""
+        twin = self.twin()
         twin.module.eval().requires_grad_(False)
         return twin
 

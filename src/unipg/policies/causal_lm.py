@@ -55,6 +55,11 @@ class CausalLanguageModel(Policy):
         self._trunk, self._head = _trunk_and_head(model)
         self._packs = self._trunk is not None and packing.enable(model, self._trunk)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._packs:  # its attention has a name that another process does not know yet
+            packing.register()
+
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """[B,T] log-probabilities of `batch.action` (token ids) where `batch.mask` is 1; see `Policy.evaluate`.
 
@@ -232,15 +237,24 @@ class ModelRecipe:
             raise InputError("policy.anchor is set, but a reward model has no probabilities to measure a KL of; accepted: null")
 
     def build(
-        self, texts: Callable[[], list[str]], *, temperature: float, value_head: bool, device: torch.device | str, seed: int
+        self,
+        texts: Callable[[], list[str]],
+        *,
+        temperature: float,
+        value_head: bool,
+        device: torch.device | str,
+        seed: int,
+        tags: Sequence[str] = (),
     ) -> CausalLanguageModel | SequenceScorer:
-        """The policy of this kind. `texts` gives the task's own text, where a tokenizer built from scratch learns from it."""
+        """The policy of this kind. `texts` gives the task's own text, where a tokenizer built from scratch learns from it; `tags` are
+        then tokens of their own.
+        """
         from unipg.policies.reward_model import SequenceScorer, build_reward_model, load_reward_model
 
         torch.manual_seed(seed)
         scores = self.kind == "reward"
         if self.scratch is not None:
-            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts(), self.scratch.vocabulary)
+            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts(), self.scratch.vocabulary, tags)
             model = (build_reward_model if scores else build_model)(self.scratch, tokenizer).to(DTYPES[self.dtype])
         else:
             assert self.model is not None
@@ -315,9 +329,12 @@ def first_line(error: BaseException) -> str:
     return lines[0].strip() if lines else type(error).__name__
 
 
-def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens learnt from `texts`; each digit is a token of its own."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def train_tokenizer(texts: list[str], vocabulary: int, tags: Sequence[str] = ()) -> Any:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens learnt from `texts`; each digit is a token of its own.
+
+    `tags`: strings that are one token each, added to the vocabulary, and stay visible in decoded text.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     if vocabulary < 260:
@@ -332,6 +349,7 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Any:
         vocab_size=vocabulary, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in tags])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[0], pad_token=special[1])
 
 

@@ -216,19 +216,24 @@ def run(trunk: Any, layout: Layout) -> Tensor:
     return states
 
 
+def register() -> None:
+    """Makes the attention above known to transformers by its name; once in each process."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
 def enable(model: Any, trunk: Any) -> bool:
     """Switches a model that uses SDPA to the attention above, and tells whether it can run packed: tried on a few tokens.
 
     Models that look at a window of the past, or do more with attention than transformers' interface says, stay as they are.
     """
-    from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
     config = trunk.config
     if config._attn_implementation not in ("sdpa", ATTENTION) or getattr(config, "sliding_window", None):
         return False
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+    register()
     config._attn_implementation = ATTENTION
     device, vocabulary = next(trunk.parameters()).device, trunk.get_input_embeddings().weight.shape[0]
     action = (torch.arange(24, device=device).reshape(3, 8) * 7 + 1) % vocabulary

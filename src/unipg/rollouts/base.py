@@ -12,6 +12,8 @@ from unipg.trajectories import Trajectories
 
 Completions = Literal["none", "pairs", "unpaired", "scored"]
 """Kinds of given completions: none; a chosen and a rejected one per prompt; single ones that were liked or not; several with scores."""
+FRESH = "fresh"
+"""Name of a planned [B,T] bool tensor: the policy's tokens that were chosen in this collection. Where it is missing, all were."""
 
 
 class Interrupted(Exception):
@@ -36,6 +38,8 @@ class Demand:
     """Which given completions are wanted; with `unpaired`, rows with another prompt's completion too (`Source.MISMATCHED`)."""
     value: bool = False
     """Whether the critic's values are wanted with the trajectories."""
+    window: int | None = None
+    """Most new tokens of each trajectory in this collection; one that is not finished then goes on in the next. None: no such limit."""
     seed: int = 0
     """The run's seed; draw with `seeding.generator(seed, "…", iteration, round)`."""
     worker: int = 0
@@ -64,9 +68,19 @@ class Experience(ABC):
     anchored: bool = False
     """Whether its trajectories carry the anchor's log-probabilities already."""
 
+    @property
+    def keeps_unfinished(self) -> bool:
+        """Whether trajectories can go on from one collection to the next (`Demand.window`)."""
+        return False
+
     @abstractmethod
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         """Scored trajectories, and metrics of the collection (`verifier/failures`, `length/mean` …)."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether `update` changes what is collected next."""
+        return False
 
     def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
         """Called after the updates with the prepared batch and what planning remembers (`Planning.memory`); samplers learn from both."""

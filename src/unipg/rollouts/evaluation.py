@@ -12,9 +12,9 @@ from unipg.errors import InputError
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.policies.reward_model import SequenceScorer
 from unipg.rollouts.base import EvaluationResult
-from unipg.rollouts.generation import sample
+from unipg.rollouts.conversations import Answer, Talk, conversations, sample_answers
 from unipg.rollouts.scoring import RewardModel
-from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
+from unipg.rollouts.text import SamplingRecipe, check_room, prompt_text, prompt_tokens
 from unipg.seeding import generator
 from unipg.statistics import Interval, majority_at_k, mean_interval, pass_at_k, wilson_interval
 from unipg.tasks.base import Task
@@ -51,48 +51,55 @@ def evaluate_task(
     seed: int,
     progress: Callable[[float], None] | None = None,
 ) -> EvaluationResult:
-    """Greedy pass@1; and, with samples, pass@1, unbiased pass@k and maj@k over them. Every metric has a 95 % interval over items."""
+    """Greedy pass@1; and, with samples, pass@1, unbiased pass@k and maj@k over them. Every metric has a 95 % interval over items.
+
+    For a task with tools, also how the greedy answers used them: calls of one answer, the share of calls that gave a result, and the share
+    of answers that ended at the limit of turns.
+    """
     items = list(task.items[: recipe.items])
     tokenizer = policy.tokenizer
-    prompts = [prompt_tokens(tokenizer, item, sampling.chat_template) for item in items]
+    tools = conversations(policy.model, tokenizer, task, sampling)
+    prompts = [tools.prompt(item) if tools else prompt_tokens(tokenizer, item, sampling.chat_template) for item in items]
     check_room(policy.model, items, prompts, sampling.max_new_tokens)
+    if tools:
+        tools.check_room(items, [len(prompt) for prompt in prompts])
     parts = 2 if recipe.samples else 1
 
-    def answers(rollouts: int, greedy: bool, part: int) -> tuple[list[list[str]], list[list[float]], Failures]:
+    def answers(rollouts: int, greedy: bool, part: int) -> tuple[list[list[Answer]], list[list[float]], Failures]:
         with policy.sampling() as model:
-            completions = sample(
+            found = sample_answers(
                 model,
+                tokenizer,
                 prompts,
+                sampling,
+                tools,
                 rollouts=rollouts,
-                max_new_tokens=sampling.max_new_tokens,
-                end_tokens=end_tokens(model, tokenizer),
-                pad_token=tokenizer.pad_token_id,
                 temperature=recipe.temperature,
                 generator=generator(seed, "evaluate", task.name, device=model.device),
                 greedy=greedy,
-                batch_rows=sampling.batch_rows,
                 progress=None if progress is None else lambda done: progress((part + done) / parts),
             )
-        texts = [[decode(tokenizer, c) for c in group] for group in completions]
         flat, failures = score(
             task.verifier,
-            [t for group in texts for t in group],
-            [item for item, group in zip(items, texts, strict=True) for _ in group],
+            [answer.text for group in found for answer in group],
+            [item for item, group in zip(items, found, strict=True) for _ in group],
             sampling.verifier_seconds,
         )
-        return texts, [flat[i : i + rollouts] for i in range(0, len(flat), rollouts)], failures
+        return found, [flat[i : i + rollouts] for i in range(0, len(flat), rollouts)], failures
 
-    texts, rewards, failures = answers(1, True, 0)
+    found, rewards, failures = answers(1, True, 0)
     failed = failures.count
     greedy = [r[0] for r in rewards]
-    metrics = {"pass@1 (greedy)": _share(greedy)}
+    metrics = {"pass@1 (greedy)": _share(greedy)} | _tool_use([group[0] for group in found])
     samples = [
-        {"prompt": prompt_text(item), "answer": group[0], "expected": item.expected, "reward": reward}
-        for item, group, reward in zip(items[: recipe.shown], texts, greedy, strict=False)
+        {"prompt": prompt_text(item), "answer": group[0].text, "expected": item.expected, "reward": reward}
+        | ({"transcript": group[0].transcript, "tool_calls": group[0].talk.calls} if group[0].talk else {})
+        for item, group, reward in zip(items[: recipe.shown], found, greedy, strict=False)
     ]
     if recipe.samples:
-        texts, rewards, more = answers(recipe.samples, False, 1)
+        found, rewards, more = answers(recipe.samples, False, 1)
         failed += more.count
+        texts = [[answer.text for answer in group] for group in found]
         correct = [[r >= 1 for r in group] for group in rewards]
         metrics["pass@1 (sampled)"] = mean_interval([sum(group) / len(group) for group in rewards])._asdict()
         for k in recipe.k:
@@ -138,6 +145,17 @@ def evaluate_pairs(
             answer, best = max(judged, key=lambda pair: pair[1])[0], max(item.completions, key=lambda c: c.score)
             samples.append({"prompt": prompt_text(item), "answer": answer.text, "expected": best.text, "reward": right[-1]})
     return EvaluationResult(task.name, {"accuracy": _share(right), "margin": mean_interval(margins)._asdict()}, samples)
+
+
+def _tool_use(found: list[Answer]) -> dict[str, dict[str, float]]:
+    """What the answers did with their tools; empty where they had none."""
+    talks: list[Talk] = [answer.talk for answer in found if answer.talk]
+    if not talks:
+        return {}
+    counts = [float(len(talk.calls)) for talk in talks]
+    outcomes = [float(call["outcome"] == "ok") for talk in talks for call in talk.calls]
+    metrics = {"tool calls": mean_interval(counts)._asdict(), "turn limit rate": _share([float(talk.at_limit) for talk in talks])}
+    return metrics | ({"tool calls ok rate": _share(outcomes)} if outcomes else {})
 
 
 def unseen(task: Task, trained_on: Task) -> Task:

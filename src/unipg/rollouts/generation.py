@@ -88,16 +88,8 @@ def sample(
     # prompts of similar length are prefilled together, so that little is padded
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
         batch.add(prompts[i], range(i * rollouts, (i + 1) * rollouts))
-    total = len(prompts) * rollouts
-    finished: dict[int, Completion] = {}
-    while batch.busy:
-        if should_stop():
-            raise Interrupted
-        done = batch.step()
-        finished.update(done)
-        if done and progress is not None:
-            progress(len(finished) / total)
-    return [[finished[i] for i in range(start, start + rollouts)] for start in range(0, total, rollouts)]
+    finished = batch.run(should_stop, progress)
+    return [[finished[i] for i in range(start, start + rollouts)] for start in range(0, len(prompts) * rollouts, rollouts)]
 
 
 @dataclass
@@ -107,6 +99,8 @@ class _Row:
     request: int
     prompt: int
     """Number of prompt tokens."""
+    limit: int
+    """Most tokens that the policy may choose."""
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     chosen: list[bool] = field(default_factory=list)
@@ -125,10 +119,10 @@ class _Row:
 class ContinuousBatch:
     """Slots in which rows are decoded together, each at its own length; free slots are refilled from a queue of prompts.
 
-    `batch_rows`: number of slots. A row finishes after an end token, after `max_new_tokens` tokens of the policy, or when prompt and
-    completion together have `max_total_tokens`. With `on_stop(request, tokens so far)`, a row that chose an end token finishes only if
-    the answer is None; a list holds environment tokens: they are fed, and the policy goes on in the same batch. Where the limits leave
-    no room for them and another token of the policy, the row finishes without them and counts as not ended.
+    `batch_rows`: number of slots. A row finishes after an end token, after `max_new_tokens` tokens of the policy (or a limit of its own,
+    see `add`), or when prompt and completion together have `max_total_tokens`. With `on_stop(request, tokens so far)`, a row that chose an
+    end token finishes only if the answer is None; a list holds environment tokens: they are fed, and the policy goes on in the same batch.
+    Where the limits leave no room for them and another token of the policy, the row finishes without them and counts as not ended.
 
     Models whose cache is not a plain DynamicCache (sliding windows, recurrent states), or that take no `position_ids`, get no refill:
     their slots are filled again when all of them are free.
@@ -157,7 +151,8 @@ class ContinuousBatch:
         self.batch_rows, self.on_stop = batch_rows, on_stop
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
-        self._waiting: deque[tuple[list[int], list[int]]] = deque()  # prompts, each with its requests
+        self.steps = 0  # forward passes so far, one after the other: prefills and decode steps
+        self._waiting: deque[tuple[list[int], list[int], int]] = deque()  # prompts, each with its requests and their limit
         self._prefilled: deque[tuple[_Row, int]] = deque()  # rows that have not started, each with its prompt's place in the prefill
         self._prefill: tuple[Any, Tensor] | None = None  # its cache, and the logits [P,V] after each prompt
         self._queued = 0  # rows that have not started
@@ -167,18 +162,21 @@ class ContinuousBatch:
         self._cache: _ModelCache | _SlotCache | None = None
         self._finished: dict[int, Completion] = {}
 
-    def add(self, prompt: Sequence[int], requests: Iterable[int]) -> None:
+    def add(self, prompt: Sequence[int], requests: Iterable[int], limit: int | None = None) -> None:
         """Queues one row for each of `requests`, numbers of the caller's choice; the prompt is prefilled once for every
-        `batch_rows` of them.
+        `batch_rows` of them. `limit`: most tokens that the policy chooses in these rows; default: `max_new_tokens`.
 
-        Raises InputError for an empty prompt, or one that leaves no room under `max_total_tokens`.
+        Raises InputError for an empty prompt, one that leaves no room under `max_total_tokens`, and a limit below 1.
         """
+        limit = self.max_new_tokens if limit is None else limit
+        if limit < 1:
+            raise InputError(f"the limit of a row is {limit} new tokens; accepted: 1 or more")
         if not len(prompt) or (self.max_total_tokens is not None and len(prompt) >= self.max_total_tokens):
             raise InputError(f"a prompt has {len(prompt)} tokens; accepted: 1 or more, and fewer than max_total_tokens")
         numbers = list(requests)
         self._queued += len(numbers)
         for start in range(0, len(numbers), self.batch_rows):
-            self._waiting.append((list(prompt), numbers[start : start + self.batch_rows]))
+            self._waiting.append((list(prompt), numbers[start : start + self.batch_rows], limit))
 
     @property
     def busy(self) -> bool:
@@ -195,6 +193,22 @@ class ContinuousBatch:
                 self._compact()
             self._tokens = self._draw(range(len(self._rows)), self._forward())
         finished, self._finished = self._finished, {}
+        return finished
+
+    def run(self, should_stop: Callable[[], bool] = bool, progress: Callable[[float], None] | None = None) -> dict[int, Completion]:
+        """Steps until nothing is left; the completions by request. `progress` is told the finished share.
+
+        Raises Interrupted when `should_stop` answers true between steps.
+        """
+        total = self._live + self._queued
+        finished: dict[int, Completion] = {}
+        while self.busy:
+            if should_stop():
+                raise Interrupted
+            done = self.step()
+            finished.update(done)
+            if done and progress is not None:
+                progress(len(finished) / total)
         return finished
 
     @property
@@ -236,13 +250,13 @@ class ContinuousBatch:
         prompts: list[list[int]] = []
         room = self.batch_rows - self._live
         while self._waiting:
-            prompt, requests = self._waiting[0]
+            prompt, requests, limit = self._waiting[0]
             # without position ids, padding would shift positions
             alike = self._takes_positions or not prompts or len(prompt) == len(prompts[0])
             if prompts and (len(requests) > room or not alike):
                 break
             self._waiting.popleft()
-            self._prefilled.extend((_Row(request, len(prompt)), len(prompts)) for request in requests)
+            self._prefilled.extend((_Row(request, len(prompt), limit), len(prompts)) for request in requests)
             prompts.append(prompt)
             room -= len(requests)
         width = max(len(p) for p in prompts)
@@ -250,6 +264,7 @@ class ContinuousBatch:
         mask = self._index([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         padded = any(len(p) < width for p in prompts)
         options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
+        self.steps += 1
         out = self.model(input_ids=tokens, attention_mask=mask if padded else None, use_cache=True, logits_to_keep=1, **options)
         self._prefill = out.past_key_values, out.logits[:, -1]
 
@@ -263,6 +278,7 @@ class ContinuousBatch:
         if any(0 < c < width for c in cached):
             mask = (torch.arange(width + 1, device=lengths.device) >= width - lengths).long()
         options = {"position_ids": lengths} if self._takes_positions else {}
+        self.steps += 1
         out = self.model(
             input_ids=self._tokens.unsqueeze(1),
             attention_mask=mask,
@@ -296,7 +312,7 @@ class ContinuousBatch:
             row.append(token, log_prob, True)
             if token in self.end_tokens:
                 ended = self._stops(row)
-            elif row.sampled == self.max_new_tokens or row.prompt + len(row.tokens) == self.max_total_tokens:
+            elif row.sampled == row.limit or row.prompt + len(row.tokens) == self.max_total_tokens:
                 ended = False
             else:
                 continue
@@ -314,7 +330,7 @@ class ContinuousBatch:
         if more is None:
             return True
         total = row.prompt + len(row.tokens) + len(more)
-        if row.sampled == self.max_new_tokens or (self.max_total_tokens is not None and total >= self.max_total_tokens):
+        if row.sampled == row.limit or (self.max_total_tokens is not None and total >= self.max_total_tokens):
             return False
         row.forced.extend(more)
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +14,26 @@ from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.policies.reward_model import SequenceScorer
 from unipg.rollouts.anchors import AnchorCache
-from unipg.rollouts.base import Completions, Demand, EvaluationResult, Experience
+from unipg.rollouts.base import FRESH, Completions, Demand, EvaluationResult, Experience
+from unipg.rollouts.conversations import (
+    Answer,
+    Conversations,
+    conversations,
+    demonstrated_facts,
+    sample_answers,
+    told_text,
+    tool_facts,
+    tool_metrics,
+)
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
-from unipg.rollouts.generation import Completion, sample
+from unipg.rollouts.generation import Completion, ContinuousBatch
 from unipg.rollouts.scoring import RewardSource
 from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
-from unipg.samplers.base import Sampler
+from unipg.rollouts.windows import Slot, advance
+from unipg.samplers.base import Sampler, UniformSampler
 from unipg.seeding import generator, seed_everything
-from unipg.tasks.base import Item, Task, Verifier
+from unipg.tasks.base import Item, Messages, Task, Verifier
+from unipg.tasks.tools import final_text, tools_of
 from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
 
@@ -46,6 +59,8 @@ class Given:
     reward: float = 0.0
     number: int = 0
     """Which of the item's completions it is."""
+    messages: Messages | None = None
+    """All of its turns, where it calls tools; `text` is then the last one's."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,8 @@ class Sampled:
     prompt: list[int]
     group: int
     completion: Completion
+    answer: Answer | None = None
+    """Which part of it is judged and how it used its tools, where there are any."""
 
 
 class PromptRollouts(Experience):
@@ -89,9 +106,18 @@ class PromptRollouts(Experience):
         self.evaluation_tasks = list(evaluation_tasks)
         self.max_new_tokens = self.sampling.max_new_tokens
         self.failures = 0
+        self.tools = tools_of(task) or None
+        self.slots: list[Slot] = []  # responses that go on in the next collection
+        self.waiting: list[Slot] = []  # the rest of a prompt's rollouts, for which there was no slot
+
+    @property
+    def keeps_unfinished(self) -> bool:
+        return self.tools is None
 
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         assert isinstance(policy, CausalLanguageModel | SequenceScorer)
+        if demand.window is not None:
+            return self._windowed(policy, demand)
         wanted = max(1, round(self.prompts * demand.share))
         first = (demand.iteration * 1000 + demand.round) * self.prompts * 2
         drawn = self._draw(policy, Stream(self.task, self.sampler, wanted), first, demand)
@@ -129,7 +155,8 @@ class PromptRollouts(Experience):
         chosen = stream.sampler.choose(stream.prompts)[demand.worker :: demand.workers]
         items = [stream.task.items[i] for i in chosen]
         groups = [first + demand.worker + i * demand.workers for i in range(len(items))]
-        prompts = [prompt_tokens(policy.tokenizer, item, self.sampling.chat_template) for item in items]
+        tools = conversations(policy.model, policy.tokenizer, stream.task, self.sampling)
+        prompts = [tools.prompt(i) if tools else prompt_tokens(policy.tokenizer, i, self.sampling.chat_template) for i in items]
         check_room(policy.model, items, prompts, self.max_new_tokens)
         return items, prompts, groups
 
@@ -138,30 +165,116 @@ class PromptRollouts(Experience):
     ) -> tuple[Trajectories, dict[str, float]]:
         tokenizer = policy.tokenizer
         with policy.sampling() as model:
-            completions = sample(
+            tools = conversations(model, tokenizer, self.task, self.sampling)
+            if tools:
+                tools.check_room(items, [len(prompt) for prompt in prompts])
+            answers = sample_answers(
                 model,
+                tokenizer,
                 prompts,
+                self.sampling,
+                tools,
                 rollouts=demand.rollouts,
-                max_new_tokens=self.max_new_tokens,
+                temperature=policy.temperature,
+                generator=generator(demand.seed, "sample", demand.iteration, demand.round, demand.worker, device=model.device),
+                should_stop=demand.should_stop,
+            )
+        rows = [
+            Sampled(item, prompt, number, answer.completion, answer)
+            for item, prompt, number, mine in zip(items, prompts, groups, answers, strict=True)
+            for answer in mine
+        ]
+        return self._scored(policy, rows, demand)
+
+    def _windowed(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+        """One more window of every slot. Finished responses made room for new ones before; their number, prompts times rollouts, stays."""
+        if not isinstance(policy, CausalLanguageModel):
+            raise InputError(f"a window needs a policy that generates token by token, not {type(policy).__name__}")
+        assert demand.window is not None
+        tokenizer, limit = policy.tokenizer, self.max_new_tokens
+        if demand.window > limit:
+            warnings.warn(
+                f"the window of {demand.window} new tokens is longer than rollouts.max_new_tokens ({limit}): it never cuts", stacklevel=2
+            )
+        slots, waiting = self._refilled(policy, demand)
+        rows = min(len(slots), self.sampling.batch_rows)
+        with policy.sampling() as model:
+            engine = ContinuousBatch(
+                model,
+                max_new_tokens=limit,
                 end_tokens=end_tokens(model, tokenizer),
                 pad_token=tokenizer.pad_token_id,
                 temperature=policy.temperature,
                 generator=generator(demand.seed, "sample", demand.iteration, demand.round, demand.worker, device=model.device),
                 batch_rows=self.sampling.batch_rows,
-                should_stop=demand.should_stop,
             )
-        rows = [
-            Sampled(item, prompt, number, completion)
-            for item, prompt, number, mine in zip(items, prompts, groups, completions, strict=True)
-            for completion in mine
-        ]
-        return self._scored(policy, rows, demand)
+            slots = advance(engine, slots, demand.window, limit, demand.should_stop)
+        done = [slot for slot in slots if slot.finished(limit)]
+        going = [slot for slot in slots if not slot.finished(limit)]
+        batches: list[Trajectories] = []
+        new = sum(slot.fresh for slot in slots)
+        metrics = {
+            "decode/steps": float(engine.steps),
+            "decode/utilization": new / (engine.steps * rows),
+            "window/cut_fraction": len(going) / len(slots),
+            "window/oldest": float(demand.iteration - min(slot.born for slot in slots)),
+        }
+        if done:
+            batch, told = self._scored(policy, [Sampled(s.item, s.prompt, s.group, s.completion) for s in done], demand)
+            batches.append(batch)
+            metrics |= told | {"window/per_response": sum(slot.windows for slot in done) / len(done)}
+        if going:
+            batches.append(self._unfinished(policy, going))
+        batch = Trajectories.join(batches)
+        steps = torch.arange(batch.mask.shape[1])
+        begin = torch.tensor([len(slot.prompt) + slot.start for slot in [*done, *going]]).unsqueeze(1)
+        self.slots, self.waiting = going, waiting
+        return batch.with_planned(**{FRESH: batch.mask & (steps >= begin)}), metrics | {"tokens/rollout": float(new)}
+
+    def _refilled(self, policy: CausalLanguageModel, demand: Demand) -> tuple[list[Slot], list[Slot]]:
+        """This worker's slots, all of them taken, and the rollouts of the last prompt that wait for one.
+
+        Workers draw as many prompts as they need: each takes its share of every draw, so that no two of them ask the same.
+        """
+        wanted = len(range(demand.worker, self.prompts, demand.workers)) * demand.rollouts
+        if not wanted:
+            raise InputError(f"training.prompts is {self.prompts}: a worker has no response to work on; accepted: {demand.workers} or more")
+        ready = [*self.slots, *self.waiting]
+        missing = -(-(wanted - len(ready)) // demand.rollouts)
+        if missing > 0:
+            first = demand.iteration * 1000 * self.prompts * 2
+            drawn = self._draw(policy, Stream(self.task, self.sampler, missing * demand.workers), first, demand)
+            for item, prompt, group in zip(*drawn, strict=True):
+                ready += [Slot(item, prompt, group, demand.iteration)] * demand.rollouts
+        return ready[:wanted], ready[wanted:]
+
+    def _unfinished(self, policy: CausalLanguageModel, slots: list[Slot]) -> Trajectories:
+        """Rows that go on elsewhere: without reward, and with neither `terminated` nor `truncated`."""
+        completions = [slot.completion for slot in slots]
+        batch = pack(
+            [slot.prompt for slot in slots],
+            [c.tokens for c in completions],
+            [False] * len(slots),
+            pad_token=policy.tokenizer.pad_token_id,
+            group=[slot.group for slot in slots],
+            source=Source.ROLLOUT,
+            reward=[0.0] * len(slots),
+            behaviour_log_prob=[c.log_probs for c in completions],
+            annotations={
+                "prompt": [prompt_text(slot.item) for slot in slots],
+                "answer": [decode(policy.tokenizer, c) for c in completions],
+                "expected": [slot.item.expected for slot in slots],
+                "item": [slot.item.index for slot in slots],
+            },
+        )
+        return batch.replace(truncated=torch.zeros_like(batch.mask))
 
     def _scored(self, policy: CausalLanguageModel, rows: list[Sampled], demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         """The rows of finished rollouts, with what verifiers and features found."""
         tokenizer = policy.tokenizer
         flat = [row.completion for row in rows]
-        answers = [decode(tokenizer, c) for c in flat]
+        found = [row.answer or Answer(row.completion, decode(tokenizer, row.completion)) for row in rows]
+        answers = [answer.text for answer in found]
         seed_everything(demand.seed, "verify", demand.iteration, demand.round, demand.worker)
         asked = [row.item for row in rows]
         components: dict[str, list[float]] = {}
@@ -190,19 +303,20 @@ class PromptRollouts(Experience):
                 "answer": answers,
                 "expected": [item.expected for item in asked],
                 "item": [item.index for item in asked],
+                **tool_facts(found),
             },
         )
-        lengths = [len(c.tokens) for c in flat]
+        lengths = [sum(c.chosen) for c in flat]
         metrics = {
             "length/mean": sum(lengths) / len(lengths),
             "length/max": float(max(lengths)),
             "length/truncated_fraction": sum(not c.ended for c in flat) / len(flat),
-            "tokens/rollout": float(sum(lengths)),
+            "tokens/rollout": float(sum(len(c.tokens) for c in flat)),
             "verifier/failures": float(failures.count),
         }
         told = {f"reward/{name}": values for name, values in components.items()} | {k: v.tolist() for k, v in features.items()}
         metrics |= {name: sum(values) / len(values) for name, values in told.items()}
-        return batch.replace(planned=features), metrics
+        return batch.replace(planned=features), metrics | tool_metrics(found)
 
     def _demonstrations(self, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand) -> list[Given]:
         """One of each item's demonstrations, where it has any."""
@@ -210,8 +324,9 @@ class PromptRollouts(Experience):
         for item, prompt, group in zip(items, prompts, groups, strict=True):
             if item.demonstrations:
                 draw = generator(demand.seed, "demonstration", item.index, demand.iteration)
-                text = item.demonstrations[int(torch.randint(len(item.demonstrations), (), generator=draw))]
-                given.append(Given(item, prompt, group, text, Source.DEMONSTRATION))
+                shown = item.demonstrations[int(torch.randint(len(item.demonstrations), (), generator=draw))]
+                turns = None if isinstance(shown, str) else shown
+                given.append(Given(item, prompt, group, final_text(shown), Source.DEMONSTRATION, messages=turns))
         if demand.score_demonstrations and given:
             rewards, _ = score(self.task.verifier, [g.text for g in given], [g.item for g in given], self.sampling.verifier_seconds)
             given = [replace(g, reward=reward) for g, reward in zip(given, rewards, strict=True)]
@@ -236,12 +351,16 @@ class PromptRollouts(Experience):
         self, policy: CausalLanguageModel | SequenceScorer, given: list[Given], demand: Demand
     ) -> tuple[Trajectories, dict[str, float]]:
         """Rows of answers that are there already."""
-        rows = [self.answer_tokens(policy.tokenizer, g) for g in given]
-        cut = sum(not ended for _, ended in rows)
+        in_turns = any(g.messages for g in given)
+        shown_by = self.demonstrations.task if self.demonstrations else self.task
+        tools = conversations(policy.model, policy.tokenizer, shown_by, self.sampling) if in_turns else None
+        rows = [self.answer_tokens(policy.tokenizer, g, tools) for g in given]
+        cut = sum(not ended for _, _, ended in rows)
         batch = pack(
             [g.prompt for g in given],
-            [tokens for tokens, _ in rows],
-            [ended for _, ended in rows],
+            [tokens for tokens, _, _ in rows],
+            [ended for _, _, ended in rows],
+            chosen=[chosen for _, chosen, _ in rows],
             pad_token=policy.tokenizer.pad_token_id,
             group=[g.group for g in given],
             source=Source.DEMONSTRATION,
@@ -251,6 +370,7 @@ class PromptRollouts(Experience):
                 "answer": [g.text for g in given],
                 "expected": [g.item.expected for g in given],
                 "item": [g.item.index for g in given],
+                **({"tool_calls": [demonstrated_facts(g.messages or []) for g in given]} if in_turns else {}),
             },
         )
         batch = batch.replace(source=torch.tensor([int(g.source) for g in given]))
@@ -258,19 +378,29 @@ class PromptRollouts(Experience):
             batch = batch.replace(anchor_log_prob=self.anchors.place([(g.item.index, g.number) for g in given], batch.mask))
         return batch, {"demonstrations/truncated": float(cut)} if cut else {}
 
-    def answer_tokens(self, tokenizer: Any, given: Given) -> tuple[list[int], bool]:
-        """The tokens of a given answer with its end token, and whether all of them fit."""
+    def answer_tokens(self, tokenizer: Any, given: Given, tools: Conversations | None = None) -> tuple[list[int], list[bool], bool]:
+        """The tokens of a given answer with its end token, which of them are the policy's, and whether all of them fit."""
         limit, item = self.max_new_tokens, given.item
-        tokens = tokenizer.encode(given.text, add_special_tokens=False)
-        if len(tokens) < limit:
-            return [*tokens, tokenizer.eos_token_id], True
+        if given.messages is None:
+            tokens = [*tokenizer.encode(given.text, add_special_tokens=False), tokenizer.eos_token_id]
+            chosen = [True] * len(tokens)
+        else:
+            if tools is None:
+                where = item.place or f"item {item.index}"
+                raise InputError(f"the demonstration of {where} calls tools, but its task has none: set task.tools")
+            tokens, chosen = tools.demonstrated(item, given.messages)
+            tools.check_room([item], [len(given.prompt) + len(tokens) - 1])
+        own = sum(chosen)
+        if own <= limit:
+            return tokens, chosen, True
         if self.sampling.long_demonstrations == "error":
             what = "demonstration" if given.source == Source.DEMONSTRATION else "completion"
             raise InputError(
-                f"the {what} of {item.place or f'item {item.index}'} has {len(tokens)} tokens and its end token, more than "
+                f"the {what} of {item.place or f'item {item.index}'} has {own - 1} tokens and its end token, more than "
                 f"rollouts.max_new_tokens ({limit}): raise the limit, or set rollouts.long_demonstrations to truncate"
             )
-        return tokens[:limit], False
+        kept = next(place for place in range(len(tokens)) if sum(chosen[: place + 1]) == limit) + 1
+        return tokens[:kept], chosen[:kept], False
 
     def keep_anchors(self, anchors: AnchorCache) -> None:
         """From now on, rows of given completions carry the anchor's log-probabilities."""
@@ -283,11 +413,15 @@ class PromptRollouts(Experience):
             check_room(policy.model, [item], [prompt], self.max_new_tokens)
             for number, completion in enumerate(item.completions):
                 given = Given(item, prompt, 0, completion.text, Source.PREFERENCE, completion.score, number)
-                tokens, ended = self.answer_tokens(policy.tokenizer, given)
+                tokens, _, ended = self.answer_tokens(policy.tokenizer, given)
                 row = pack(
                     [prompt], [tokens], [ended], pad_token=policy.tokenizer.pad_token_id, group=[0], source=Source.PREFERENCE, reward=[0.0]
                 )
                 yield (item.index, number), row
+
+    @property
+    def learns(self) -> bool:
+        return not isinstance(self.sampler, UniformSampler)
 
     def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
         self.sampler.update(batch, memory)
@@ -308,6 +442,8 @@ class PromptRollouts(Experience):
 
     def state_dict(self) -> dict[str, Any]:
         own = {} if self.demonstrations is None else {"demonstrations": self.demonstrations.sampler.state_dict()}
+        work = {"slots": self.slots, "waiting": self.waiting}
+        own |= {name: [{**vars(slot), "item": slot.item.index} for slot in slots] for name, slots in work.items() if slots}
         return {"sampler": self.sampler.state_dict(), "failures": self.failures, **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -315,11 +451,16 @@ class PromptRollouts(Experience):
         self.failures = state["failures"]
         if self.demonstrations is not None:
             self.demonstrations.sampler.load_state_dict(state["demonstrations"])
+        items = {item.index: item for item in self.task.items}
+        self.slots, self.waiting = (
+            [Slot(**{**slot, "item": items[slot["item"]]}) for slot in state.get(name, [])] for name in ("slots", "waiting")
+        )
 
     def texts(self) -> list[str]:
         """Prompts, given answers and expected ones: what a tokenizer built from scratch learns from."""
         items = [*self.task.items, *(self.demonstrations.task.items if self.demonstrations else [])]
-        given = ((*item.demonstrations, *(c.text for c in item.completions), item.expected) for item in items)
+        shown = ([text for d in item.demonstrations for text in told_text(d)] for item in items)
+        given = ((*own, *(c.text for c in item.completions), item.expected) for own, item in zip(shown, items, strict=True))
         return [t for item, texts in zip(items, given, strict=True) for t in (prompt_text(item), *texts) if t]
 
 

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unipg.errors import InputError
 from unipg.rollouts.generation import Completion
-from unipg.tasks.base import Item
+from unipg.tasks.base import Item, Messages
+from unipg.tasks.tools import CALL, CALL_END, Tool
+
+
+@dataclass(frozen=True)
+class ToolRecipe:
+    """How rollouts call the tools of a task that has any (`task.tools`)."""
+
+    turns: int = 4
+    """Most times that a rollout may wait for results; if it calls once more, it ends there, as truncated."""
+    seconds: float = 5.0
+    """Longest time of one call."""
+    result_tokens: int = 128
+    """Most tokens of one result; the rest is cut off."""
+    row_tokens: int | None = None
+    """Most tokens of prompt, answer and results together; default: the model's context."""
+    describe: bool = True
+    """Put a description of the tools before the prompt, where the tokenizer has no chat template that shows them."""
+
+    def __post_init__(self) -> None:
+        for name in ("turns", "result_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"rollouts.tools.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if not self.seconds > 0:
+            raise InputError(f"rollouts.tools.seconds is {self.seconds}; accepted: above 0")
+        if self.row_tokens is not None and self.row_tokens < 2:
+            raise InputError(f"rollouts.tools.row_tokens is {self.row_tokens}; accepted: 2 or more")
 
 
 @dataclass(frozen=True)
@@ -16,7 +42,7 @@ class SamplingRecipe:
     """How answers are sampled."""
 
     max_new_tokens: int = 64
-    """Limit on the tokens of one answer, its end-of-sequence token included."""
+    """Limit on the tokens that the policy writes in one answer, all its turns and its end-of-sequence token included."""
     temperature: float = 1.0
     """Of sampling AND of the log-probabilities that are trained on."""
     top_k: int | None = None
@@ -31,6 +57,8 @@ class SamplingRecipe:
     """Longest time one answer may take to score; then it counts as failed."""
     long_demonstrations: Literal["error", "truncate"] = "error"
     """What to do with a demonstration longer than `max_new_tokens`; truncated ones get no end-of-sequence token."""
+    tools: ToolRecipe = field(default_factory=ToolRecipe)
+    """How tools are called."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -52,11 +80,19 @@ def prompt_text(item: Item) -> str:
     return item.prompt if isinstance(item.prompt, str) else str(item.prompt[-1].get("content", ""))
 
 
-def prompt_tokens(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
-    """The prompt's token ids, through the tokenizer's chat template where it has one."""
-    if chat_template == "auto" and getattr(tokenizer, "chat_template", None):
-        messages = [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
-        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+def prompt_tokens(
+    tokenizer: Any, item: Item, chat_template: str, tools: Sequence[Tool] = (), describe: bool = True
+) -> list[int]:
+    """The prompt's token ids, through the tokenizer's chat template where it has one.
+
+    `tools`: those that may be called; a template is given their schemas, and where none shows them they are described before the prompt
+    if `describe`.
+    """
+    templated = has_template(tokenizer, chat_template)
+    if tools and describe and not (templated and shows_tools(tokenizer, tools)):
+        item = replace(item, prompt=_described(item.prompt, tools))
+    if templated:
+        ids = templated_tokens(tokenizer, prompt_messages(item), tools, answer=True)
     elif isinstance(item.prompt, str):
         ids = tokenizer.encode(item.prompt)
         if ids and ids[-1] == tokenizer.eos_token_id:  # some tokenizers end every text
@@ -66,6 +102,44 @@ def prompt_tokens(tokenizer: Any, item: Item, chat_template: str) -> list[int]:
     if not ids:
         raise InputError(f"{item.place or f'item {item.index}'}: the prompt is empty after tokenization")
     return list(ids)
+
+
+def has_template(tokenizer: Any, chat_template: str) -> bool:
+    """Whether rows go through the tokenizer's chat template."""
+    return chat_template == "auto" and bool(getattr(tokenizer, "chat_template", None))
+
+
+def prompt_messages(item: Item) -> Messages:
+    """The prompt as a conversation."""
+    return [{"role": "user", "content": item.prompt}] if isinstance(item.prompt, str) else item.prompt
+
+
+def templated_tokens(tokenizer: Any, messages: Messages, tools: Sequence[Tool] = (), answer: bool = False) -> list[int]:
+    """A conversation through the chat template; with `answer`, and the beginning of the assistant's turn."""
+    schemas: dict[str, Any] = {"tools": [tool.schema for tool in tools]} if tools else {}
+    ids: list[int] = tokenizer.apply_chat_template(messages, add_generation_prompt=answer, tokenize=True, return_dict=False, **schemas)
+    return list(ids)
+
+
+def shows_tools(tokenizer: Any, tools: Sequence[Tool]) -> bool:
+    """Whether the chat template tells the model about tools."""
+    probe: Messages = [{"role": "user", "content": "x"}]
+    return templated_tokens(tokenizer, probe, tools) != templated_tokens(tokenizer, probe)
+
+
+def _described(prompt: str | Messages, tools: Sequence[Tool]) -> str | Messages:
+    """The prompt after a list of the tools and how they are called; in a conversation it goes before the first message of the user."""
+    lines = [f"{tool.name}({_signature(tool)}): {tool.schema['function']['description']}" for tool in tools]
+    call = CALL + '{"name": "…", "arguments": {…}}' + CALL_END
+    text = "\n".join(["Tools that you may call:", *lines, f"A call is written {call}; the result comes back."]) + "\n\n"
+    if isinstance(prompt, str):
+        return text + prompt
+    place = next((i for i, message in enumerate(prompt) if message["role"] == "user"), 0)
+    return [{**m, "content": text + m["content"]} if i == place else m for i, m in enumerate(prompt)]
+
+
+def _signature(tool: Tool) -> str:
+    return ", ".join(f"{name}: {schema.get('type', 'any')}" for name, schema in tool.parameters.get("properties", {}).items())
 
 
 def check_room(model: Any, items: Sequence[Item], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
@@ -86,5 +160,6 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
     return sorted({tokenizer.eos_token_id, *more})
 
 
-def decode(tokenizer: Any, completion: Completion) -> str:
-    return str(tokenizer.decode(completion.tokens, skip_special_tokens=True)).strip()
+def decode(tokenizer: Any, completion: Completion, begin: int = 0) -> str:
+    """The answer's text without special tokens, from token `begin` on."""
+    return str(tokenizer.decode(completion.tokens[begin:], skip_special_tokens=True)).strip()

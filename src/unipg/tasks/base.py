@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-Messages = list[dict[str, str]]
-"""A conversation: `[{"role": "user", "content": "…"}]`."""
+Messages = list[dict[str, Any]]
+"""A conversation: `[{"role": "user", "content": "…"}]`; messages of the assistant may have `tool_calls`."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Item:
     index: int
     """Its place in the task; stable over runs."""
     prompt: str | Messages
-    demonstrations: tuple[str, ...] = ()
-    """Good answers as text, without the prompt."""
+    demonstrations: tuple[str | Messages, ...] = ()
+    """Good answers without the prompt: text, or the turns of one that calls tools (`tools.checked_conversation`)."""
     expected: str | None = None
     """The reference answer, where there is one."""
     fields: dict[str, Any] = field(default_factory=dict)

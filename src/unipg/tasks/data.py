@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier
+from unipg.tasks.tools import Tool, checked_conversation
 from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -39,6 +40,8 @@ class DataTask:
     name: str
     items: tuple[Item, ...]
     verifier: Verifier
+    tools: tuple[Tool, ...] = ()
+    """Those that rollouts may call."""
 
 
 def data_task(
@@ -66,10 +69,11 @@ def data_task(
     `source` is a file if it ends with `.jsonl`, `.json` or `.parquet`, begins with `./`, `../`, `/` or `~/`, or is an existing path with a
     separator; otherwise it names a hub dataset, of which `subset` and `split` choose a part. Parquet and the hub need the extra `data`.
 
-    Columns: `prompt` holds text or a list of chat messages; `demonstration` text or a list of texts, and null or an empty list for a row
-    without one; `answer` text or a number. The whole row becomes `Item.fields`. `system` is put before every prompt as a system message.
-    `verifier` is a callable or a name for `verifier_named`; by default `exact_match` where there is an answer column; a task with neither
-    can be learned from but not scored. `limit` keeps the first rows only; the later ones are not read.
+    Columns: `prompt` holds text or a list of chat messages; `demonstration` text, the messages of an answer that calls tools
+    (`tools.checked_conversation`), or a list of either, and null or an empty list for a row without one; `answer` text or a number. The
+    whole row becomes `Item.fields`. `system` is put before every prompt as a system message. `verifier` is a callable or a name for
+    `verifier_named`; by default `exact_match` where there is an answer column; a task with neither can be learned from but not scored.
+    `limit` keeps the first rows only; the later ones are not read.
 
     `preferences` fills `Item.completions` from columns of these names, which the arguments of the same names rename:
 
@@ -369,14 +373,19 @@ def _completion(value: Any, question: Prompt, where: str) -> str:
     return value
 
 
-def _demonstrations(value: Any, where: str) -> tuple[str, ...]:
-    texts = [] if value is None else value if isinstance(value, list) else [value]
-    for text in texts:
-        if not isinstance(text, str):
-            raise InputError(f"{where} holds {_kind(text)}; a demonstration must be text or a list of texts")
-        if not text.strip():
-            raise InputError(f"{where}: a demonstration is empty; write null for a row without one")
-    return tuple(texts)
+def _demonstrations(value: Any, where: str) -> tuple[str | Messages, ...]:
+    one = not isinstance(value, list) or any(isinstance(part, dict) for part in value)
+    return tuple(_demonstration(part, where) for part in ([] if value is None else [value] if one else value))
+
+
+def _demonstration(value: Any, where: str) -> str | Messages:
+    if isinstance(value, list):
+        return checked_conversation(value, where)
+    if not isinstance(value, str):
+        raise InputError(f"{where} holds {_kind(value)}; a demonstration must be text, messages, or a list of either")
+    if not value.strip():
+        raise InputError(f"{where}: a demonstration is empty; write null for a row without one")
+    return value
 
 
 def _answer(value: Any, where: str) -> str:

@@ -17,6 +17,7 @@ from unipg.errors import InputError, nearest
 from unipg.seeding import derived_seed, generator
 from unipg.tasks.base import Item, ScoredCompletion
 from unipg.tasks.data import with_system
+from unipg.tasks.tools import Tool
 from unipg.tasks.verifiers import normalised
 
 Preferences = Literal["none", "pairs", "unpaired", "scored"]
@@ -46,6 +47,8 @@ class ReasoningGymTask:
     name: str
     items: Sequence[Item]
     verifier: ReasoningGymVerifier
+    tools: tuple[Tool, ...] = ()
+    """Those that rollouts may call."""
 
 
 class ReasoningGymVerifier:

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 import logging
 import math
-import os
-import pkgutil
-import signal
-import sys
-import threading
-import time
-import types
-from collections.abc import Callable, Sequence
+import string
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from unipg.errors import InputError, missing_package, nearest
+from unipg.errors import InputError, missing_package, nearest, one_line
+from unipg.loading import callable_named
 from unipg.tasks.base import Item, Verifier
-
-_RETRY_SECONDS = 0.02
+from unipg.tasks.limits import OutOfTime, limited
 
 
 def normalised(text: str) -> str:
@@ -65,6 +58,19 @@ def math_verify(answer: str, item: Item) -> float:
     return float(package.verify(gold, found, timeout_seconds=None))
 
 
+def qa_match(answer: str, item: Item) -> float:
+    """1.0 iff `answer` equals `item.expected` without punctuation, articles and the difference of upper and lower case.
+
+    The exact match of question answering (SQuAD, arXiv 1606.05250). Errors: `InputError` for an item without a reference answer.
+    """
+    return float(_plain(answer) == _plain(_reference(item, "qa_match")))
+
+
+def _plain(text: str) -> str:
+    letters = "".join(" " if character in string.punctuation else character for character in text.lower())
+    return " ".join(word for word in letters.split() if word not in ("a", "an", "the"))
+
+
 @functools.cache
 def _math_verify_package() -> Any:
     try:
@@ -82,13 +88,13 @@ def _parsed_reference(expected: str) -> list[Any]:
     return _math_verify_package().parse(expected if delimited else f"${expected}$", parsing_timeout=None)
 
 
-_NAMED: dict[str, Verifier] = {"exact_match": exact_match, "math_verify": math_verify}
+_NAMED: dict[str, Verifier] = {"exact_match": exact_match, "math_verify": math_verify, "qa_match": qa_match}
 NEED_REFERENCE = frozenset(_NAMED)
 """Names of the verifiers that compare with `Item.expected`."""
 
 
 def verifier_named(spec: str) -> Verifier:
-    """The verifier that `spec` names: `exact_match`, `math_verify`, or any Python callable `(answer, item) -> float`.
+    """The verifier that `spec` names: `exact_match`, `math_verify`, `qa_match`, or any Python callable `(answer, item) -> float`.
 
     A callable is written `package.module:function` or `package.module.function`; modules of the current folder are found too.
 
@@ -97,17 +103,9 @@ def verifier_named(spec: str) -> Verifier:
     """
     if spec in _NAMED:
         return _NAMED[spec]
-    module_name, _, path = spec.partition(":") if ":" in spec else spec.rpartition(".")
-    if not module_name or not path:
+    if "." not in spec and ":" not in spec:
         raise InputError(f"unknown verifier {spec!r}: {nearest(spec, [*_NAMED, 'package.module:function'])}")
-    found: Any = _module_named(module_name, spec)
-    for part in path.split("."):
-        if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
-            raise InputError(f"verifier {spec!r}: '{module_name}' has no '{part}'; {nearest(part, public)}")
-        found = getattr(found, part)
-    if isinstance(found, type) or not callable(found):
-        raise InputError(f"verifier {spec!r} is a {type(found).__name__}; it must be a function (answer, item) -> float")
+    found = callable_named(spec, "verifier")
     try:
         inspect.signature(found).bind("answer", Item(0, "prompt"))
     except TypeError as error:
@@ -115,24 +113,6 @@ def verifier_named(spec: str) -> Verifier:
     except ValueError:
         pass  # a built-in callable that does not tell its signature
     return found
-
-
-def _module_named(name: str, spec: str) -> types.ModuleType:
-    folder = os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)  # a console script does not search the current folder; last, so that it shadows nothing
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
-            raise InputError(f"verifier {spec!r}: importing '{name}' failed: {_one_line(error)}") from error
-        parent, _, last = error.name.rpartition(".")
-        path = getattr(sys.modules.get(parent), "__path__", []) if parent else [folder]
-        hint = nearest(last, [module.name for module in pkgutil.iter_modules(path)])
-        where = f"in '{parent}'" if parent else "installed or in the current folder"
-        raise InputError(f"verifier {spec!r}: there is no module '{last}' {where}; {hint}") from error
-    except Exception as error:
-        raise InputError(f"verifier {spec!r}: importing '{name}' failed: {_one_line(error)}") from error
 
 
 @dataclass
@@ -163,10 +143,6 @@ class Failures:
         self.messages.setdefault(kind, message)
 
 
-class _OutOfTime(BaseException):
-    """Not an `Exception`, so that `except Exception` in a verifier lets it pass."""
-
-
 def score(
     verifier: Verifier, answers: Sequence[str], items: Sequence[Item], time_limit_seconds: float = 5.0
 ) -> tuple[list[float], Failures]:
@@ -174,10 +150,7 @@ def score(
 
     A call that raises (`raised`; `SystemExit` too) or runs past the limit (`timed_out`) counts as failed and gives reward 0.0.
 
-    The limit is for each answer. In the main thread an alarm signal stops the call, also `while True: pass`, `time.sleep`, a regular
-    expression that backtracks forever and code that catches every `Exception`; only native code that never returns to the interpreter
-    outlasts it. The alarm's earlier handler and timer are put back. In any other thread, and where there is no alarm (Windows), the call
-    runs in a daemon thread which is waited for and, past the limit, left behind: it keeps its processor time until the process ends.
+    The limit is for each answer; `limits.limited` says how it is kept.
 
     Errors: `InputError` for a result that is NaN, infinite, None or anything else that is not a number, with the verifier's name and the
     item; and for a limit that is not above 0. An `InputError` raised by the verifier, and `KeyboardInterrupt`, pass through.
@@ -189,13 +162,13 @@ def score(
     for row, (answer, item) in enumerate(zip(answers, items, strict=True)):
         reward, place = 0.0, item.place or f"item {item.index}"
         try:
-            result = _limited(functools.partial(verifier, answer, item), time_limit_seconds)
-        except _OutOfTime:
+            result = limited(functools.partial(verifier, answer, item), time_limit_seconds)
+        except OutOfTime:
             failures.add("timed_out", row, f"{place}: no result within {time_limit_seconds:g} s")
         except (InputError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            failures.add("raised", row, f"{place}: {_one_line(error)}")
+            failures.add("raised", row, f"{place}: {one_line(error)}")
         else:
             number = _finite(result)
             if number is None:
@@ -215,66 +188,6 @@ def _finite(result: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _limited(call: Callable[[], Any], seconds: float) -> Any:
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
-        return _limited_by_alarm(call, seconds)
-    return _limited_by_thread(call, seconds)
-
-
-def _limited_by_alarm(call: Callable[[], Any], seconds: float) -> Any:
-    here = sys._getframe()
-    late = False
-
-    def ring(signum: int, frame: types.FrameType | None) -> None:
-        nonlocal late
-        if frame is not here:  # inside the call, not in the lines below that clean up
-            late = True
-            raise _OutOfTime
-
-    def run() -> Any:
-        return call()
-
-    started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, ring)
-    # it rings again and again: a bare `except:` may swallow it
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, _RETRY_SECONDS)
-    try:
-        result = run()
-    except BaseException as error:
-        if late and not isinstance(error, KeyboardInterrupt):  # whatever the call made of the alarm
-            raise _OutOfTime from None
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL if handler is None else handler)
-        if remaining:
-            signal.setitimer(signal.ITIMER_REAL, max(remaining - (time.monotonic() - started), 1e-6), interval)
-        del here
-    if late:
-        raise _OutOfTime
-    return result
-
-
-def _limited_by_thread(call: Callable[[], Any], seconds: float) -> Any:
-    outcome: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            outcome.append((call(), None))
-        except BaseException as error:
-            outcome.append((None, error))
-
-    worker = threading.Thread(target=run, daemon=True, name="verifier")
-    worker.start()
-    worker.join(seconds)
-    if not outcome:
-        raise _OutOfTime
-    result, error = outcome[0]
-    if error is not None:
-        raise error
-    return result
-
-
 def _name_of(verifier: Verifier) -> str:
     return getattr(verifier, "__qualname__", type(verifier).__qualname__)
 
@@ -284,11 +197,3 @@ def _shown(value: Any) -> str:
         return normalised(repr(value))[:80]
     except Exception:
         return f"a {type(value).__name__}"
-
-
-def _one_line(error: BaseException) -> str:
-    try:
-        text = normalised(str(error))[:200]
-    except Exception:
-        text = ""
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

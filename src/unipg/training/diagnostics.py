@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unipg.estimator.advantages import group_statistics
+from unipg.estimator.advantages import group_statistics, settled
 from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record
+from unipg.rollouts.base import FRESH
 from unipg.trajectories import Source, Trajectories
 
 QUANTILES = {"q01": 0.01, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q99": 0.99}
@@ -34,6 +35,13 @@ class UpdateDiagnostics:
     entropies: list[Tensor] = field(default_factory=list)
     """Sum over its tokens, and their number, of each micro-batch; read by `metrics` alone, so that no step waits for them."""
     counts: list[Tensor] = field(default_factory=list)
+    mismatches: list[Tensor] = field(default_factory=list)
+    """log pi_theta − log pi_behaviour of sampled tokens, before the first step on a batch."""
+
+    def add_mismatch(self, log_prob: Tensor, batch: Trajectories) -> None:
+        if batch.behaviour_log_prob is not None:
+            sampled = batch.mask & batch.rows_from(Source.ROLLOUT).unsqueeze(1) & batch.planned.get(FRESH, batch.mask)
+            self.mismatches.append((log_prob.detach() - batch.behaviour_log_prob)[sampled])
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:
@@ -51,6 +59,9 @@ class UpdateDiagnostics:
         out: dict[str, float] = {}
         if self.counts and (tokens := int(torch.stack(self.counts).sum())):
             out["entropy"] = float(torch.stack(self.entropies).double().sum()) / tokens
+        if self.mismatches and len(mismatch := torch.cat(self.mismatches).float()):
+            out["mismatch/log_ratio"] = float(mismatch.abs().mean())
+            out["mismatch/ratio_max"] = float(mismatch.max().exp())
         for number, (name, records) in enumerate(self.by_term().items()):
             log_ratio = torch.cat([r.log_ratio for r in records]).float()
             if not len(log_ratio):
@@ -96,8 +107,8 @@ def ratio_metrics(log_ratio: Tensor) -> dict[str, float]:
 
 
 def batch_metrics(batch: Trajectories) -> tuple[dict[str, float], list[Histogram]]:
-    """Rewards and groups of a fresh batch."""
-    rollouts = batch.rows_from(Source.ROLLOUT)
+    """Rewards and groups of a fresh batch; rollouts that a window cut off have no reward yet."""
+    rollouts = batch.rows_from(Source.ROLLOUT) & (settled(batch).any(1) | ~batch.mask.any(1))
     if batch.reward is None or not rollouts.any():
         return {}, []
     assert batch.group is not None

@@ -17,8 +17,6 @@ from unipg.errors import InputError
 class OptimizerRecipe:
     """The optimiser, its learning rate over time, and what guards a step."""
 
-    kind: Literal["adamw", "sgd"] = "adamw"
-    """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -33,6 +31,8 @@ class OptimizerRecipe:
     """A gradient longer than this, before clipping, is not applied at all (HPT's guard uses 80). null for none."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a NaN or infinite gradient: stop and dump the batch, or skip the step and count it."""
+    kind: Literal["adamw", "sgd"] = "adamw"
+    """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
 
     def __post_init__(self) -> None:
         if not self.learning_rate >= 0 or self.weight_decay < 0 or self.warmup < 0:

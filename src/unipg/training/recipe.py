@@ -21,6 +21,8 @@ from unipg.rollouts.evaluation import EvaluationRecipe
 from unipg.rollouts.scoring import RewardRecipe
 from unipg.rollouts.text import SamplingRecipe
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
+from unipg.tasks.multi_hop import MultiHopRecipe
+from unipg.tasks.tools import tools_named
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.tracking import check_trackers
 from unipg.training.trainer import TrainingRecipe
@@ -44,21 +46,26 @@ class LoggingRecipe:
 
 @dataclass(frozen=True)
 class TaskRecipe:
-    """What is asked: give exactly one of `reasoning_gym` and `data`."""
+    """What is asked: give exactly one of `reasoning_gym`, `data` and `multi_hop`."""
 
     reasoning_gym: ReasoningGymRecipe | None = None
     data: DataRecipe | None = None
+    multi_hop: MultiHopRecipe | None = None
+    tools: list[str] = field(default_factory=list)
+    """What rollouts may call: `calculator`, `search` where the task offers it, or functions `package.module:function`."""
     features: dict[str, str] = field(default_factory=dict)
     """Named measurements of each rollout, beside its reward: `exact_match`, `math_verify` or `package.module:function`."""
 
     def __post_init__(self) -> None:
-        if (self.reasoning_gym is None) == (self.data is None):
-            raise InputError("task: give exactly one of `reasoning_gym` and `data`")
+        if sum(part is not None for part in (self.reasoning_gym, self.data, self.multi_hop)) != 1:
+            raise InputError("task: give exactly one of `reasoning_gym`, `data` and `multi_hop`")
 
     def build(self) -> Any:
-        recipe = self.reasoning_gym or self.data
+        recipe = self.reasoning_gym or self.data or self.multi_hop
         assert recipe is not None
-        return recipe.build()
+        task = recipe.build()
+        task.tools = tools_named(self.tools, getattr(task, "offers", None))
+        return task
 
 
 @dataclass(frozen=True)

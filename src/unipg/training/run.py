@@ -29,6 +29,7 @@ from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
 from unipg.rollouts.scoring import RewardRecipe, RewardSource
 from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
+from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
 from unipg.training.checkpoints import NAME as CHECKPOINT
 from unipg.training.distribution import Workers
@@ -102,7 +103,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     if algorithm.needs_demonstrations and more is None and not any(item.demonstrations for item in task.items):
         raise InputError(
             f"algorithm '{algorithm.name}' learns from demonstrations, but no item of task '{task.name}' has one: set "
-            "task.reasoning_gym.demonstrations or task.data.demonstration, or add a `demonstrations` stream"
+            "task.reasoning_gym.demonstrations, task.multi_hop.demonstrations or task.data.demonstration, or add a `demonstrations` stream"
         )
     experience = PromptRollouts(
         task,
@@ -116,8 +117,9 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         rewards=None if recipe.reward == RewardRecipe() else RewardSource(recipe.reward, task.verifier, seconds, device),
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
+    tags = TAGS if experience.tools else ()
     policy = recipe.policy.build(
-        experience.texts, temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed
+        experience.texts, temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed, tags=tags
     )
     return policy, experience
 

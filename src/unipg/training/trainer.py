@@ -16,12 +16,13 @@ from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, Progress
 from unipg.estimator.likelihoods import Reading, position_keys
-from unipg.estimator.policy_gradient import check_log_probs
+from unipg.estimator.policy_gradient import check_log_probs, corrected
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
 from unipg.seeding import generator, seed_everything
 from unipg.training.checkpoints import random_states, read_checkpoint, restore_random_states, write_checkpoint
-from unipg.training.diagnostics import UpdateDiagnostics, batch_metrics
+from unipg.training.collection import Collected, CollectionProcess, collect
+from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.tracking import Tracker
@@ -46,6 +47,10 @@ class TrainingRecipe:
     """Iterations between checkpoints: what a kill can lose."""
     evaluate_every: int = 0
     """Iterations between held-out evaluations; 0 for before and after only."""
+    overlap: bool = False
+    """Collect the next batch in a process of its own while this one is trained on: it is then one iteration old, and corrected for."""
+    overlap_limit: float | None = 2.0
+    """Largest weight pi_old / pi_behaviour of a token in that correction; null for none."""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "prompts", "epochs", "minibatches", "micro_batch_tokens", "save_every"):
@@ -116,6 +121,9 @@ class Trainer:
             self.tracker = tracker or Tracker(folder)
         self.setting = Setting(max_new_tokens=experience.max_new_tokens)
         self.objective: Objective = algorithm.terms(self.setting)
+        if self.training.overlap:
+            self._check_overlap()
+            self.objective = corrected(self.objective, self.training.overlap_limit)
         self._check_needs()
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
         self._parameters = list(policy.module.parameters())
@@ -126,7 +134,13 @@ class Trainer:
         self.batch: Trajectories | None = None
         self._shuffled: tuple[int, Trajectories, Trajectories] | None = None
         self.memory: dict[str, Any] = {}
-        self.proposal = policy.frozen_copy() if algorithm.proposes else None
+        self.proposal: Policy | None = None
+        if algorithm.proposes or self.training.overlap:
+            self.proposal = policy.twin()
+            self.proposal.module.eval().requires_grad_(False)
+        self.proposed_at = 0
+        self.ahead: CollectionProcess | None = None
+        self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self.row: dict[str, Any] = {}
         self.evaluated_at = -1
         self.stop_requested = False
@@ -142,6 +156,21 @@ class Trainer:
             raise InputError(f"{who} measures a KL and needs an anchor policy")
         if ("value" in reads or self.objective.reads_value) and not self.policy.has_value:
             raise InputError(f"{who} needs a critic: build the policy with a value head")
+        if self.algorithm.window is not None:
+            given = self.algorithm.demonstrations != "none" or self.algorithm.completions != "none"
+            if given or self.algorithm.most_sampling_rounds > 1 or not self.experience.keeps_unfinished:
+                raise InputError(
+                    f"algorithm.window is {self.algorithm.window}: only rollouts of a language model, without tools, given completions and "
+                    "dynamic sampling, go on from one iteration to the next; accepted here: null"
+                )
+
+    def _check_overlap(self) -> None:
+        algorithm = self.algorithm
+        if not algorithm.uses_rollouts or algorithm.proposes:
+            why = "keeps a proposal of its own to sample from" if algorithm.proposes else "does not sample"
+            raise InputError(f"training.overlap is true, but algorithm '{algorithm.name}' {why}; accepted here: false")
+        if algorithm.most_sampling_rounds > 1 and self.workers.world > 1:
+            raise InputError("training.overlap cannot top up batches over several workers; accepted with dynamic sampling: one worker")
 
     @property
     def steps_per_batch(self) -> int:
@@ -154,12 +183,20 @@ class Trainer:
     def planning(self) -> Planning:
         rate = self.optimizer_recipe.learning_rate_at(self.step, self.total_steps)
         progress, workers = Progress(self.step, self.total_steps, rate), self.workers
-        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank)
+        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.optimizer_recipe))
 
     # ------------------------------------------------------------------------------------------------ the loop
 
     def train(self) -> dict[str, Any]:
         """Runs to the end, or raises Stopped after writing a checkpoint when `stop_requested` was set. Returns the last metrics row."""
+        try:
+            return self._train()
+        finally:
+            if self.ahead is not None:
+                self.ahead.close()
+                self.ahead = None
+
+    def _train(self) -> dict[str, Any]:
         last: dict[str, Any] = {}
         while self.iteration < self.training.iterations:
             began = time.perf_counter()
@@ -186,49 +223,14 @@ class Trainer:
         return last
 
     def _collect(self) -> None:
-        began = time.perf_counter()
-        wanted = self.algorithm.rollouts if self.algorithm.uses_rollouts else 0
-        kept: list[Trajectories] = []
-        metrics: dict[str, float] = {}
-        share, first_groups = 1.0, 0.0
-        rounds = self.algorithm.most_sampling_rounds
-        for number in range(rounds):
-            demand = Demand(
-                iteration=self.iteration,
-                round=number,
-                share=share,
-                rollouts=wanted,
-                demonstrations=self.algorithm.demonstrations != "none",
-                score_demonstrations=self.algorithm.scores_demonstrations,
-                completions=self.algorithm.completions,
-                value=self.policy.has_value,
-                seed=self.seed,
-                worker=self.workers.rank,
-                workers=self.workers.world,
-                should_stop=lambda: self.stop_requested and self.workers.world == 1,
-            )
-            fresh, told = self.experience.collect(self.proposal or self.policy, demand)
-            for name, value in told.items():
-                metrics[name] = metrics.get(name, 0.0) + value if name.startswith(("tokens/", "verifier/")) else value
-            if number == 0:
-                more, histograms = batch_metrics(fresh)
-                metrics |= more
-                first_groups = self._groups(fresh)
-                if self.tracker:
-                    self.tracker.histograms(self.iteration, histograms)
-            kept.append(self.algorithm.keep(fresh) if rounds > 1 else fresh)
-            have = sum(self._groups(b) for b in kept)
-            share = 1 - have / max(1.0, first_groups)
-            if rounds > 1:
-                metrics["rollout/rounds"] = float(number + 1)
-            if share <= 0 or number + 1 == rounds:
-                break
-        batch = Trajectories.join([b for b in kept if len(b)] or kept[:1])
-        metrics["time/rollout"] = time.perf_counter() - began
-        batch = self._prepare(batch.to(self.policy.device))
+        collected = self._rollouts()
+        metrics = collected.metrics
+        if self.tracker:
+            self.tracker.histograms(self.iteration, collected.histograms)
+        batch = self._prepare(collected.batch.to(self.policy.device))
         metrics |= self.algorithm.metrics(batch)
-        if self.proposal is not None and self.algorithm.adopts(batch, self.planning()):
-            self.proposal.module.load_state_dict(self.policy.module.state_dict())
+        if self.algorithm.proposes and self.algorithm.adopts(batch, self.planning()):
+            self._renew_proposal()
             metrics["proposal/adopted"] = 1.0
         self.row = metrics
         live = batch.mask.any(1)
@@ -237,10 +239,47 @@ class Trainer:
         self.batch = batch.as_steps() if self.policy.memoryless else batch
         self.position = 0
 
-    def _groups(self, batch: Trajectories) -> float:
-        """Prompts in a batch, over all workers."""
-        assert batch.group is not None
-        return float(self.workers.sum(torch.tensor(float(batch.group.unique().numel()), dtype=torch.float64)))
+    def _rollouts(self) -> Collected:
+        """The fresh batch of this iteration; with `overlap` that of the process that collected it during the last one."""
+        if not self.training.overlap:
+            return collect(self.algorithm, self.experience, self.proposal or self.policy, self._demand(self.iteration), self.workers.sum)
+        if self.ahead is None:
+            assert self.proposal is not None
+            self.ahead = CollectionProcess(self.algorithm, self.experience, self.proposal)
+            self.proposal = self.ahead.policy
+        if not self.ahead.busy:  # the first iteration, or the first after a resume
+            self.ahead.start(self._demand(self.iteration), self.experience.state_dict())
+        began = time.perf_counter()
+        collected, state = self.ahead.result(lambda: self.stop_requested and self.workers.world == 1)
+        waited = {"time/waited_for_rollouts": time.perf_counter() - began, "staleness/steps": float(self.step - self.proposed_at)}
+        collected.metrics |= waited
+        self.experience.load_state_dict(state)
+        if self.unlearned is not None:
+            self.experience.update(self.unlearned, self.memory)
+        if self.iteration + 1 < self.training.iterations:
+            self._renew_proposal()
+            self.ahead.start(self._demand(self.iteration + 1), self.experience.state_dict())
+        return collected
+
+    def _demand(self, iteration: int) -> Demand:
+        return Demand(
+            iteration=iteration,
+            rollouts=self.algorithm.rollouts if self.algorithm.uses_rollouts else 0,
+            demonstrations=self.algorithm.demonstrations != "none",
+            score_demonstrations=self.algorithm.scores_demonstrations,
+            completions=self.algorithm.completions,
+            value=self.policy.has_value,
+            window=self.algorithm.window,
+            seed=self.seed,
+            worker=self.workers.rank,
+            workers=self.workers.world,
+            should_stop=lambda: self.stop_requested and self.workers.world == 1,
+        )
+
+    def _renew_proposal(self) -> None:
+        assert self.proposal is not None
+        self.proposal.module.load_state_dict(self.policy.module.state_dict())
+        self.proposed_at = self.step
 
     def _prepare(self, batch: Trajectories) -> Trajectories:
         """Whole-batch work: what planning reads, the algorithm's own, advantages, then log-probabilities under frozen policies."""
@@ -384,18 +423,34 @@ class Trainer:
             parameter.grad = None
         losses: list[Tensor] = []
         tokens = 0
+        value = self._trains_critic(planned)
         for piece in self._pieces(planned):
-            now = self.policy.evaluate(piece, entropy=True, value=self.objective.reads_value, readings=self.objective.readings)
+            now = self.policy.evaluate(piece, entropy=True, value=value, readings=self.objective.readings)
             loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
             loss.backward()
             self._diagnostics.add_entropy(now.entropy, piece.mask)
+            if self.position == 0:
+                self._diagnostics.add_mismatch(now.log_prob, piece)
             losses.append(loss.detach())
             tokens += int(self.policy.cost(piece).sum())
-        self.workers.sum_gradients(self._parameters)
+        self.workers.sum_gradients(self._moved())
         self._guarded_step(planned)
         self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
+
+    def _trains_critic(self, planned: Trajectories) -> bool:
+        """Whether any token counts in a term that reads the critic. A step in which none does must not move it: its parameters then get no
+        gradient at all, not one of 0, which an optimiser with momentum would still step on."""
+        read = (name for name, term in self.objective.named() if term.reads_value)
+        return any(bool(planned.require(f"{name}/weight", name).any()) for name in read)
+
+    def _moved(self) -> list[torch.nn.Parameter]:
+        """Parameters that have a gradient on any worker."""
+        if self.workers.world == 1:
+            return self._parameters
+        has = torch.tensor([float(p.grad is not None) for p in self._parameters])
+        return [p for p, workers in zip(self._parameters, self.workers.sum(has).tolist(), strict=True) if workers]
 
     def _planned(self, batch: Trajectories, planning: Planning) -> Trajectories:
         """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
@@ -446,7 +501,10 @@ class Trainer:
         if self.tracker:
             self.tracker.metrics(row)
             self.tracker.histograms(self.iteration, self._diagnostics.histograms())
-        self.experience.update(self.batch, self.memory)
+        if not self.training.overlap:
+            self.experience.update(self.batch, self.memory)
+        elif self.experience.learns:
+            self.unlearned = self.batch
         self.batch, self._shuffled, self.row = None, None, {}
         self.iteration += 1
         self.observer.iteration(self.iteration, self.training.iterations, row)
@@ -492,6 +550,8 @@ class Trainer:
             "evaluated_at": self.evaluated_at,
             "row": dict(self.row),
             "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
+            "unlearned": None if self.unlearned is None else self.unlearned.to("cpu").state_dict(),
+            "proposed_at": self.proposed_at,
             "module": self.policy.module.state_dict(),
             "proposal": None if self.proposal is None else self.proposal.module.state_dict(),
             "memory": self.workers.gather(dict(self.memory)),
@@ -525,10 +585,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.experience.load_state_dict(state["experience"][self.workers.rank])
         restore_random_states(state["random"])
-        for name in ("iteration", "step", "position", "seconds", "evaluated_at"):
+        for name in ("iteration", "step", "position", "seconds", "evaluated_at", "proposed_at"):
             setattr(self, name, state[name])
         self.skipped, self.row = dict(state["skipped"]), dict(state["row"])
-        self.batch = None if state["batch"] is None else Trajectories(**state["batch"]).to(self.policy.device)
+        for name in ("batch", "unlearned"):
+            setattr(self, name, None if state[name] is None else Trajectories(**state[name]).to(self.policy.device))
         if self.tracker and self.workers.leads:
             self.tracker.rewind(self.iteration)
 

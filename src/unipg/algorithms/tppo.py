@@ -1,0 +1,81 @@
+"""Truncated PPO (arXiv 2506.15050): policy updates from unfinished responses, which go on in the next iteration."""
+
+from dataclasses import dataclass
+
+import torch
+
+from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.errors import InputError
+from unipg.estimator import GAE, Objective, OldPolicy, Planning, PolicyGradient, RatioClip, TokenMean, ValueLoss
+from unipg.estimator.advantages import settled
+from unipg.rollouts.base import FRESH
+from unipg.trajectories import Trajectories
+
+POLICY, CRITIC = "tppo/policy", "tppo/critic"
+
+
+@register
+@dataclass(frozen=True)
+class TPPO(Algorithm):
+    """PPO whose iterations sample at most `window` new tokens of each response: no one waits for the longest.
+
+    Prompts times `rollouts` responses are in work at any time. Finished ones are scored and make room for new prompts, the others go on.
+    The policy learns from the tokens of the window, each once, with the policy that wrote it as pi_old. Their advantage is EGAE over the
+    response so far: GAE with V_n := V_{n-1} where the window cuts, so that its last token has advantage 0 (gamma 1). The critic learns from
+    all tokens of the responses that finished in this iteration; in one without any it does not move. Values are the present critic's.
+
+    The critic is a head on the policy's own trunk, as in PPO here: its loss moves the trunk too, also during `value_warmup`.
+    Without a window it is PPO with a value target of its own lambda. An environment's windows are rows of their own there: the critic
+    learns from steps whose episode ends in the same row.
+    """
+
+    name = "tppo"
+    title = "Truncated proximal policy optimisation"
+    paper = "arXiv 2506.15050"
+    equation = "coefficient = 1_Clip · Â_EGAE · r on the window's tokens;  + value loss to the return on finished responses"
+    bias = "The critic is learned and copied at the cut, lam < 1; a token mean over the kept tokens; prefixes come from older policies."
+    deviations = (
+        "No code is published. Learning rates, clip bounds, whitening and inner epochs are not in the paper: the library's are those of its "
+        "PPO, without whitening.",
+        "The paper trains two models independently; here one trunk has both heads, and one optimiser.",
+        "A response that max_new_tokens stops counts as finished, with the verifier's reward.",
+    )
+    claim = "benchmarks/claims/tppo.py"
+
+    rollouts: int = setting(1, "rollouts per prompt; prompts times rollouts are in work at any time", "arXiv 2506.15050: 16")
+    window: int | None = setting(None, "most new tokens of a response in an iteration; null: no limit", "arXiv 2506.15050: 8K of 24K")
+    clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 1707.06347")
+    clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "arXiv 1707.06347")
+    gamma: float = setting(1.0, "discount per token", "arXiv 2506.15050")
+    lam: float = setting(0.95, "lambda of the policy's advantage", "arXiv 2506.15050, second hand")
+    value_lam: float = setting(1.0, "lambda of the critic's target; 1: the return itself", "arXiv 2506.15050")
+    normalize_advantage: bool = setting(False, "whiten the advantage over the tokens that train the policy")
+    value_weight: float = setting(0.5, "weight of the critic's loss", "arXiv 1707.06347")
+    value_clip: float | None = setting(None, "how far the value may move from the old one; null for no clipping")
+    value_warmup: int = setting(0, "iterations that begin within so many optimiser steps train the critic alone")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.window is not None and self.window < 1:
+            raise InputError(f"algorithm.window is {self.window}; accepted: 1 or more new tokens, or null for no window")
+        if self.value_warmup < 0:
+            raise InputError(f"algorithm.value_warmup is {self.value_warmup}; accepted: 0 or more optimiser steps")
+
+    def objective(self, setting: Setting) -> Objective:
+        egae = GAE(self.gamma, self.lam, self.normalize_advantage, bootstrap="copied", tokens=POLICY if self.normalize_advantage else None)
+        target = GAE(self.gamma, self.value_lam, normalize=False)
+        clip = RatioClip(self.clip_low, self.clip_high)
+        policy = PolicyGradient(mask=clip, reference=OldPolicy(), advantage=egae, aggregate=TokenMean(), tokens=POLICY)
+        return policy + self.value_weight * ValueLoss(gae=target, clip=self.value_clip, aggregate=TokenMean(), tokens=CRITIC)
+
+    def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
+        finished = settled(batch)
+        fresh = batch.planned.get(FRESH, batch.mask) & batch.mask
+        if planning.progress.step < self.value_warmup:
+            fresh = torch.zeros_like(fresh)
+        if batch.reward is not None:  # an unfinished response has none, whatever stands there
+            batch = batch.replace(reward=torch.where(finished.any(1), batch.reward, 0))
+        return batch.replace(planned={**batch.planned, POLICY: fresh, CRITIC: finished})
+
+    def metrics(self, batch: Trajectories) -> dict[str, float]:
+        return {"tokens/policy": float(batch.planned[POLICY].sum()), "tokens/critic": float(batch.planned[CRITIC].sum())}

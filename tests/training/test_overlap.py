@@ -1,0 +1,155 @@
+"""Collecting in a process of its own: what is sampled, how old it is, what corrects for it, and what may go wrong."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from unipg import Corrected, InputError, OldPolicy, PolicyGradient, Source
+from unipg.algorithms import Algorithm, Setting, algorithm_named
+from unipg.cli import main
+from unipg.estimator.policy_gradient import corrected
+from unipg.lab import BigramPolicy, StringExperience, StringProblem
+from unipg.rollouts.base import Experience
+from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
+from unipg.training.trainer import Silent, Stopped
+
+GRPO = algorithm_named("grpo")()
+PROBLEM = StringProblem(vocabulary=4, prompts=(0, 1, 2), length=2)
+
+
+class Rows(Silent):
+    """An observer that keeps the metrics."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+
+    def iteration(self, done, total, metrics):
+        self.rows.append(dict(metrics))
+
+
+def trainer(folder: Path, algorithm: Algorithm = GRPO, experience: Experience | None = None, overlap: bool = True) -> Trainer:
+    return Trainer(
+        algorithm,
+        BigramPolicy(4, seed=1),
+        experience or StringExperience(PROBLEM, prompts=6),
+        folder=folder,
+        training=TrainingRecipe(iterations=4, epochs=2, overlap=overlap),
+        optimizer=OptimizerRecipe(learning_rate=0.1),
+        anchor=BigramPolicy(4, seed=1),
+        observer=Rows(),
+        seed=3,
+    )
+
+
+class Lagging(StringExperience):
+    """Samples from the policy as it was when the batch before was collected: what overlap does, without another process."""
+
+    def collect(self, policy, demand):
+        before, self.before = getattr(self, "before", policy.twin()), policy.twin()
+        return super().collect(before, demand)
+
+
+@pytest.fixture(scope="module")
+def overlapped(tmp_path_factory) -> Trainer:
+    run = trainer(tmp_path_factory.mktemp("overlap"))
+    run.train()
+    return run
+
+
+def test_it_trains_on_batches_that_are_one_iteration_old(overlapped, tmp_path) -> None:
+    plain = trainer(tmp_path, experience=Lagging(PROBLEM, prompts=6), overlap=False)
+    plain.objective = corrected(plain.objective, 2.0)
+    plain.train()
+    assert torch.equal(overlapped.policy.logits, plain.policy.logits)
+    uncorrected = trainer(tmp_path / "uncorrected", experience=Lagging(PROBLEM, prompts=6), overlap=False)
+    uncorrected.train()
+    assert not torch.equal(overlapped.policy.logits, uncorrected.policy.logits)
+
+
+def test_staleness_is_recorded(overlapped) -> None:
+    assert [row["staleness/steps"] for row in overlapped.observer.rows] == [0, 2, 2, 2]
+    ages = [row["mismatch/log_ratio"] for row in overlapped.observer.rows]
+    assert ages[0] == pytest.approx(0, abs=1e-6)
+    assert min(ages[1:]) > 1e-3
+    assert all(row["mismatch/ratio_max"] > 1 for row in overlapped.observer.rows[1:])
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5])
+def test_it_resumes_to_the_bit(overlapped, tmp_path, stop) -> None:
+    first = trainer(tmp_path)
+    first.stop_after_steps = stop
+    with pytest.raises(Stopped):
+        first.train()
+    assert first.ahead is None
+    second = trainer(tmp_path)
+    second.resume()
+    second.train()
+    assert torch.equal(second.policy.logits, overlapped.policy.logits)
+    assert [row["staleness/steps"] for row in second.observer.rows] == [0, 2, 2, 2][stop // 2 :]
+
+
+def test_a_language_model_through_the_command_line(recipe, tmp_path, capsys) -> None:
+    path = recipe(algorithm={"name": "spo"}, training={"iterations": 3, "prompts": 4, "overlap": True})
+    assert main(["train", path]) == 0
+    assert main(["train", path, f"output={tmp_path / 'again'}"]) == 0
+    files = sorted((tmp_path / "run" / "model").glob("*.safetensors"))
+    assert files
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "again" / "model" / file.name).read_bytes()
+
+
+def test_the_correction_wraps_what_needs_it() -> None:
+    grpo = corrected(GRPO.terms(Setting(4)), 2.0)
+    assert grpo.terms[0].reference == Corrected(OldPolicy(), 2.0)
+    luffy = corrected(algorithm_named("luffy")().terms(Setting(4)), None)
+    gradients = [term for term in luffy.terms if isinstance(term, PolicyGradient)]
+    assert [isinstance(term.reference, Corrected) for term in gradients] == [Source.ROLLOUT in term.rows for term in gradients]
+    assert len({Source.ROLLOUT in term.rows for term in gradients}) == 2
+    fdpg = algorithm_named("fdpg")().terms(Setting(4))
+    assert corrected(fdpg, 2.0) == fdpg
+
+
+def test_a_process_that_dies_is_one_clear_error(tmp_path) -> None:
+    run = trainer(tmp_path)
+
+    class Killing(Rows):
+        def iteration(self, done, total, metrics):
+            os.kill(run.ahead._process.pid, signal.SIGKILL)
+
+    run.observer = Killing()
+    with pytest.raises(InputError, match=r"the process that samples ended by itself \(exit code -9\)"):
+        run.train()
+    again = trainer(tmp_path)
+    again.resume()
+    again.train()
+    assert again.iteration == 4
+
+
+def test_what_cannot_be_sent_is_refused(tmp_path) -> None:
+    problem = StringProblem(reward=lambda prompt, answer: 1.0)
+    with pytest.raises(InputError, match="cannot be sent to another process"):
+        trainer(tmp_path, experience=StringExperience(problem)).train()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [(algorithm_named("fdpg")(proposal="adaptive"), "keeps a proposal of its own"), (algorithm_named("sft")(), "does not sample")],
+)
+def test_methods_that_have_nothing_to_overlap(algorithm, message, tmp_path) -> None:
+    with pytest.raises(InputError, match=message):
+        trainer(tmp_path, algorithm)
+
+
+def test_an_error_in_the_other_process_is_told(recipe, rows, capsys) -> None:
+    path = recipe(training={"overlap": True}, algorithm={"name": "grpo", "rollouts": 2}, rollouts={"max_new_tokens": 4})
+    values = yaml.safe_load(Path(path).read_text())
+    values["policy"]["scratch"]["max_positions"] = 8
+    Path(path).write_text(yaml.safe_dump(values))
+    assert main(["train", path]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "more than the model's context of 8" in said[0]
