@@ -1,11 +1,14 @@
-"""PPO on CartPole-v1, unipg and Stable-Baselines3 side by side: first the gradient against a plain loss, then speed and learning curves.
+"""PPO on CartPole-v1 beside Stable-Baselines3 and CleanRL: first the gradient against a plain loss, then speed and learning curves.
 
-    python benchmarks/speed/control.py [--peers PYTHON] [--seeds 10] [--quick]
+    python benchmarks/speed/control.py [--peers PYTHON] [--cleanrl path/to/cleanrl/ppo.py] [--seeds 10] [--quick]
 
-Both sides have 4 environments x 128 steps, 4 epochs, minibatches of 128, separate 64-64 tanh networks, Adam, one thread and 32,768 steps;
+CleanRL is no package but a script: name a copy of its `ppo.py` by --cleanrl or UNIPG_CLEANRL, or it is left out.
+
+All sides have 4 environments x 128 steps, 4 epochs, minibatches of 128, separate 64-64 tanh networks, Adam, one thread and 32,768 steps;
 each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a first iteration are
 over before the clock starts. A step is one that the policy chose; the reset steps of array environments do not count. What still differs:
-Stable-Baselines3 whitens advantages in each minibatch, unipg over the whole batch; the random numbers.
+Stable-Baselines3 and CleanRL whiten advantages in each minibatch, unipg over the whole batch; CleanRL clips the value loss and trains on
+the reset steps of its environments; the random numbers.
 """
 
 from __future__ import annotations
@@ -35,6 +38,8 @@ RATE, EPS, CLIP_NORM, GAMMA, LAM = 1e-3, 1e-5, 0.5, 0.99, 0.95
 BATCH = ENVIRONMENTS * WINDOW
 POINT = 4096
 """Steps for each point of a learning curve."""
+PEERS = {"stable_baselines3": "stable_baselines3", "cleanrl": "tyro"}
+"""The sides beside ours, and a package that each needs."""
 Run = dict[str, Any]
 
 
@@ -120,6 +125,57 @@ def stable_baselines3(seed: int, iterations: int) -> Run:
     return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions}
 
 
+def cleanrl(script: str, seed: int, iterations: int) -> Run:
+    """CleanRL's own script; the time of a run of one iteration, with its set-up, is taken off."""
+    import functools
+    import runpy
+
+    import gymnasium
+    import numpy
+    import torch
+
+    gymnasium.wrappers.RecordEpisodeStatistics = functools.partial(  # it would forget all but the last 100
+        gymnasium.wrappers.RecordEpisodeStatistics, buffer_length=iterations * BATCH
+    )
+    settings = {
+        "learning-rate": RATE,
+        "num-envs": ENVIRONMENTS,
+        "num-steps": WINDOW,
+        "num-minibatches": MINIBATCHES,
+        "update-epochs": EPOCHS,
+        "gamma": GAMMA,
+        "gae-lambda": LAM,
+        "max-grad-norm": CLIP_NORM,
+        "ent-coef": 0.0,
+    }
+    options = [f"--{name}={value}" for name, value in settings.items()] + ["--no-anneal-lr", "--no-cuda"]
+
+    def timed(seed: int, count: int) -> tuple[float, float, dict[str, Any]]:
+        sys.argv = [script, *options, f"--seed={seed}", f"--total-timesteps={count * BATCH}"]
+        wall, cpu = time.perf_counter(), time.process_time()
+        found = runpy.run_path(script, run_name="__main__")
+        return time.process_time() - cpu, time.perf_counter() - wall, found
+
+    with tempfile.TemporaryDirectory() as scratch:
+        os.chdir(scratch)  # it writes event files
+        timed(seed + 1000, 1)  # imports
+        few = timed(seed + 1000, 1)
+        many = timed(seed, iterations)
+        os.chdir(ROOT)
+    ended = []
+    for environment in many[2]["envs"].envs:
+        ends = numpy.cumsum(environment.length_queue) * ENVIRONMENTS
+        ended += [(int(end), float(value), 1.0) for end, value in zip(ends, environment.return_queue, strict=True)]
+    named = {"gymnasium": gymnasium, "torch": torch, "numpy": numpy}
+    return {
+        "steps": (iterations - 1) * BATCH,
+        "cpu": many[0] - few[0],
+        "wall": many[1] - few[1],
+        "curve": curve(ended),
+        "versions": {"cleanrl": "ppo.py"} | {name: module.__version__ for name, module in named.items()},
+    }
+
+
 def curve(ended: Sequence[tuple[float, float, float]]) -> dict[str, float]:
     """Mean return of the episodes that ended within each `POINT` steps, from (step, mean return, episodes)."""
     sums: dict[int, list[float]] = {}
@@ -172,18 +228,16 @@ def run(python: str, *arguments: object) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peers_python(given: str | None) -> str | None:
-    """The interpreter of the peers' environment; None, with a line that says so, where it has no Stable-Baselines3."""
-    python = given or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
-    if (
-        Path(python).is_file()
-        and not subprocess.run([python, "-c", "import stable_baselines3"], capture_output=True, check=False).returncode
-    ):
-        return python
-    told(
-        f"Stable-Baselines3 is left out: '{python}' cannot import it; `pip install stable-baselines3==2.9.2` there, or give --peers PYTHON"
-    )
-    return None
+def present(peer: str, python: str, script: str | None) -> bool:
+    """Whether a peer can run; a line says why not."""
+    package, install = PEERS[peer], {"stable_baselines3": "stable-baselines3==2.9.2", "cleanrl": "tyro tensorboard gymnasium"}[peer]
+    if not Path(python).is_file() or subprocess.run([python, "-c", f"import {package}"], capture_output=True, check=False).returncode:
+        told(f"{peer} is left out: '{python}' cannot import {package}; `pip install {install}` there, or give --peers PYTHON")
+        return False
+    if peer == "cleanrl" and not (script and Path(script).is_file()):
+        told("cleanrl is left out: " + (f"'{script}' is no file" if script else "name a copy of its ppo.py by --cleanrl or UNIPG_CLEANRL"))
+        return False
+    return True
 
 
 def summary(runs: Sequence[Run]) -> dict[str, Any]:
@@ -224,11 +278,12 @@ def compared(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--peers", help="Python of an environment with stable-baselines3 (default $UNIPG_PEERS_PYTHON, then .venv-peers)")
+    parser.add_argument("--cleanrl", default=os.environ.get("UNIPG_CLEANRL"), help="a copy of CleanRL's ppo.py (default $UNIPG_CLEANRL)")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--stepped", action="store_true", help="unipg steps one environment object after the other, not the array")
     parser.add_argument("--quick", action="store_true", help="two seeds of four iterations: only whether it runs")
-    parser.add_argument("--side", choices=("ours", "sb3", "proof"), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "proof", *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--iterations", type=int, default=64, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -241,6 +296,8 @@ def main(arguments: Sequence[str]) -> int:
             found: Any = proof(vectorized)
         elif chosen.side == "ours":
             found = ours(chosen.seed, chosen.iterations, vectorized)
+        elif chosen.side == "cleanrl":
+            found = cleanrl(chosen.cleanrl, chosen.seed, chosen.iterations)
         else:
             found = stable_baselines3(chosen.seed, chosen.iterations)
         told(json.dumps(found))
@@ -249,18 +306,20 @@ def main(arguments: Sequence[str]) -> int:
     from unipg.training.run import cpu_name
 
     seeds, iterations = (2, 4) if chosen.quick else (chosen.seeds, chosen.iterations)
-    peers, stepped = peers_python(chosen.peers), ["--stepped"] if chosen.stepped else []
+    python = chosen.peers or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
+    script = str(Path(chosen.cleanrl).resolve()) if chosen.cleanrl else None
+    stepped = ["--stepped"] if chosen.stepped else []
+    runs: dict[str, list[Run]] = {"ours": []} | {peer: [] for peer in PEERS if present(peer, python, script)}
     difference = run(sys.executable, "--side", "proof", *stepped)
     told(f"gradient of a minibatch against the plain loss: {difference:.1e} of the largest entry (limit {EQUAL:g})")
     if not difference <= EQUAL:
         return 1
-    mine: list[Run] = []
-    theirs: list[Run] = []
+    more = {"ours": stepped, "stable_baselines3": [], "cleanrl": ["--cleanrl", script]}
     for seed in range(seeds):
-        sides = [("ours", sys.executable, mine, stepped)] + ([("sb3", peers, theirs, [])] if peers else [])
-        for side, python, runs, more in sides if seed % 2 == 0 else sides[::-1]:
-            runs.append(run(python, "--side", side, "--seed", seed, "--iterations", iterations, *more))
-            told(f"seed {seed}  {side:5s} {runs[-1]['steps'] / runs[-1]['cpu']:8.0f} steps per CPU-second")
+        for side in runs if seed % 2 == 0 else reversed(runs):
+            interpreter = sys.executable if side == "ours" else python
+            runs[side].append(run(interpreter, "--side", side, "--seed", seed, "--iterations", iterations, *more[side]))
+            told(f"seed {seed}  {side:18s} {runs[side][-1]['steps'] / runs[side][-1]['cpu']:8.0f} steps per CPU-second")
     result: dict[str, Any] = {
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
@@ -281,22 +340,18 @@ def main(arguments: Sequence[str]) -> int:
         }
         | {"learning_rate": RATE, "seeds": seeds, "array_environments": not chosen.stepped},
         "gradient_difference": difference,
-        "ours": summary(mine),
+        "sides": {side: summary(found) for side, found in runs.items()},
+        "comparisons": {side: compared(runs["ours"], found) for side, found in runs.items() if side != "ours"},
     }
-    if theirs:
-        result |= {"stable_baselines3": summary(theirs), "comparison": compared(mine, theirs)}
-    for name in ("ours", "stable_baselines3"):
-        if name in result:
-            side = result[name]
-            speed, whole, end = side["steps_per_cpu_second"], side["mean_return"], side["final_return"]
-            told(f"{name:18s} {speed['median']:6.0f} steps per CPU-second [{speed['min']:.0f}, {speed['max']:.0f}]")
-            for what, value in (("over the run", whole), ("at its end", end)):
-                told(f"{'':18s} return {what}: {value['value']:.0f} [{value['low']:.0f}, {value['high']:.0f}]")
-    if theirs:
-        ratio = result["comparison"]["ratio"]
-        word = "reached" if result["comparison"]["reached"] else "NOT reached"
-        told(f"ratio {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]; target {TARGET}: {word}")
-        told(f"returns overlap: {result['comparison']['returns_overlap']}")
+    for name, side in result["sides"].items():
+        speed, whole, end = side["steps_per_cpu_second"], side["mean_return"], side["final_return"]
+        told(f"{name:18s} {speed['median']:6.0f} steps per CPU-second [{speed['min']:.0f}, {speed['max']:.0f}]")
+        for what, value in (("over the run", whole), ("at its end", end)):
+            told(f"{'':18s} return {what}: {value['value']:.0f} [{value['low']:.0f}, {value['high']:.0f}]")
+    for name, comparison in result["comparisons"].items():
+        ratio, word = comparison["ratio"], "reached" if comparison["reached"] else "NOT reached"
+        told(f"beside {name}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]; target {TARGET}: {word}")
+        told(f"{'':18s} returns overlap: {comparison['returns_overlap']}")
     if not chosen.quick:
         chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         told(f"written to {chosen.output}")

@@ -56,6 +56,7 @@ RUNNING = """\
     make bench                                                   sets up .venv and .venv-peers, measures, writes this page
     python benchmarks/speed/language.py --quick                  two minutes: does it run?
     python benchmarks/speed/language.py --cases dead --repeats 3 --peers some/environment/bin/python
+    UNIPG_CLEANRL=cleanrl/ppo.py make bench                      with CleanRL's script, which no package index has
     python benchmarks/speed/page.py                              this page from the stored results
 
 Results: `benchmarks/results/speed-language.json` and `speed-control.json`. Leave the machine alone meanwhile: CPU-seconds rise by half when
@@ -335,13 +336,12 @@ def page(found_language: Result | None, found_control: Result | None, images: Pa
 
 def control(result: Result, images: Path) -> list[str]:
     """The control half."""
-    sides = {name: result[name] for name in ("ours", "stable_baselines3") if name in result}
-    titles = {"ours": "unipg", "stable_baselines3": "Stable-Baselines3"}
+    sides, titles = result["sides"], {"ours": "unipg", "stable_baselines3": "Stable-Baselines3", "cleanrl": "CleanRL"}
     setting = result["setting"]
     lines = [
         f"PPO on CartPole-v1: {setting['environments']} environments, {setting['window']} steps each before {setting['epochs']} epochs "
         f"over {setting['minibatches']} minibatches, {setting['steps']:,} steps, {setting['seeds']} seeds, separate networks of two "
-        "64-unit layers on both sides. The gradient of a minibatch differs from that of a plain PPO loss by "
+        "64-unit layers on all sides. The gradient of a minibatch differs from that of a plain PPO loss by "
         f"{result['gradient_difference']:.0e} of its largest entry.",
         "",
     ]
@@ -352,11 +352,11 @@ def control(result: Result, images: Path) -> list[str]:
         cells = f"{speed['median']:,.0f} ({speed['min']:,.0f} – {speed['max']:,.0f})", f"{side['steps_per_wall_second']:,.0f}"
         rows.append([titles[name], *cells, *returns])
     lines += table(["", "steps per CPU-second", "steps per wall second", "return over the run", "return at its end"], rows)
-    if "comparison" in result:
-        ratio, overlap = result["comparison"]["ratio"], result["comparison"]["returns_overlap"]
-        said = "reached" if result["comparison"]["reached"] else f"**not reached**, {1 - ratio['median'] / ratio['target']:.0%} short"
+    for name, comparison in result["comparisons"].items():
+        ratio, overlap = comparison["ratio"], comparison["returns_overlap"]
+        said = "reached" if comparison["reached"] else f"**not reached**, {1 - ratio['median'] / ratio['target']:.0%} short"
         lines += [
-            f"Steps per CPU-second beside Stable-Baselines3's: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
+            f"Steps per CPU-second beside {titles[name]}'s: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
             f"returns over seeds overlap: over the run {_yes(overlap['mean_return'])}, at its end {_yes(overlap['final_return'])}.",
             "",
         ]

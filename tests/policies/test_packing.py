@@ -215,3 +215,24 @@ def test_a_saved_model_knows_nothing_of_it(tmp_path) -> None:
     model.save(tmp_path)
     assert packing.ATTENTION not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
     assert model.frozen_copy()._packs
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("architecture", ["gpt2", "qwen3"])
+def test_flex_attention_sees_what_the_buckets_see(forced, architecture) -> None:
+    """Forward only: on a CPU FlexAttention has no gradient."""
+    model = policy(architecture)
+    given = batch(ROWS)
+    with torch.no_grad():
+        expected = model.evaluate(given, entropy=True)
+        model._flex = True
+        found = model.evaluate(given, entropy=True)
+    assert not expected.log_prob.equal(torch.zeros_like(expected.log_prob))
+    torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=0, atol=1e-10)
+    torch.testing.assert_close(found.entropy, expected.entropy, rtol=0, atol=1e-10)
+
+
+def test_flex_attention_is_for_gpus() -> None:
+    model = policy("qwen3")
+    assert not model._flex
+    assert not packing.flexible(model._trunk)

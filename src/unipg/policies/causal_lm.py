@@ -54,6 +54,7 @@ class CausalLanguageModel(Policy):
         self.module = nn.ModuleDict(parts)
         self._trunk, self._head = _trunk_and_head(model)
         self._packs = self._trunk is not None and packing.enable(model, self._trunk)
+        self._flex = self._packs and packing.flexible(self._trunk)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -78,7 +79,7 @@ class CausalLanguageModel(Policy):
             if layout is None:
                 hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
             else:
-                hidden = packing.run(self._trunk, layout).index_select(0, layout.predictor)
+                hidden = packing.run(self._trunk, layout, self._flex).index_select(0, layout.predictor)
             log_prob, h, read = token_log_prob(
                 hidden,
                 self._head.weight,

@@ -5,14 +5,17 @@
     packed, shared    the prompt of a group once, and its answers as branches that attend to it
 
 Everything but attention works on single tokens, so it runs on the stream as it stands. Attention takes the stream apart into few small
-padded batches of rows of similar length and puts the result together again; a branch's keys are its prompt's and its own. The gradient is
-that of the padded batch.
+padded batches of rows of similar length and puts the result together again; a branch's keys are its prompt's and its own. On a GPU,
+FlexAttention does the same in one kernel whose mask says who sees whom, where a trial shows that it can. The gradient is that of the
+padded batch.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -56,6 +59,24 @@ class Layout:
     """[M] place in the stream of the token before each of the policy's M tokens, row by row."""
     padded: int
     """Tokens that the padded batch has: B · (T − 1)."""
+    lengths: Tensor
+    """[S] tokens of each segment of the stream: shared prompts, then what each row has of its own."""
+    above: Tensor
+    """[S] the segment of the prompt that a segment attends to beside itself; −1 for none."""
+
+    @cached_property
+    def block_mask(self) -> Any:
+        """FlexAttention's: a token sees its own segment up to itself, and the prompt above it."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        segment = torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+        above = self.above[segment]
+
+        def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return ((segment[q] == segment[k]) & (k <= q)) | (segment[k] == above[q])
+
+        create = _compiled(create_block_mask) if self.lengths.is_cuda else create_block_mask
+        return create(visible, None, None, len(self), len(self), device=self.lengths.device)
 
     def __len__(self) -> int:
         return self.tokens.shape[1]
@@ -103,7 +124,9 @@ def layout_of(batch: Trajectories, prefix: Tensor) -> Layout:
     branches = torch.cat([torch.zeros_like(trunk_length), prefix])
     origin = torch.cat([trunk_start, trunk_start[unit]])
     buckets, back = _buckets(starts, lengths, branches, origin, int(lengths.sum()))
-    return Layout(tokens.unsqueeze(0), positions.unsqueeze(0), buckets, back, predictor, len(batch) * max(0, columns - 1))
+    above = torch.cat([torch.full_like(trunk_length, -1), torch.where(prefix > 0, unit, -1)])
+    padded = len(batch) * max(0, columns - 1)
+    return Layout(tokens.unsqueeze(0), positions.unsqueeze(0), buckets, back, predictor, padded, lengths, above)
 
 
 def _buckets(starts: Tensor, lengths: Tensor, prefix: Tensor, origin: Tensor, total: int) -> tuple[tuple[Bucket, ...], Tensor]:
@@ -177,11 +200,15 @@ def attend(
     attention_mask: Tensor | None,
     *,
     layout: Layout | None = None,
+    flex: bool = False,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention in transformers' interface: `[1,heads,N,d]` in, `[1,N,heads,d]` out, along `layout`; plain SDPA without one."""
+    """Attention in transformers' interface: `[1,heads,N,d]` in, `[1,N,heads,d]` out, along `layout`; plain SDPA without one.
+
+    `flex`: by FlexAttention, which has no dropout, and on a CPU no gradient.
+    """
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -190,6 +217,11 @@ def attend(
         )
         return plain
     repeats = query.shape[1] // key.shape[1]
+    if flex and not dropout:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        attention = _compiled(flex_attention) if query.is_cuda else flex_attention
+        return attention(query, key, value, block_mask=layout.block_mask, scale=scaling, enable_gqa=repeats > 1).transpose(1, 2), None
     q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
     found = []
     for bucket in layout.buckets:
@@ -208,10 +240,15 @@ def attend(
     return torch.cat(found).index_select(0, layout.back).unsqueeze(0), None
 
 
-def run(trunk: Any, layout: Layout) -> Tensor:
-    """[N,H] last hidden states of the stream."""
+@functools.cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, dynamic=True)
+
+
+def run(trunk: Any, layout: Layout, flex: bool = False) -> Tensor:
+    """[N,H] last hidden states of the stream; `flex`: attention by FlexAttention."""
     anything = torch.zeros(1, 1, 1, 1, dtype=torch.bool, device=layout.tokens.device)  # stops the model from building a mask of its own
-    out = trunk(input_ids=layout.tokens, position_ids=layout.positions, attention_mask=anything, use_cache=False, layout=layout)
+    out = trunk(input_ids=layout.tokens, position_ids=layout.positions, attention_mask=anything, use_cache=False, layout=layout, flex=flex)
     states: Tensor = out.last_hidden_state[0]
     return states
 
@@ -235,26 +272,60 @@ def enable(model: Any, trunk: Any) -> bool:
         return False
     register()
     config._attn_implementation = ATTENTION
-    device, vocabulary = next(trunk.parameters()).device, trunk.get_input_embeddings().weight.shape[0]
-    action = (torch.arange(24, device=device).reshape(3, 8) * 7 + 1) % vocabulary
-    action[1, :3] = action[0, :3]
-    present = torch.arange(8, device=device) < torch.tensor([[8], [6], [5]], device=device)
-    mask = present & (torch.arange(8, device=device) >= 3)
-    probe = Trajectories(action=action, mask=mask, present=present, group=torch.tensor([0, 0, 1], device=device))
+    probe = _probe(trunk)
     was_training = trunk.training
     trunk.eval()
     try:
         with torch.no_grad():
-            plain = trunk(input_ids=torch.where(present, action, 0)[:, :-1], use_cache=False).last_hidden_state[mask[:, 1:]]
+            tokens = torch.where(probe.require("present", "a trial"), probe.action, 0)[:, :-1]
+            plain = trunk(input_ids=tokens, use_cache=False).last_hidden_state[probe.mask[:, 1:]]
             layout = layout_of(probe, shared_prefixes(probe))
-            packed = run(trunk, layout)[layout.predictor]
-        works = bool(torch.allclose(plain.float(), packed.float(), rtol=1e-3, atol=1e-3 * float(plain.float().abs().max())))
+            works = _alike(plain, run(trunk, layout)[layout.predictor])
     except (TypeError, ValueError, RuntimeError):  # a model whose layers do not take what they are given
         works = False
     trunk.train(was_training)
     if not works:
         config._attn_implementation = "sdpa"
     return works
+
+
+def flexible(trunk: Any) -> bool:
+    """Whether FlexAttention gives a model that runs packed the same states and gradients as SDPA: tried on a few tokens, on a GPU alone."""
+    first = next(trunk.parameters())
+    if first.device.type != "cuda":
+        return False
+    layout = layout_of(probe := _probe(trunk), shared_prefixes(probe))
+    was_training = trunk.training
+    trunk.eval()
+    found = []
+    try:
+        for flex in (False, True):
+            states = run(trunk, layout, flex)
+            embedding = trunk.get_input_embeddings().weight
+            found += (
+                [states.detach(), torch.autograd.grad(states.float().square().mean(), embedding)[0]] if first.requires_grad else [states]
+            )
+        half = len(found) // 2
+        works = all(_alike(a, b) for a, b in zip(found[:half], found[half:], strict=True))
+    except Exception:  # whatever a compiler says, there is another way
+        works = False
+    trunk.train(was_training)
+    return works
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 3e-2
+    return bool(torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance * float(one.float().abs().max())))
+
+
+def _probe(trunk: Any) -> Trajectories:
+    """Three rows of two prompts, one of them shared."""
+    device, vocabulary = next(trunk.parameters()).device, trunk.get_input_embeddings().weight.shape[0]
+    action = (torch.arange(24, device=device).reshape(3, 8) * 7 + 1) % vocabulary
+    action[1, :3] = action[0, :3]
+    present = torch.arange(8, device=device) < torch.tensor([[8], [6], [5]], device=device)
+    mask = present & (torch.arange(8, device=device) >= 3)
+    return Trajectories(action=action, mask=mask, present=present, group=torch.tensor([0, 0, 1], device=device))
 
 
 def balanced(costs: list[int], budget: int) -> list[list[int]]:
