@@ -131,3 +131,32 @@ def test_no_rows(way) -> None:
     log_prob, h = project(hidden[:0], weight, token[:0], entropy=True)
     assert len(log_prob) == len(h) == 0
     assert (torch.autograd.grad(log_prob.sum(), weight)[0] == 0).all()
+
+
+@pytest.mark.parametrize("entropy", [True, False])
+def test_half_precision_products_of_a_device_that_sums_them_in_float32(way, entropy, monkeypatch) -> None:
+    """What runs on a GPU, with its product imitated: inputs are multiplied as they are, and the gradient is right to their precision."""
+    products = []
+
+    def mm(left, right, *, out_dtype):
+        products.append((left.dtype, right.dtype, out_dtype))
+        return left.float() @ right.float()
+
+    monkeypatch.setattr(projection, "HALF_PRODUCTS", ("cpu",))
+    monkeypatch.setattr(torch, "mm", mm)
+    hidden, weight, token, offset = inputs(dtype=torch.bfloat16)
+    log_prob, h = project(hidden, weight, token, bias=offset, entropy=entropy)
+    exact = [t.detach().double().requires_grad_() for t in (hidden, weight, offset)]
+    expected, expected_h = plain(exact[0], exact[1], token, exact[2], 1.0)
+    assert log_prob.dtype == torch.float32
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-5)
+    factor = torch.linspace(-1, 2, 7)
+    loss, expected_loss = (factor * log_prob).sum(), (factor * expected).sum()
+    if entropy:
+        torch.testing.assert_close(h.double(), expected_h, rtol=1e-5, atol=1e-5)
+        loss, expected_loss = loss + (factor * h).sum(), expected_loss + (factor * expected_h).sum()
+    for found, wanted in zip(torch.autograd.grad(loss, (hidden, weight, offset)), torch.autograd.grad(expected_loss, exact), strict=True):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=2e-2)
+    assert set(products) == {(torch.bfloat16, torch.bfloat16, torch.float32)}
+    assert len(products) >= 3

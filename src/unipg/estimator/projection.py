@@ -18,6 +18,10 @@ KEPT_ELEMENTS = 1 << 22
 """Most logits that are kept for the backward pass; forming them again costs a fourth product beside the three that there are."""
 CHUNK_ELEMENTS = 1 << 23
 """Most logits that are there at once where they are formed again."""
+CHUNK_ON_GPU = 16
+"""How many times that on a GPU, which is idle with less."""
+HALF_PRODUCTS = ("cuda",)
+"""Devices that multiply half-precision inputs and sum in float32; elsewhere they are made float32 before."""
 LOWEST = -1e30
 """Stands for log 0 in products with a probability of 0, in the entropy."""
 
@@ -33,8 +37,9 @@ def project(
 ) -> tuple[Float[Tensor, " N"], Float[Tensor, " N"] | None]:
     """log softmax(hidden·weightᵀ / temperature) at `token`, and the entropy of that distribution in nats if asked.
 
-    Computed in float32 or better whatever the inputs are. Time and memory are linear in N; beside inputs and their gradients at most
-    `CHUNK_ELEMENTS` logits and one temporary of that size are held.
+    Sums are float32 or better whatever the inputs are. Time and memory are linear in N; beside inputs and their gradients at most
+    `CHUNK_ELEMENTS` logits and one temporary of that size are held, `CHUNK_ON_GPU` times as many on a GPU. There, with half-precision
+    inputs, the gradient on the logits is rounded to their precision before it is multiplied, as everywhere in such training.
     """
     log_prob, h = _Projection.apply(hidden, weight, bias, token, temperature, entropy)
     return log_prob, h if entropy else None
@@ -53,7 +58,7 @@ class _Projection(torch.autograd.Function):
         keep = rows * len(weight) <= KEPT_ELEMENTS and any(ctx.needs_input_grad[:3])
         wide = _wide(weight)
         kept = None
-        for piece in _pieces(rows, len(weight), keep):
+        for piece in _pieces(rows, weight, keep):
             logits = _logits(hidden[piece], wide, bias, temperature)
             log_prob[piece] = logits.gather(1, token[piece].unsqueeze(1)).squeeze(1)
             if keep:
@@ -92,9 +97,9 @@ class _Projection(torch.autograd.Function):
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         wide = _wide(weight)
         d_live = torch.zeros_like(hidden_live) if wants_hidden else None
-        d_weight = torch.zeros_like(wide) if wants_weight else None
+        d_weight = torch.zeros_like(wide, dtype=total.dtype) if wants_weight else None
         d_bias = total.new_zeros(len(weight)) if wants_bias and bias is not None else None
-        for piece in _pieces(len(hidden_live), len(weight), kept is not None):
+        for piece in _pieces(len(hidden_live), weight, kept is not None):
             logits = _logits(hidden_live[piece], wide, bias, ctx.temperature) if kept is None else kept[piece]
             d = torch.sub(logits, total[piece].unsqueeze(1), out=logits if kept is None else None)
             if slope_h is None:
@@ -112,9 +117,9 @@ class _Projection(torch.autograd.Function):
             if ctx.temperature != 1.0:
                 d.mul_(1 / ctx.temperature)
             if d_live is not None:
-                d_live[piece] = (d @ wide).to(hidden.dtype)
+                d_live[piece] = _product(d, wide).to(hidden.dtype)
             if d_weight is not None:
-                d_weight.addmm_(d.T, hidden_live[piece].to(d.dtype))
+                _add_product(d_weight, d.T, hidden_live[piece].to(wide.dtype))
             if d_bias is not None:
                 d_bias += d.sum(0)
         d_hidden = d_live
@@ -131,17 +136,35 @@ class _Projection(torch.autograd.Function):
 
 
 def _wide(weight: Tensor) -> Tensor:
-    """[V,H] in float32 or better, so that products of half-precision inputs are summed and kept in float32."""
+    """[V,H] in float32 or better, unless the device sums products of half precision in float32 by itself."""
+    if weight.device.type in HALF_PRODUCTS and weight.dtype in (torch.float16, torch.bfloat16):
+        return weight
     return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _pieces(rows: int, vocabulary: int, whole: bool) -> Iterator[slice]:
-    size = max(1, rows if whole else CHUNK_ELEMENTS // vocabulary)
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left · right, in float32 or better."""
+    if right.dtype in (torch.float16, torch.bfloat16):
+        return torch.mm(left.to(right.dtype), right, out_dtype=torch.float32)
+    return left.to(right.dtype) @ right
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total + left · right, in place."""
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += _product(left, right)
+
+
+def _pieces(rows: int, weight: Tensor, whole: bool) -> Iterator[slice]:
+    most = CHUNK_ELEMENTS * (CHUNK_ON_GPU if weight.is_cuda else 1)
+    size = max(1, rows if whole else most // len(weight))
     return (slice(begin, begin + size) for begin in range(0, rows, size))
 
 
 def _logits(hidden: Tensor, wide: Tensor, bias: Tensor | None, temperature: float) -> Tensor:
-    logits = hidden.to(wide.dtype) @ wide.T
+    logits = _product(hidden, wide.T)
     if bias is not None:
         logits += bias
     return logits if temperature == 1.0 else logits.mul_(1 / temperature)
