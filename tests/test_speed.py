@@ -157,8 +157,23 @@ def test_one_step_equals_that_of_the_plain_loop(script, order, tmp_path, dead) -
 def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     page = script("page")
     results = page.RESULTS
-    found = page.page(page.read(results / "speed-language.json"), page.read(results / "speed-control.json"), tmp_path)
+    language, control, gpu = (page.read(results / f"speed-{name}.json") for name in ("language", "control", "gpu"))
+    found = page.page(language, control, tmp_path, gpu)
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
+
+
+def test_the_gpu_measurements_run_on_a_tiny_model_and_are_equal(script, tmp_path, capsys) -> None:
+    output = tmp_path / "gpu.json"
+    assert script("gpu").main(["--quick", "--output", str(output)]) == 0
+    result = json.loads(output.read_text(encoding="utf-8"))
+    differences = [row["gradient_difference"] for name in ("projection", "update") for row in result[name]]
+    differences += [value for name in ("packed", "shared") for row in result[name] for value in row["differences"].values()]
+    assert len(differences) == 3 + 2 + 4
+    assert max(differences) <= 2e-6
+    assert result["sampler"][0]["log_prob_difference"] <= 1e-5
+    lines = script("page").gpu(result)
+    assert {"### Projection", "### Packed", "### Shared", "### Sampler", "### Update"} <= set(lines)
+    assert script("gpu").main(["--quick", "--only", "speed"]) == 2
 
 
 def test_a_missing_peer_is_said_in_one_line(script, capsys) -> None:

@@ -322,7 +322,7 @@ def draw_layouts(found: list[Result], path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------- page
 
 
-def page(found_language: Result | None, found_control: Result | None, images: Path) -> str:
+def page(found_language: Result | None, found_control: Result | None, images: Path, found_gpu: Result | None = None) -> str:
     """The whole page; a half that was not measured is said to be missing."""
     lines = [INTRODUCTION]
     if found_language is None:
@@ -331,7 +331,40 @@ def page(found_language: Result | None, found_control: Result | None, images: Pa
         lines += language(found_language, images)
     lines += ["## Control", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
+    lines += ["## On a GPU", ""]
+    not_yet = "Not measured yet: no GPU was at hand. `python benchmarks/speed/gpu.py` measures it; with `--quick` it runs anywhere."
+    lines += [not_yet, ""] if found_gpu is None else gpu(found_gpu)
     return "\n".join([*lines, RUNNING])
+
+
+def gpu(result: Result) -> list[str]:
+    """The five measurements of gpu.py, as far as they were taken."""
+    machine, size = result["machine"], result["size"]
+    lines = [
+        f"A random model of Qwen3's shape: {size['layers']} layers of width {size['hidden']}, {size['vocabulary']:,} words, "
+        f"{size['dtype']}, on one {machine['device']}. FlexAttention {'passed' if machine['flex_attention'] else 'did not pass'} its trial.",
+        "",
+    ]
+    facts = {"tokens": "tokens", "fill": "filled", "prompt": "prompt tokens", "rows": "rows"}
+    equal = ("gradient_difference", "log_prob_difference", "differences")
+    for name in ("projection", "packed", "shared", "sampler", "update"):
+        rows = []
+        for measurement in result.get(name, []):
+            what = ", ".join(f"{measurement[key]:g} {word}" for key, word in facts.items() if key in measurement)
+            apart = next(measurement[key] for key in equal if key in measurement)
+            for way, found in measurement["ways"].items():
+                differs = apart.get(way, 0.0) if isinstance(apart, dict) else apart
+                ms = f"{found['ms']:.1f} ({found['min']:.1f} – {found['max']:.1f})" if "ms" in found else "out of memory"
+                gb = f"{found['extra_gb']:.2f}" if found.get("extra_gb") is not None else ""
+                speed = found.get("tokens_per_second") or (measurement.get("tokens_per_second") if way == "update" else None)
+                rows.append([what, way, ms, gb, f"{speed:,.0f}" if speed else "", f"{differs:.0e}"])
+        if rows:
+            lines += [f"### {name.capitalize()}", ""]
+            lines += table(["", "way", "ms", "extra GB", "tokens per second", "differs from the plain way by"], rows)
+    if any("mfu" in row for row in result.get("update", [])):
+        lines += [f"Share of the bf16 peak in the update: {result['update'][0]['mfu']:.1%}.", ""]
+    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    return [*lines, f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}", ""]
 
 
 def control(result: Result, images: Path) -> list[str]:
@@ -406,10 +439,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/speed/page.py", description=__doc__)
     parser.add_argument("--language", type=Path, default=RESULTS / "speed-language.json")
     parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
+    parser.add_argument("--gpu", type=Path, default=RESULTS / "speed-gpu.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
     chosen = parser.parse_args(arguments)
     chosen.docs.mkdir(parents=True, exist_ok=True)
-    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images")
+    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", read(chosen.gpu))
     target = chosen.docs / "speed.md"
     target.write_text(text, encoding="utf-8")
     print(target)

@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from unipg.errors import InputError
+from unipg.rollouts import generation
 from unipg.rollouts.base import Interrupted
+from unipg.rollouts.fixed import FixedCache
 from unipg.rollouts.generation import Completion, ContinuousBatch, sample
 
 VOCABULARY = 24
@@ -84,6 +86,15 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, math.nan))
 
 
+@pytest.fixture(params=["growing", "fixed"])
+def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each way of holding the cache, taken where nothing else is said."""
+    for function in (generation.sample.__wrapped__, generation.ContinuousBatch.__init__):
+        monkeypatch.setitem(function.__kwdefaults__, "decoding", request.param)
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("decoding")
 def test_sampled_distribution_is_the_models_with_refill_active() -> None:
     model = build(vocabulary=4, scale=0.15)
     prompts, limit, temperature, rollouts = [[1, 2, 3, 1, 1], [3, 1], [2, 2]], 3, 0.7, 1500
@@ -126,6 +137,7 @@ def test_sampled_distribution_is_the_models_with_refill_active() -> None:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("temperature", [1.0, 1.6])
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("decoding")
 def test_log_probs_are_those_of_a_full_forward(architecture: str, temperature: float) -> None:
     # the context holds exactly the longest prompt and answer: free slots must not run out of it either
     model, prompts = build(architecture, positions=8 + 20), make_prompts(24)
@@ -144,6 +156,7 @@ def test_log_probs_are_those_of_a_full_forward(architecture: str, temperature: f
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.usefixtures("decoding")
 def test_greedy_answers_are_those_of_every_prompt_alone(architecture: str) -> None:
     model, prompts = build(architecture), make_prompts(30)
     groups = draw(model, prompts, rollouts=1, greedy=True, max_new_tokens=12)
@@ -187,6 +200,7 @@ def test_cache_columns_follow_the_live_rows() -> None:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("decoding")
 def test_rows_go_on_after_environment_tokens(architecture: str) -> None:
     model, prompts = build(architecture, positions=128), make_prompts(16)
     spoken: dict[int, list[tuple[list[int], list[int] | None]]] = {}
@@ -224,6 +238,7 @@ def test_rows_go_on_after_environment_tokens(architecture: str) -> None:
     assert len(ended_after) >= 3
 
 
+@pytest.mark.usefixtures("decoding")
 def test_limits_of_continued_rows() -> None:
     model, prompts = build(positions=256), make_prompts(20)
     groups = draw(model, prompts, max_new_tokens=30, max_total_tokens=24, on_stop=lambda request, tokens: [5, 6, 7])
@@ -244,6 +259,7 @@ def test_limits_of_continued_rows() -> None:
 
 
 @pytest.mark.usefixtures("poisoned")
+@pytest.mark.usefixtures("decoding")
 def test_groups_larger_than_the_batch_and_requests_that_come_late() -> None:
     model, prompts = build(), make_prompts(5)
     prompts[1] = [5] * 30  # joins rows that are much shorter
@@ -265,6 +281,7 @@ def test_groups_larger_than_the_batch_and_requests_that_come_late() -> None:
         torch.testing.assert_close(torch.tensor(c.log_probs), full_forward(model, owners[request], c.tokens), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("decoding")
 def test_the_generator_alone_decides() -> None:
     model, prompts = build(), make_prompts(12)
     torch.manual_seed(1)
@@ -272,6 +289,28 @@ def test_the_generator_alone_decides() -> None:
     torch.manual_seed(2)
     assert draw(model, prompts, seed=5) == first
     assert draw(model, prompts, seed=6) != first
+
+
+def test_fixed_decoding_stays_in_place_and_grows_only_for_longer_rows() -> None:
+    model = build()
+    batch = ContinuousBatch(
+        model, max_new_tokens=20, end_tokens=[], pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=4, decoding="fixed"
+    )
+    batch.add([3, 4], range(2))
+    batch.step()
+    cache = batch._cache
+    assert isinstance(cache, FixedCache)
+    places = [layer.keys.data_ptr() for layer in cache.cache.layers]
+    batch.add([3, 4, 5], range(2, 6))
+    for _ in range(30):
+        batch.step()
+    assert batch._cache is cache
+    assert [layer.keys.data_ptr() for layer in cache.cache.layers] == places
+    assert [tuple(layer.keys.shape[::2]) for layer in cache.cache.layers] == [(2, 64)] * len(places)
+    batch.add([5] * 50, [9])
+    finished = batch.run()
+    assert batch._cache is not cache
+    torch.testing.assert_close(torch.tensor(finished[9].log_probs), full_forward(model, [5] * 50, finished[9].tokens), atol=1e-5, rtol=1e-5)
 
 
 def test_stopping_and_progress() -> None:

@@ -14,13 +14,14 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.rollouts.base import Interrupted
+from unipg.rollouts.fixed import FixedCache, FixedStep
 
 REFILL_AT = 0.25
 """Waiting prompts are prefilled once this share of the slots is free: a prefill for few rows costs as much overhead as for many."""
@@ -29,6 +30,7 @@ COMPACT_BELOW = 0.9
 ROOM = 16
 """Columns added to the cache when it is full: the live part is copied once in so many steps."""
 
+Decoding = Literal["auto", "growing", "fixed"]
 OnStop = Callable[[int, list[int]], "list[int] | None"]
 
 
@@ -61,6 +63,7 @@ def sample(
     batch_rows: int = 256,
     max_total_tokens: int | None = None,
     on_stop: OnStop | None = None,
+    decoding: Decoding = "auto",
     should_stop: Callable[[], bool] = bool,
     progress: Callable[[float], None] | None = None,
 ) -> list[list[Completion]]:
@@ -84,6 +87,7 @@ def sample(
         batch_rows=batch_rows,
         max_total_tokens=max_total_tokens,
         on_stop=on_stop,
+        decoding=decoding,
     )
     # prompts of similar length are prefilled together, so that little is padded
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
@@ -126,6 +130,10 @@ class ContinuousBatch:
 
     Models whose cache is not a plain DynamicCache (sliding windows, recurrent states), or that take no `position_ids`, get no refill:
     their slots are filled again when all of them are free.
+
+    `decoding`: `growing` caches hold as many columns as the longest live row has tokens; `fixed` ones hold all that any row may need, and
+    a GPU replays each step as one graph (`rollouts/fixed.py`). `auto` is fixed on a GPU. Rows that `on_stop` may lengthen need
+    `max_total_tokens` for it; what cannot be fixed is growing.
     """
 
     def __init__(
@@ -141,6 +149,7 @@ class ContinuousBatch:
         batch_rows: int = 256,
         max_total_tokens: int | None = None,
         on_stop: OnStop | None = None,
+        decoding: Decoding = "auto",
     ) -> None:
         if batch_rows < 1 or max_new_tokens < 1:
             raise InputError(f"batch_rows is {batch_rows} and max_new_tokens {max_new_tokens}; accepted: 1 or more")
@@ -149,6 +158,9 @@ class ContinuousBatch:
         self.end_tokens, self.pad_token = frozenset(end_tokens), pad_token
         self.temperature, self.generator, self.greedy = temperature, generator, greedy
         self.batch_rows, self.on_stop = batch_rows, on_stop
+        wanted = decoding == "fixed" or (decoding == "auto" and model.device.type == "cuda")
+        self._fixed = wanted and (on_stop is None or max_total_tokens is not None)
+        self._step: FixedStep | None = None
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
         self.steps = 0  # forward passes so far, one after the other: prefills and decode steps
@@ -159,7 +171,7 @@ class ContinuousBatch:
         self._rows: list[_Row | None] = []  # by slot
         self._live = 0
         self._tokens = self._index([])  # [slots] to be fed next
-        self._cache: _ModelCache | _SlotCache | None = None
+        self._cache: _ModelCache | _SlotCache | FixedCache | None = None
         self._finished: dict[int, Completion] = {}
 
     def add(self, prompt: Sequence[int], requests: Iterable[int], limit: int | None = None) -> None:
@@ -189,7 +201,7 @@ class ContinuousBatch:
         while self._worth_refilling():
             self._refill()
         if self._live:
-            if self._live < COMPACT_BELOW * len(self._rows):
+            if self._live < COMPACT_BELOW * len(self._rows) and not isinstance(self._cache, FixedCache):
                 self._compact()
             self._tokens = self._draw(range(len(self._rows)), self._forward())
         finished, self._finished = self._finished, {}
@@ -213,7 +225,7 @@ class ContinuousBatch:
 
     @property
     def _can_refill(self) -> bool:
-        return self._queued > 0 and (self._live == 0 or isinstance(self._cache, _SlotCache))
+        return self._queued > 0 and (self._live == 0 or isinstance(self._cache, _SlotCache | FixedCache))
 
     def _worth_refilling(self) -> bool:
         wanted = 0 if self._live == 0 else min(math.ceil(REFILL_AT * self.batch_rows), self._queued)
@@ -226,9 +238,16 @@ class ContinuousBatch:
         assert self._prefill is not None
         cache, logits = self._prefill
         if self._cache is None:
-            self._cache = _SlotCache() if self._takes_positions and _joinable(cache) else _ModelCache()
+            joinable = self._takes_positions and _joinable(cache)
+            self._fixed = self._fixed and joinable
+            if self._fixed:
+                self.batch_rows = min(self.batch_rows, self._queued)
+                self._cache = FixedCache(cache, self.batch_rows, self._longest(row for row, _ in self._prefilled))
+            else:
+                self._cache = _SlotCache() if joinable else _ModelCache()
         if self._live == 0:
-            self._rows, self._tokens = [], self._index([])
+            self._rows = [None] * self.batch_rows if self._fixed else []
+            self._tokens = self._index([0] * len(self._rows))
         width = max(self._cached(), default=0)
         starting = [self._prefilled.popleft() for _ in range(min(self.batch_rows - self._live, len(self._prefilled)))]
         grown = max(0, self._live + len(starting) - len(self._rows))
@@ -240,7 +259,12 @@ class ContinuousBatch:
         self._live += len(slots)
         self._queued -= len(slots)
         where, source = self._index(slots), self._index([place for _, place in starting])
-        self._cache.start(cache, source, where, len(self._rows), width)
+        if isinstance(self._cache, FixedCache):
+            if (columns := self._longest(row for row, _ in starting)) > self._cache.columns:
+                self._cache, self._step = self._cache.grow(columns), None
+            self._cache.start(cache, source, where, self._index([row.prompt for row, _ in starting]))
+        else:
+            self._cache.start(cache, source, where, len(self._rows), width)
         self._tokens[where] = self._draw(slots, logits[source])
         if not self._prefilled:
             self._prefill = None
@@ -272,6 +296,10 @@ class ContinuousBatch:
         """Feeds every slot its token. Logits [slots,V] of the next one."""
         assert self._cache is not None
         cached = self._cached()
+        if isinstance(self._cache, FixedCache):
+            self._step = self._step or FixedStep(self.model, self._cache)
+            self.steps += 1
+            return self._step(self._tokens, cached)
         width = self._cache.open(max(cached))
         lengths = self._index(cached).unsqueeze(1)
         mask = None
@@ -337,7 +365,7 @@ class ContinuousBatch:
 
     def _compact(self) -> None:
         """Moves the last live rows into free slots before them, and drops the slots after."""
-        assert self._cache is not None
+        assert isinstance(self._cache, _ModelCache | _SlotCache)
         count = self._live
         free = [slot for slot in range(count) if self._rows[slot] is None]
         moved = [slot for slot in range(count, len(self._rows)) if self._rows[slot] is not None]
@@ -348,6 +376,13 @@ class ContinuousBatch:
         del self._rows[count:]
         self._tokens[target] = self._tokens[source]
         self._tokens = self._tokens[:count]
+
+    def _longest(self, rows: Iterable[_Row]) -> int:
+        """The most tokens, prompt and all, that any of the rows may come to."""
+        if self.on_stop is not None:
+            assert self.max_total_tokens is not None
+            return self.max_total_tokens
+        return max(row.prompt + row.limit for row in rows)
 
     def _cached(self) -> list[int]:
         """Tokens in the cache of each slot's row, all but its last one; 0 for free slots."""
