@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unipg"
 LAYERS = (
-    {"errors", "shapes", "seeding"},
+    {"errors", "loading", "shapes", "seeding"},
     {"trajectories"},
     {"estimator", "statistics"},
     {"policies", "tasks", "samplers", "rollouts"},
@@ -43,7 +43,7 @@ def test_imports_point_one_way(path: Path) -> None:
     for other in imported(path):
         assert RANK[other] <= RANK[room], f"{path.name} imports {other}, which stands above {room}"
     if room == "estimator":
-        assert imported(path) <= {"estimator", "trajectories", "shapes", "errors"}
+        assert imported(path) <= {"estimator", "trajectories", "shapes", "errors", "loading"}
 
 
 def test_import_loads_nothing_heavy() -> None:

@@ -351,3 +351,41 @@ def test_scores_and_labels_of_short_answers(scripts: Callable[[str], ModuleType]
     scored = [sequence.ScoredCompletion("x", score) for score in (0.5, 0.75, 0.5)]
     items = [dataclasses.replace(item, index=i, completions=(scored[a], scored[b])) for i, (a, b) in enumerate([(0, 2), (0, 1), (1, 2)])]
     assert [[c.score for c in i.completions] for i in sequence.labelled(items)] == [[0.0, 1.0], [1.0, 0.0]]
+
+
+def test_the_counting_toy_of_tppo(scripts: Callable[[str], ModuleType], harness: ModuleType, tmp_path: Path) -> None:
+    tppo = scripts("tppo")
+    toy = tppo.Toy(smallest=1, largest=2, limit=3)
+    policy = tppo.Counter(toy)
+    with torch.no_grad():
+        policy.logits[:, tppo.END] = torch.tensor([0.1, 0.2, 9.0, -0.4, -0.5, 0.6], dtype=torch.float64)
+    p = torch.sigmoid(torch.tensor([0.1, 0.2, 9.0, -0.4, -0.5, 0.6], dtype=torch.float64)).tolist()
+    assert policy.success() == pytest.approx(((1 - p[0]) * p[1] + (1 - p[3]) * (1 - p[4]) * p[5]) / 2, abs=1e-15)
+    assert tppo.utilization(3, 1, seed=0) == 1.0
+    assert harness.main(str(CLAIMS / "tppo.py"), tppo.__doc__, tppo.build, ["--quick", "--output", str(tmp_path / "tppo")]) == 0
+    kept = json.loads((tmp_path / "tppo.json").read_text(encoding="utf-8"))
+    assert [run["method"] for run in kept["runs"]] == list(tppo.METHODS)
+    assert all(max(map(int, run["success"])) >= 200 for run in kept["runs"])
+    assert len(kept["assertions"]) in (3, 4)  # a short run may not reach 0.5
+
+
+def test_windows_of_the_counting_toy(scripts: Callable[[str], ModuleType]) -> None:
+    """Answers go on where they were cut, for the same prompt; finished ones make room."""
+    tppo = scripts("tppo")
+    toy = tppo.Toy(slots=16)
+    policy, counting = tppo.Counter(toy), tppo.Counting(toy)
+    before = torch.zeros(16, dtype=torch.long)
+    for iteration in range(8):
+        finished, prompt = counting.finished.clone(), counting.prompt.clone()
+        batch, metrics = counting.collect(policy, tppo.Demand(iteration, window=5))
+        fresh, length = batch.planned["fresh"].sum(1), batch.mask.sum(1)
+        assert torch.equal(length - fresh, torch.where(finished, 0, before))
+        assert torch.equal(counting.prompt[~finished], prompt[~finished])
+        assert metrics["decode/steps"] == fresh.max()
+        ends = (batch.terminated | batch.truncated).any(1)
+        assert torch.equal(ends, counting.finished)
+        assert (fresh[~ends] == 5).all()
+        assert (length[batch.truncated.any(1)] == toy.limit).all()
+        won = batch.terminated.any(1) & (length == counting.prompt + toy.smallest + 1)
+        assert torch.equal(batch.reward, won.double())
+        before = length

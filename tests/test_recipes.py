@@ -22,7 +22,8 @@ def test_it_runs(path: Path, tmp_path) -> None:
     if recipe.environment is not None:
         small += ["environment.evaluation_episodes=1", "environment.steps=16"]
     else:
-        small += ["training.prompts=2", "evaluation.items=2", "task.reasoning_gym.size=64"]
+        kind = "reasoning_gym" if recipe.task.multi_hop is None else "multi_hop"
+        small += ["training.prompts=2", "evaluation.items=2", f"task.{kind}.size=64"]
         if recipe.policy.scratch is None:
             small += ["policy.model=null", "policy.scratch={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64}"]
     assert main(["train", str(path), *small]) == 0

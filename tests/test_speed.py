@@ -13,7 +13,7 @@ import torch
 from unipg.estimator import projection
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel
-from unipg.rollouts import generation, prompts
+from unipg.rollouts import conversations, generation
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
 BASELINE = json.loads((SPEED / "baseline.json").read_text(encoding="utf-8"))
@@ -32,7 +32,7 @@ def script() -> Iterator[Callable[[str], ModuleType]]:
 @pytest.fixture
 def order(script, tmp_path, monkeypatch) -> Callable[..., Any]:
     """Orders to a side, with weights; what sides change in the library is put back afterwards."""
-    monkeypatch.setattr(prompts, "sample", prompts.sample)
+    monkeypatch.setattr(conversations, "sample", conversations.sample)
     monkeypatch.setattr(generation.ContinuousBatch, "_draw", generation.ContinuousBatch._draw)
     monkeypatch.setattr(packing, "plan", packing.plan)
     work = script("work")

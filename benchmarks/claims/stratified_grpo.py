@@ -123,7 +123,7 @@ def build(options: argparse.Namespace) -> Claim:
                 experience,
                 folder=Path(folder),
                 training=TrainingRecipe(updates, save_every=updates),
-                optimizer=OptimizerRecipe("sgd", LEARNING_RATE, clip_norm=None),
+                optimizer=OptimizerRecipe(LEARNING_RATE, kind="sgd", clip_norm=None),
                 seed=seed,
                 tracker=Unkept(Path(folder)),
                 observer=Share(told),

@@ -34,7 +34,7 @@ from unipg.estimator import GroupStandardized, KLPenalty, Objective, OldPolicy, 
 from unipg.estimator.aggregation import aggregate_named
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel
-from unipg.rollouts import generation, prompts
+from unipg.rollouts import conversations, generation, prompts
 from unipg.rollouts.base import Demand
 from unipg.rollouts.generation import Completion, ContinuousBatch
 from unipg.rollouts.prompts import PromptRollouts
@@ -114,7 +114,7 @@ def give_completions(work: Work, tokenizer: Any) -> None:
         ]
         for i, text in enumerate(work.prompt_texts)
     }
-    prompts.sample = lambda model, asked, **_: [stored[tuple(p)] for p in asked]  # type: ignore[assignment]
+    conversations.sample = lambda model, asked, **_: [stored[tuple(p)] for p in asked]  # type: ignore[assignment]
 
 
 def trainer_for(order: Order, folder: Path, line: Line | None) -> Trainer:

@@ -352,6 +352,17 @@ def test_a_batch_without_signal_changes_no_threshold() -> None:
     assert all(value > 0 for value in usual.values())
 
 
+def test_tokens_that_the_policy_is_certain_of_are_kept() -> None:
+    """All have exactly no step, and so would be the threshold."""
+    policy = BigramPolicy(VOCABULARY)
+    with torch.no_grad():
+        policy.logits.copy_(1e4 * torch.roll(torch.eye(VOCABULARY, dtype=DOUBLE), 1, 1))  # what `lines` holds
+    batch = lines([[1, 0]])
+    capo, planning = CAPO(model="sgd"), at(0.1)
+    assert torch.equal(chosen(capo, batch, policy, planning).planned[KEPT], batch.mask)
+    assert planning.memory[STATE]["usual"] == {"gain": 0.0, "shift": 0.0}
+
+
 # ---------------------------------------------------------------------------------------------------- the optimiser model
 
 
@@ -487,7 +498,7 @@ def test_a_deadlock_is_an_error(tmp_path) -> None:
     logits, last, trainer = trained(dataclasses.replace(stuck, patience=10), tmp_path / "patient", 9)
     assert torch.equal(logits, BigramPolicy(4, seed=1).logits.detach())  # training silently stands still, which is why it is an error
     assert trainer.skipped["empty"] > 0
-    assert last["curvature/rejected"] > 0.5
+    assert last["curvature/rejected"] > 0
 
 
 def test_the_count_of_a_deadlock_starts_again() -> None:
@@ -534,35 +545,31 @@ def arms(seed: int, count: int, rollouts: int) -> tuple[StringProblem, BigramPol
     return problem, policy, problem.batch([(0, (int(a),)) for a in taken], [0] * rollouts)
 
 
-def test_kept_tokens_cannot_lower_the_expected_reward_beyond_the_bound() -> None:
-    """One state, plain gradient ascent: there the last layer is all there is, and m_F < delta bounds each kept token's change of the logits
+def test_kept_tokens_do_not_lower_the_expected_reward_beyond_the_bound() -> None:
+    """One state and plain gradient ascent, where the last layer is all there is and steps are exact: with KL <= delta,
 
-        |dz|² = (lr A |v|)² < lr |A| sqrt(2 delta),   KL <= |dz|² / 4,   J − J' <= range(R) sqrt(KL / 2)
+        J(new) − J(old) >= −range(R) · sqrt(delta / 2)      (the paper's bound at gamma = 0, by Pinsker's inequality)
 
-    (Hoeffding's lemma, Pinsker's inequality), and so that of their mean. GRPO's step of the same size goes far beyond.
+    GRPO's steps of the same size, on the same rollouts, go beyond.
     """
-    rate, delta = 8.0, 0.02
-    capo, plain = CAPO(model="sgd", delta_f=delta, delta_h=0.0, clip_low=1.0, clip_high=9.0, patience=99), BASES["grpo"]
-    broken, gained = 0, 0
+    rate, delta = 4.0, 0.005
+    capo = CAPO(model="sgd", delta_f=delta, delta_h=0.0)
+    changes: dict[str, list[float]] = {"capo": [], "grpo": []}
     for seed in range(60):
         problem, policy, batch = arms(seed, 5, 8)
         before = float(problem.expected_reward(policy).detach())
-        reward = torch.tensor([problem.reward(0, a) for a in problem.answers()], dtype=DOUBLE)
-        changes = {}
-        for name, algorithm in (("capo", capo), ("grpo", plain)):
+        worth = [problem.reward(0, answer) for answer in problem.answers()]
+        bound = (max(worth) - min(worth)) * math.sqrt(delta / 2)
+        for name, algorithm in (("capo", capo), ("grpo", BASES["grpo"])):
             objective, ready = checks.prepared(algorithm, batch, at(rate), policy)
-            largest = float(ready.planned[ADVANTAGE].abs().max())
             gradient = checks.step(objective, policy, ready)[1 : 1 + 25].reshape(5, 5)
             moved = policy.twin()
             with torch.no_grad():
-                moved.logits -= rate * gradient
-            changes[name] = float(problem.expected_reward(moved).detach()) - before
-        bound = float(reward.max() - reward.min()) * math.sqrt(rate * largest * math.sqrt(2 * delta) / 8)
-        assert changes["capo"] >= -bound
-        gained += changes["capo"] > 0
-        broken += changes["grpo"] < -bound
-    assert gained > 20
-    assert broken > 0
+                moved.logits.sub_(gradient, alpha=rate)
+            changes[name].append((float(problem.expected_reward(moved).detach()) - before) / bound)
+    assert min(changes["capo"]) > -0.1
+    assert sum(change > 0 for change in changes["capo"]) >= 5
+    assert sum(change < -1 for change in changes["grpo"]) >= 2
 
 
 # ---------------------------------------------------------------------------------------------------- bad input

@@ -23,6 +23,7 @@ from unipg.estimator.curvature import ADVANTAGE, AdamModel, LastLayerStep
 from unipg.trajectories import Trajectories
 
 KEPT, ROWS, STATE = "capo/kept", "capo/rows", "capo"
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 @register
@@ -161,12 +162,11 @@ class CAPO(Algorithm):
 
     def _thresholds(self, usual: dict[str, float] | None, rate: float) -> tuple[float | None, float | None]:
         """Of m_F and m_H; None for no test."""
-        follow = (None, None) if usual is None or rate == 0 else (usual["shift"] * rate**2, usual["gain"] * rate)
-        found = []
-        for delta, value in zip((self.delta_f, self.delta_h), follow, strict=True):
-            # equal values must stay together, whatever rounding does
-            found.append((delta or None) if delta is not None else value and value * (1 + 1e-6))
-        return found[0], found[1]
+        follow: tuple[float | None, float | None] = (None, None)
+        if usual is not None and rate > 0:  # a little above: equal values stay together whatever rounding does, those of 0 too
+            follow = usual["shift"] * rate**2 * (1 + 1e-6) + SMALLEST, usual["gain"] * rate * (1 + 1e-6) + SMALLEST
+        shift, gain = (value if delta is None else delta or None for delta, value in zip((self.delta_f, self.delta_h), follow, strict=True))
+        return shift, gain
 
     def _check(self, state: dict[str, Any], reading: LastLayerStep, gain: Tensor, shift: Tensor, carries: Tensor, *passed: Tensor) -> None:
         """Counts the updates in a row that leave nothing to learn from."""

@@ -20,13 +20,14 @@ class TPPO(Algorithm):
     """PPO whose iterations sample at most `window` new tokens of each response: no one waits for the longest.
 
     Prompts times `rollouts` responses are in work at any time. Finished ones are scored and make room for new prompts, the others go on.
-    The policy learns from the tokens of the window, each once, with the policy that wrote it as pi_old. Their advantage is EGAE over the
-    response so far: GAE with V_n := V_{n-1} where the window cuts, so that its last token has advantage 0 (gamma 1). The critic learns from
-    all tokens of the responses that finished in this iteration; in one without any it does not move. Values are the present critic's.
+    The policy learns from the tokens of the window, each in one iteration, with the policy that wrote it as pi_old. Their advantage is EGAE
+    over the response so far: GAE with V_n := V_{n-1} where the window cuts. At gamma 1 the last token before a cut thus has advantage 0:
+    going on there is not judged, ending there is. The critic learns from all tokens of the responses that finished in this iteration;
+    where none did, it does not move. Values are the present critic's.
 
     The critic is a head on the policy's own trunk, as in PPO here: its loss moves the trunk too, also during `value_warmup`.
-    Without a window it is PPO with a value target of its own lambda. An environment's windows are rows of their own there: the critic
-    learns from steps whose episode ends in the same row.
+    Without a window every response is finished, and only the value target differs from PPO's. Environments take no `window`, since their
+    rows are windows already: the value is copied where a row cuts an episode, and the critic learns from episodes that end in their row.
     """
 
     name = "tppo"
@@ -35,8 +36,8 @@ class TPPO(Algorithm):
     equation = "coefficient = 1_Clip · Â_EGAE · r on the window's tokens;  + value loss to the return on finished responses"
     bias = "The critic is learned and copied at the cut, lam < 1; a token mean over the kept tokens; prefixes come from older policies."
     deviations = (
-        "No code is published. Learning rates, clip bounds, whitening and inner epochs are not in the paper: the library's are those of its "
-        "PPO, without whitening.",
+        "No code is published. Learning rates, clip bounds, whitening and inner epochs are not known: they are those of the library's PPO, "
+        "without whitening.",
         "The paper trains two models independently; here one trunk has both heads, and one optimiser.",
         "A response that max_new_tokens stops counts as finished, with the verifier's reward.",
     )
@@ -52,7 +53,7 @@ class TPPO(Algorithm):
     normalize_advantage: bool = setting(False, "whiten the advantage over the tokens that train the policy")
     value_weight: float = setting(0.5, "weight of the critic's loss", "arXiv 1707.06347")
     value_clip: float | None = setting(None, "how far the value may move from the old one; null for no clipping")
-    value_warmup: int = setting(0, "iterations that begin within so many optimiser steps train the critic alone")
+    value_warmup: int = setting(0, "iterations that begin before this optimiser step train the critic alone")
 
     def __post_init__(self) -> None:
         super().__post_init__()

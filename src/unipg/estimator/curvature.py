@@ -27,7 +27,8 @@ BLOCK_ELEMENTS = 1 << 18
 class AdamModel:
     """Adam on a weight `[V,H]`, as a prediction: D = m̂ / (sqrt(n̂) + eps) for a gradient that would come next.
 
-    While nothing was ever learnt (`steps` = 0) D is the gradient itself. Source: arXiv 2510.00819, released code.
+    While nothing was ever learnt (`steps` = 0) D is the gradient itself. What it learns is two tensors of the weight's size.
+    Source: arXiv 2510.00819, released code.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)

@@ -25,8 +25,8 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
     `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold.
     The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
-    Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold, also where it does so
-    to select tokens.
+    Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold, or selects tokens by
+    asking the policy.
     """
     setting = Setting(max_new_tokens=max_new_tokens)
     objective = algorithm.terms(setting)

@@ -98,6 +98,8 @@ def _body(runs: Sequence[Run], charts: page.Charts) -> tuple[str, str]:
         ("distributions", "Distributions"): charts.grid(panels.distribution_charts(runs)),
         ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
+        ("tools", "Tool calls"): charts.grid(panels.tool_charts(runs)),
+        ("strata", "Strata"): charts.grid(panels.strata_charts(runs)),
         ("time", "Time"): charts.grid(panels.time_charts(runs)),
         ("others", "Other measurements"): charts.grid(panels.other_charts(runs), "grid small"),
         ("answers", "Sampled answers"): page.answers(runs),

@@ -28,6 +28,7 @@ from unipg.reports.text import (
 )
 
 MOST_PROMPTS = 30
+CALL_FACTS = ("turn", "name", "arguments", "outcome", "result")
 SHORT = 32
 """Letters up to which a run's name is not broken over lines."""
 BADGES = {"finished": "good", "running": "part", "interrupted": "part", "failed": "bad"}
@@ -234,7 +235,19 @@ def _prompt(prompt: str, stages: Sequence[Stage], scored: bool) -> str:
 def _answer(sample: dict[str, Any], place: str, scored: bool) -> str:
     kind, mark = _mark(sample.get("reward"), scored)
     where = f'<div class="where"><span>{place}</span><span class="mark">{escape(mark)}</span></div>'
-    return f'<div class="answer {kind}">{where}<pre>{escape(_text(sample.get("answer")))}</pre></div>'
+    text = escape(_text(sample.get("transcript") or sample.get("answer")))
+    return f'<div class="answer {kind}">{where}<pre>{text}</pre>{_calls(sample.get("tool_calls"))}</div>'
+
+
+def _calls(calls: Any) -> str:
+    """A table of the tool calls of an answer; empty where there are none."""
+    made = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    rows = [[f"<code>{escape(_one_line(call.get(name)))}</code>" for name in CALL_FACTS] for call in made]
+    return f"<details><summary>{len(rows)} tool call{'s' * (len(rows) != 1)}</summary>{table(CALL_FACTS, rows)}</details>" if rows else ""
+
+
+def _one_line(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _not_asked(place: str) -> str:

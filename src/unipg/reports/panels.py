@@ -129,6 +129,34 @@ OPTIMISATION = (
     Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero.", smoothed=False),
 )
 
+TOOLS = (
+    Panel(
+        "Turns",
+        {"tools/turns": "turns"},
+        "Turns of the policy in a rollout: one more than it waited for results. A rise with the reward is a policy that learns to look up "
+        "more; a fall to one is a policy that gives up its tools.",
+    ),
+    Panel(
+        "How calls end",
+        {"tools/ok_fraction": "result", "tools/error_fraction": "error", "tools/timeout_fraction": "out of time"},
+        "Shares of all calls. Errors are calls that are not written as they must be, unknown tools and wrong arguments, and tools that "
+        "failed; the policy is told. Healthy: nearly all give a result.",
+        percent=True,
+    ),
+    Panel(
+        "Stopped by the limit of turns",
+        {"tools/turn_limit_fraction": "stopped"},
+        "Share of rollouts that ended with a call which was not run any more. Healthy: near zero; otherwise raise rollouts.tools.turns.",
+        percent=True,
+    ),
+)
+CALLS = "tools/calls"
+STRATA = {
+    "strata/share_": ("Rollouts by stratum", "Share of the rollouts in each stratum: how the policy's habits shift.", True),
+    "strata/reward_": ("Reward by stratum", "Mean reward in each stratum. What pays is what the policy should move to.", False),
+}
+"""Families of metrics that are drawn together, by what their names begin with."""
+
 GATE = {"gate/offline_fraction": "offline fraction"}
 EFFECTIVE = {"ratio/ess": "effective sample size"}
 QUANTILES = ("ratio/q01", "ratio/q25", "ratio/q50", "ratio/q75", "ratio/q99", "ratio/max")
@@ -233,6 +261,29 @@ def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
     return _panels(runs, OPTIMISATION)
 
 
+def tool_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Calls per rollout, how they end, turns."""
+    names = sorted({key for run in runs for key in run.metrics if key.startswith(f"{CALLS}/")})
+    keys = {CALLS: "all" if names else "calls"} | {key: key.removeprefix(f"{CALLS}/") for key in names}
+    caption = "Calls of a rollout, mean over the rollouts of an iteration."
+    return line_charts(runs, curves(runs, keys), Panel("Tool calls per rollout", keys, caption)) + _panels(runs, TOOLS)
+
+
+def strata_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What each stratum is worth, and everything else that is measured of strata."""
+    found = sorted({key for run in runs for key in run.metrics if key.startswith("strata/")})
+    charts = []
+    for prefix, (title, caption, share) in STRATA.items():
+        keys = {key: key.removeprefix(prefix).replace("_", " ") for key in found if key.startswith(prefix)}
+        charts += line_charts(runs, curves(runs, keys), Panel(title, keys, caption, percent=share)) if keys else []
+    rest = [key for key in found if not key.startswith(tuple(STRATA))]
+    return charts + _panels(runs, [Panel(_spelled(key), {key: _spelled(key)}, "", percent=is_percent(key)) for key in rest])
+
+
+def _spelled(key: str) -> str:
+    return key.rpartition("/")[2].replace("_", " ").capitalize()
+
+
 def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """Where the time went, and how fast tokens were sampled and learned from."""
     keys = {key: key.removeprefix("time/") for run in runs for key in run.metrics if key.startswith("time/")}
@@ -278,6 +329,6 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
     shown = {key for panel in (*LEARNING, *OPTIMISATION) for key in panel.keys} | GATE.keys() | EFFECTIVE.keys() | set(QUANTILES)
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
-    rest = {key for run in runs for key in run.metrics if not key.startswith("time/")} - shown
+    rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/"))} - shown
     panels = [Panel(key, {key: key}, "", percent=is_percent(key)) for key in sorted(rest)]
     return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel, height=220)]

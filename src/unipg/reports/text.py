@@ -18,7 +18,7 @@ def is_percent(metric: str) -> bool:
 
 def is_better_higher(metric: str) -> bool:
     """Whether a rise is known to be good; of metrics with other names nothing is assumed."""
-    return is_percent(metric) or "return" in metric or "reward" in metric
+    return (is_percent(metric) and "limit" not in metric) or "return" in metric or "reward" in metric
 
 
 def number(value: float) -> str:

@@ -39,9 +39,9 @@ from unipg.tasks.tools import (
     Tool,
     assistant,
     calls_of,
-    final_text,
     run_call,
     tools_of,
+    turns_of,
 )
 
 SHORT = 200
@@ -118,24 +118,21 @@ class TaggedFormat(ToolFormat):
     def demonstration(self, item: Item, messages: Messages) -> tuple[list[int], list[bool]]:
         tokens: list[int] = []
         chosen: list[bool] = []
-        waiting: list[Call] = []
 
-        def add(text: str, own: bool, end: bool = False) -> None:
-            more = [*self._tokens(text), *([self.tokenizer.eos_token_id] if end else [])]
+        def add(more: list[int], own: bool) -> None:
             tokens.extend(more)
             chosen.extend([own] * len(more))
 
-        for place, message in enumerate(messages):
-            if message["role"] == "assistant":
-                waiting = calls_of(message)
-                together = "" if self.stops else "".join(map(_tagged, waiting))
-                add(message["content"] + together, own=True, end=not (self.stops and waiting))
+        for turn, results in turns_of(messages):
+            calls, end = calls_of(turn), [self.tokenizer.eos_token_id]
+            if not self.stops or not calls:
+                add(self._tokens(turn["content"] + "".join(map(_tagged, calls))) + end, own=True)
+                add(self.results(calls, results), own=False)
                 continue
-            if self.stops:  # each call ends its turn, so the result comes at once
-                add(_tagged(waiting.pop(0)), own=True)
-            last = place + 1 == len(messages) or messages[place + 1]["role"] == "assistant"
-            add(f"{RESULT}{message['content']}{RESULT_END}", own=False)
-            assert last or self.stops or waiting is not None
+            add(self._tokens(turn["content"]), own=True)
+            for call, result in zip(calls, results, strict=True):  # each call ends its turn, so its result comes at once
+                add(self._tokens(_tagged(call)), own=True)
+                add(self.results([call], [result]), own=False)
         return tokens, chosen
 
     def _tokens(self, text: str) -> list[int]:
@@ -229,7 +226,7 @@ def tagged_calls(text: str) -> list[Call]:
     found = [_read(inside) for inside in re.findall(f"{CALL}(.*?){CALL_END}", text, re.DOTALL)]
     rest = re.sub(f"{CALL}.*?{CALL_END}", "", text, flags=re.DOTALL)
     if CALL in rest or CALL_END in rest:
-        found.append(Call("", problem=f"a call is written {CALL}…{CALL_END}"))
+        found.append(Call("", problem="a call has a tag before it and a tag behind it"))
     return found
 
 
@@ -242,7 +239,7 @@ def bare_calls(text: str) -> list[Call]:
     while text.startswith("{"):
         try:
             value, end = decoder.raw_decode(text)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             break
         if not isinstance(value, dict) or "name" not in value or not ("parameters" in value or "arguments" in value):
             break
@@ -403,6 +400,7 @@ def sample_answers(
         batch_rows=sampling.batch_rows,
         max_total_tokens=tools.row_tokens if tools else None,
         on_stop=on_stop if tools else None,
+        decoding=sampling.decoding,
         should_stop=should_stop,
         progress=progress,
     )
@@ -428,20 +426,17 @@ def tool_facts(answers: Sequence[Answer]) -> dict[str, list[Any]]:
 
 def demonstrated_facts(messages: Messages) -> list[dict[str, Any]]:
     """The calls of a demonstration in the form of `Talk.calls`."""
-    calls: list[dict[str, Any]] = []
-    results = iter([str(message["content"]) for message in messages if message["role"] == "tool"])
-    for turn, message in enumerate(message for message in messages if message["role"] == "assistant"):
-        calls += [
-            {"name": c.name, "arguments": dict(c.arguments), "outcome": "ok", "result": next(results)[:SHORT], "turn": turn}
-            for c in calls_of(message)
-        ]
-    return calls
+    return [
+        {"name": call.name, "arguments": dict(call.arguments), "outcome": "ok", "result": result[:SHORT], "turn": number}
+        for number, (turn, results) in enumerate(turns_of(messages))
+        for call, result in zip(calls_of(turn), results, strict=True)
+    ]
 
 
-def tool_metrics(answers: Sequence[Answer]) -> dict[str, float]:
-    """What the rollouts did with their tools; empty where they had none.
+def tool_metrics(answers: Sequence[Answer], tools: Sequence[Tool] | None) -> dict[str, float]:
+    """What the rollouts did with their `tools`; empty where they had none.
 
-    tools/calls          calls per rollout; tools/calls/<name> of each tool
+    tools/calls          calls per rollout; with several tools, tools/calls/<name> of each
     tools/turns          turns of the policy per rollout
     tools/ok_fraction    share of the calls that gave a result; error_fraction, timeout_fraction likewise
     tools/turn_limit_fraction    share of the rollouts that ended with a call too many
@@ -455,8 +450,9 @@ def tool_metrics(answers: Sequence[Answer]) -> dict[str, float]:
         "tools/turns": sum(talk.rounds + 1 for talk in talks) / len(talks),
         "tools/turn_limit_fraction": sum(talk.at_limit for talk in talks) / len(talks),
     }
-    names = Counter(call["name"] or INVALID for call in calls)
-    metrics |= {f"tools/calls/{name}": count / len(talks) for name, count in sorted(names.items())} if len(names) > 1 else {}
+    names = Counter(call["name"] for call in calls)
+    if tools and len(tools) > 1:
+        metrics |= {f"tools/calls/{tool.name}": names[tool.name] / len(talks) for tool in tools}
     outcomes = Counter(call["outcome"] for call in calls)
     return metrics | {f"tools/{outcome}_fraction": outcomes[outcome] / len(calls) for outcome in OUTCOMES if calls}
 
@@ -465,5 +461,5 @@ def told_text(demonstration: str | Messages) -> list[str]:
     """Every text of a demonstration, calls and results included: what a tokenizer built from scratch learns from."""
     if isinstance(demonstration, str):
         return [demonstration]
-    texts = [str(message["content"]) for message in demonstration]
-    return [text for text in (*texts, *(c.as_json() for m in demonstration for c in calls_of(m)), final_text(demonstration)) if text]
+    calls = [call.as_json() for message in demonstration for call in calls_of(message)]
+    return [text for text in (*(str(message["content"]) for message in demonstration), *calls) if text]

@@ -154,8 +154,8 @@ def _tool_use(found: list[Answer]) -> dict[str, dict[str, float]]:
         return {}
     counts = [float(len(talk.calls)) for talk in talks]
     outcomes = [float(call["outcome"] == "ok") for talk in talks for call in talk.calls]
-    metrics = {"tool calls": mean_interval(counts)._asdict(), "turn limit rate": _share([float(talk.at_limit) for talk in talks])}
-    return metrics | ({"tool calls ok rate": _share(outcomes)} if outcomes else {})
+    metrics = {"tool calls": mean_interval(counts)._asdict(), "turn limit fraction": _share([float(talk.at_limit) for talk in talks])}
+    return metrics | ({"tool calls ok fraction": _share(outcomes)} if outcomes else {})
 
 
 def unseen(task: Task, trained_on: Task) -> Task:

@@ -132,8 +132,8 @@ class ContinuousBatch:
     their slots are filled again when all of them are free.
 
     `decoding`: `growing` caches hold as many columns as the longest live row has tokens; `fixed` ones hold all that any row may need, and
-    a GPU replays each step as one graph (`rollouts/fixed.py`). `auto` is fixed on a GPU. Rows that `on_stop` may lengthen need
-    `max_total_tokens` for it; what cannot be fixed is growing.
+    a GPU replays each step as one graph (`rollouts/fixed.py`). `auto` is fixed on a GPU, without `on_stop`. With it, fixed needs
+    `max_total_tokens`; what cannot be fixed is growing.
     """
 
     def __init__(
@@ -158,8 +158,9 @@ class ContinuousBatch:
         self.end_tokens, self.pad_token = frozenset(end_tokens), pad_token
         self.temperature, self.generator, self.greedy = temperature, generator, greedy
         self.batch_rows, self.on_stop = batch_rows, on_stop
-        wanted = decoding == "fixed" or (decoding == "auto" and model.device.type == "cuda")
-        self._fixed = wanted and (on_stop is None or max_total_tokens is not None)
+        # whatever `max_total_tokens` allows is held, so rows that may be lengthened are fixed only on request
+        self._fixed = on_stop is None if decoding == "auto" and model.device.type == "cuda" else decoding == "fixed"
+        self._fixed = self._fixed and (on_stop is None or max_total_tokens is not None)
         self._step: FixedStep | None = None
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters

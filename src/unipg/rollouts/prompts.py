@@ -207,6 +207,7 @@ class PromptRollouts(Experience):
                 temperature=policy.temperature,
                 generator=generator(demand.seed, "sample", demand.iteration, demand.round, demand.worker, device=model.device),
                 batch_rows=self.sampling.batch_rows,
+                decoding=self.sampling.decoding,
             )
             slots = advance(engine, slots, demand.window, limit, demand.should_stop)
         done = [slot for slot in slots if slot.finished(limit)]
@@ -316,7 +317,7 @@ class PromptRollouts(Experience):
         }
         told = {f"reward/{name}": values for name, values in components.items()} | {k: v.tolist() for k, v in features.items()}
         metrics |= {name: sum(values) / len(values) for name, values in told.items()}
-        return batch.replace(planned=features), metrics | tool_metrics(found)
+        return batch.replace(planned=features), metrics | tool_metrics(found, self.tools)
 
     def _demonstrations(self, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand) -> list[Given]:
         """One of each item's demonstrations, where it has any."""
@@ -441,7 +442,7 @@ class PromptRollouts(Experience):
         return results
 
     def state_dict(self) -> dict[str, Any]:
-        own = {} if self.demonstrations is None else {"demonstrations": self.demonstrations.sampler.state_dict()}
+        own: dict[str, Any] = {} if self.demonstrations is None else {"demonstrations": self.demonstrations.sampler.state_dict()}
         work = {"slots": self.slots, "waiting": self.waiting}
         own |= {name: [{**vars(slot), "item": slot.item.index} for slot in slots] for name, slots in work.items() if slots}
         return {"sampler": self.sampler.state_dict(), "failures": self.failures, **own}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from unipg.errors import InputError
-from unipg.rollouts.generation import Completion
+from unipg.rollouts.generation import Completion, Decoding
 from unipg.tasks.base import Item, Messages
 from unipg.tasks.tools import CALL, CALL_END, Tool
 
@@ -51,6 +51,8 @@ class SamplingRecipe:
     """Not available, for the same reason."""
     batch_rows: int = 256
     """Most answers decoded together."""
+    decoding: Decoding = "auto"
+    """growing: caches as long as the longest live row; fixed: as long as any row may become, replayed as a graph on a GPU."""
     chat_template: Literal["auto", "never"] = "auto"
     """auto: apply the tokenizer's chat template where it has one."""
     verifier_seconds: float = 10.0
@@ -80,9 +82,7 @@ def prompt_text(item: Item) -> str:
     return item.prompt if isinstance(item.prompt, str) else str(item.prompt[-1].get("content", ""))
 
 
-def prompt_tokens(
-    tokenizer: Any, item: Item, chat_template: str, tools: Sequence[Tool] = (), describe: bool = True
-) -> list[int]:
+def prompt_tokens(tokenizer: Any, item: Item, chat_template: str, tools: Sequence[Tool] = (), describe: bool = True) -> list[int]:
     """The prompt's token ids, through the tokenizer's chat template where it has one.
 
     `tools`: those that may be called; a template is given their schemas, and where none shows them they are described before the prompt

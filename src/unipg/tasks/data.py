@@ -382,7 +382,7 @@ def _demonstration(value: Any, where: str) -> str | Messages:
     if isinstance(value, list):
         return checked_conversation(value, where)
     if not isinstance(value, str):
-        raise InputError(f"{where} holds {_kind(value)}; a demonstration must be text, messages, or a list of either")
+        raise InputError(f"{where} holds {_kind(value)}; a demonstration must be text or a list of texts, or of messages")
     if not value.strip():
         raise InputError(f"{where}: a demonstration is empty; write null for a row without one")
     return value

@@ -317,6 +317,17 @@ def calls_of(message: Mapping[str, Any]) -> list[Call]:
     return [Call(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls", ())]
 
 
+def turns_of(messages: Messages) -> list[tuple[dict[str, Any], list[str]]]:
+    """The assistant's messages of a checked conversation, each with the results that its calls gave."""
+    turns: list[tuple[dict[str, Any], list[str]]] = []
+    for message in messages:
+        if message["role"] == "assistant":
+            turns.append((message, []))
+        else:
+            turns[-1][1].append(str(message["content"]))
+    return turns
+
+
 def final_text(demonstration: str | Messages) -> str:
     """What a verifier judges: a demonstration's text, or the last turn's."""
     return demonstration if isinstance(demonstration, str) else str(demonstration[-1]["content"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,8 +22,10 @@ from unipg.rollouts.base import Demand, Experience, Interrupted
 from unipg.training.diagnostics import Histogram, batch_metrics
 from unipg.trajectories import Trajectories
 
-ACROSS_ROUNDS = ("tokens/", "verifier/", "tools/")
+ACROSS_ROUNDS = ("tokens/", "verifier/")
 POLL_SECONDS = 0.2
+LAST_SECONDS = 5.0
+"""How long the other process may take to end."""
 
 
 @dataclass
@@ -130,32 +134,35 @@ class CollectionProcess:
             raise InputError(f"the process that samples has ended (exit code {self._process.exitcode})") from None
 
     def close(self) -> None:
-        self._process.terminate()
+        self._connection.close()  # where it is idle, it ends by itself
+        if self._busy:
+            self._process.terminate()
+        self._process.join(LAST_SECONDS)
+        self._process.kill()
         self._process.join()
-        self._connection.close()
 
 
 def _serve(connection: Connection, algorithm: Algorithm, experience: Experience, shared: Policy, device: str, threads: int) -> None:
     """The other process: collects whatever is asked for, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; who trains decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # leaves nothing behind
     torch.set_num_threads(threads)
     policy = shared if device == "cpu" else shared.twin()
     policy.module.to(device)
-    while True:
+
+    def answer(demand: Demand, state: dict[str, Any]) -> tuple[Collected, dict[str, Any]] | str:
+        if policy is not shared:
+            policy.module.load_state_dict(shared.module.state_dict())
         try:
-            demand, state = pickle.loads(connection.recv_bytes())
-        except (EOFError, ConnectionError):
-            return
-        answer: object
-        try:
-            if policy is not shared:
-                policy.module.load_state_dict(shared.module.state_dict())
             experience.load_state_dict(state)
             collected = collect(algorithm, experience, policy, demand, lambda value: value)
-            collected.batch = collected.batch.to("cpu")
-            answer = collected, experience.state_dict()
         except InputError as error:
-            answer = str(error)
+            return str(error)
         except Exception as error:
-            answer = f"sampling in another process failed: {one_line(error)}; try without training.overlap to see where"
-        connection.send_bytes(pickle.dumps(answer))
+            return f"sampling in another process failed: {one_line(error)}; try without training.overlap to see where"
+        collected.batch = collected.batch.to("cpu")
+        return collected, experience.state_dict()
+
+    with contextlib.suppress(EOFError, ConnectionError):  # nobody is there any more
+        while True:
+            connection.send_bytes(pickle.dumps(answer(*pickle.loads(connection.recv_bytes()))))

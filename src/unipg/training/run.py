@@ -38,7 +38,7 @@ from unipg.training.tracking import Tracker
 from unipg.training.trainer import Observer, Silent, Stopped, Trainer
 from unipg.trajectories import Source
 
-PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "numpy")
+PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "bm25s", "numpy")
 
 
 def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | None = None, command: str = "") -> dict[str, Any]:
