@@ -297,8 +297,21 @@ def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
     assert passed(T1__otr=(0.85, 0.5)) == [True, True, True, False]
 
 
-@pytest.mark.parametrize(("name", "methods", "pieces"), [("copg", 6, 5), ("copg_sequence", 10, 8), ("rpo", 4, 6), ("rpo_sequence", 5, 8)])
-def test_claims_on_given_completions_in_small(
+@pytest.mark.parametrize(
+    ("name", "methods", "pieces"),
+    [
+        ("copg", 6, 5),
+        ("copg_sequence", 10, 8),
+        ("rpo", 4, 6),
+        ("rpo_sequence", 5, 8),
+        ("d3s", 5, 7),
+        ("copo", 4, 1),
+        ("spo", 7, 2),
+        ("stratified_grpo", 14, 3),
+        ("capo", 16, 8),
+    ],
+)
+def test_other_claims_in_small(
     scripts: Callable[[str], ModuleType], harness: ModuleType, name: str, methods: int, pieces: int, tmp_path: Path
 ) -> None:
     script = scripts(name)

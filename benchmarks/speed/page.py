@@ -342,7 +342,7 @@ def gpu(result: Result) -> list[str]:
     machine, size = result["machine"], result["size"]
     lines = [
         f"A random model of Qwen3's shape: {size['layers']} layers of width {size['hidden']}, {size['vocabulary']:,} words, "
-        f"{size['dtype']}, on one {machine['device']}. FlexAttention {'passed' if machine['flex_attention'] else 'did not pass'} its trial.",
+        f"{size['dtype']}, on one {machine['device']}. FlexAttention {'passed' if machine['flex_attention'] else 'failed'} its trial.",
         "",
     ]
     facts = {"tokens": "tokens", "fill": "filled", "prompt": "prompt tokens", "rows": "rows"}

@@ -44,6 +44,7 @@ def test_the_loss_function_has_the_objectives_gradient(name) -> None:
         old_entropy=batch.old_entropy,
         action=batch.action,
         present=batch.present,
+        annotations=batch.annotations,
     )
     (found,) = torch.autograd.grad(loss, leaves[:1])
     setting = Setting(6)

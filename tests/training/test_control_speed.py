@@ -1,6 +1,7 @@
 """The benchmark against Stable-Baselines3: its equality proof, and how it draws learning curves; speed itself is not a test."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -44,5 +45,12 @@ def test_runs_are_compared_pair_by_pair(control) -> None:
 
 
 def test_a_missing_peer_is_said_and_left_out(control, capsys) -> None:
-    assert control.peers_python("/nowhere/python") is None
-    assert "Stable-Baselines3 is left out" in capsys.readouterr().out
+    assert not control.present("stable_baselines3", "/nowhere/python", None)
+    assert "stable_baselines3 is left out: '/nowhere/python' cannot import" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("script", "said"), [(None, "name a copy of its ppo.py"), ("/nowhere/ppo.py", "'/nowhere/ppo.py' is no file")])
+def test_cleanrl_needs_its_script(control, capsys, monkeypatch, script, said) -> None:
+    monkeypatch.setitem(control.PEERS, "cleanrl", "torch")
+    assert not control.present("cleanrl", sys.executable, script)
+    assert f"cleanrl is left out: {said}" in capsys.readouterr().out

@@ -23,7 +23,8 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     Arguments of f, by name: `log_prob [B,T]` with the graph, `mask [B,T]` bool, `reward [B]`; and where the algorithm reads them
     `group [B]`; `demonstration`, `completion` (given ones, whose score is the reward) and `mismatched` (those of other prompts) `[B]` bool,
     all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
-    `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold.
+    `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold;
+    `annotations`, lists of `B` facts by name (`stratum`, `tool_calls`, `answer` …), for those that read them.
     The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
     Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold, or selects tokens by
     asking the policy.
@@ -47,13 +48,14 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
         entropy: Float[Tensor, "B T"] | None = None,
         value: Float[Tensor, "B T"] | None = None,
         old_value: Float[Tensor, "B T"] | None = None,
+        annotations: dict[str, list[Any]] | None = None,
         **log_probs: Tensor,
     ) -> Float[Tensor, ""]:
         source = torch.full(reward.shape, int(Source.ROLLOUT), device=reward.device)
         kinds = {Source.DEMONSTRATION: demonstration, Source.PREFERENCE: completion, Source.MISMATCHED: mismatched}
         for kind, rows in kinds.items():
             source = source if rows is None else torch.where(rows, int(kind), source)
-        batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, **log_probs)
+        batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, annotations=annotations or {}, **log_probs)
         planning = Planning()
         return objective(Evaluation(log_prob, entropy, value), algorithm.prepare(batch, setting, planning), planning)
 
