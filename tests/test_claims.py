@@ -321,7 +321,7 @@ def test_other_claims_in_small(
     kept = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
     assert len({run["method"] for run in kept["runs"]}) == len(kept["runs"]) == methods
     assert len(kept["assertions"]) == pieces
-    assert kept["claim"].endswith("changed")
+    assert kept["claim"]
 
 
 def test_the_bandit_of_copg(scripts: Callable[[str], ModuleType]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
+import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,6 +107,74 @@ def test_a_schema_is_derived_from_signature_and_docstring() -> None:
         with pytest.raises(InputError, match=r"has no schema: .*accepted: a function with type hints, and a docstring") as caught:
             tool_from(bad)
         assert "\n" not in str(caught.value)
+
+
+def starred(*x: str) -> str:
+    """Stars.
+
+    Args:
+        x: What
+    """
+    return ""
+
+
+def placed(x: str, /) -> str:
+    """Places.
+
+    Args:
+        x: What
+    """
+    return x
+
+
+async def later(x: str) -> str:
+    """Waits.
+
+    Args:
+        x: What
+    """
+    return x
+
+
+def bit_by_bit(x: str) -> Iterator[str]:
+    """Yields.
+
+    Args:
+        x: What
+    """
+    yield x
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (starred, r"the tool 'starred' has the argument '\*x'; accepted: arguments that can be given by name"),
+        (placed, "the tool 'placed' has the argument 'x'"),
+        (later, "the tool 'later' is asynchronous or a generator; accepted: a function that returns its result"),
+        (bit_by_bit, "the tool 'bit_by_bit' is asynchronous or a generator"),
+        (min, "the tool 'min' has no"),
+    ],
+)
+def test_functions_that_could_never_be_called_are_refused(function: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        tool_from(function)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), 1e30, 1e-9])
+def test_any_time_limit_above_0_is_one(seconds: float) -> None:
+    call, outcome = (Call("nap", {"seconds": 0.0}), "ok") if seconds > 1 else (Call("nap", {"seconds": 0.3}), "timeout")
+    assert run_call([tool_from(nap)], call, seconds)[0] == outcome
+
+
+def test_a_tool_that_swallows_every_exception_for_ever_is_left() -> None:
+    def stubborn() -> str:
+        """Never ends."""
+        while True:
+            with contextlib.suppress(BaseException):
+                time.sleep(10)
+
+    assert run_call([tool_from(stubborn)], Call("stubborn"), 0.05)[0] == "timeout"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -505,6 +575,61 @@ def test_a_malformed_call_gets_an_error_and_the_row_goes_on(tagged: CausalLangua
     assert (talk.calls[0]["outcome"], talk.calls[0]["name"], talk.rounds) == ("error", "", 1)
     answer = [*tagged.tokenizer.encode("42"), tagged.tokenizer.eos_token_id]
     assert tools.answered(talk, [1], [*turn, *more, *answer]) is None
+
+
+@pytest.mark.parametrize(
+    ("inside", "said"),
+    [
+        (r'{"name": "\ud800", "arguments": {}}', "the call holds a number or a letter that JSON does not have"),
+        (r'{"name": "double", "arguments": {"x": "\udfff"}}', "the call holds a number or a letter that JSON does not have"),
+        ('{"name": "double", "arguments": {"x": NaN}}', "the call holds a number or a letter that JSON does not have"),
+        ('{"name": "double", "arguments": {"x": 1e999}}', "the call holds a number or a letter that JSON does not have"),
+        ('{"name": "double", "arguments": {"x": ' + "1" * 5000 + "}}", "the call is not valid JSON: ValueError"),
+        ('{"name": "double", "arguments": "' + "1" * 5000 + '"}', "a call is written"),
+    ],
+)
+def test_calls_that_only_pythons_reader_takes_are_errors(tagged: CausalLanguageModel, inside: str, said: str) -> None:
+    assert tagged_calls(f"{CALL}{inside}{CALL_END}")[0].problem.startswith(said)
+    assert all(call.problem for call in bare_calls(inside))
+    tools, talk = Conversations(tagged.model, tagged.tokenizer, task_of().tools, sampling_of()), Talk()
+    more = tools.answered(talk, [1], tagged.tokenizer.encode(f"{CALL}{inside}{CALL_END}"))
+    assert f"error: {said}" in tagged.tokenizer.decode(more)
+    json.dumps(talk.calls, allow_nan=False, ensure_ascii=False).encode()
+
+
+def test_results_that_are_no_text_and_arguments_that_a_tool_changes(tagged: CausalLanguageModel) -> None:
+    def odd(x: list[str]) -> str:
+        """Is odd.
+
+        Args:
+            x: What
+        """
+        x.append(object())
+        return "\ud800 half a letter"
+
+    tools, talk = Conversations(tagged.model, tagged.tokenizer, [tool_from(odd)], sampling_of()), Talk()
+    turn = tagged.tokenizer.encode(f'{CALL}{{"name": "odd", "arguments": {{"x": ["a"]}}}}{CALL_END}')
+    assert "? half a letter" in tagged.tokenizer.decode(tools.answered(talk, [1], turn))
+    assert (talk.calls[0]["arguments"], talk.calls[0]["outcome"]) == ({"x": ["a"]}, "ok")
+
+
+def test_a_megabyte_of_result_is_not_tokenised(tagged: CausalLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def much() -> str:
+        """Says much."""
+        return "word " * 200_000
+
+    tools = Conversations(tagged.model, tagged.tokenizer, [tool_from(much)], sampling_of(tools={"result_tokens": 8}))
+    turn = tagged.tokenizer.encode(f'{CALL}{{"name": "much", "arguments": {{}}}}{CALL_END}')
+    read: list[int] = []
+    encode = type(tagged.tokenizer).encode
+
+    def counted(self: Any, text: str, *arguments: Any, **options: Any) -> Any:
+        read.append(len(text))
+        return encode(self, text, *arguments, **options)
+
+    monkeypatch.setattr(type(tagged.tokenizer), "encode", counted)
+    assert len(tools.answered(Talk(), [1], turn)) <= 12
+    assert max(read) <= 8 * 100
 
 
 def test_the_tools_are_described_where_no_template_shows_them(tagged: CausalLanguageModel) -> None:

@@ -14,6 +14,7 @@ from unipg import (
     Outcome,
     PolicyGradient,
     Trajectories,
+    ValueLoss,
     kl_estimate,
     kl_in_reward,
 )
@@ -96,3 +97,9 @@ def test_constants_are_exact_in_double_precision() -> None:
     loss = PolicyGradient(advantage=Constant(0.1), aggregate=SequenceMeanTokenSum())(Evaluation(log_prob), batch())
     assert float(loss) == 0.1 * 1.5 * 2
     assert float(PolicyGradient(advantage=0.5 * Outcome())(Evaluation(log_prob), batch(reward=torch.ones(1, dtype=torch.float64)))) == 0.75
+
+
+@pytest.mark.parametrize("clip", [-1.0, 0.0, float("nan")])
+def test_a_value_clip_must_be_above_0(clip) -> None:
+    with pytest.raises(InputError, match=r"ValueLoss.clip is .*; accepted: above 0, or null"):
+        ValueLoss(clip=clip)

@@ -179,7 +179,9 @@ def test_strata_from_tool_calls(strata: str, expected: list[int], request) -> No
         ({"alpha": float("nan")}, "alpha is nan"),
         ({"rollouts": 1}, "2 or more per prompt"),
         ({"strata": "call"}, "did you mean 'calls'"),
-        ({"smallest": 1}, "2 rows or more"),
+        ({"strata": "calls+auto"}, "'auto' does not exist; .*accepted: calls, names, outcomes, package.module:function, places"),
+        ({"strata": "no_such_module_here:f"}, "no module 'no_such_module_here'"),
+        ({"smallest": 1}, "algorithm.smallest is 1; accepted: 2 rollouts or more"),
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
@@ -202,7 +204,7 @@ def test_bad_settings(settings: dict, message: str) -> None:
             {"stratum": [0] * 3, "item": [3, 3, 4], "prompt": ["p", "p", "q"]},
             r"prompt 0 \(.q.\): its group holds rollouts of items 3 and 4",
         ),
-        ({"strata": "no_such_module_here:f"}, {}, "no module 'no_such_module_here'"),
+        ({"strata": "json:loads"}, {}, r"algorithm.strata 'json:loads' failed for row 0: TypeError"),
     ],
 )
 def test_bad_strata(settings: dict, annotations: dict, message: str) -> None:

@@ -180,7 +180,7 @@ def fixed() -> CausalLanguageModel:
     tokenizer = train_tokenizer([f"ask {i} =" for i in range(9)], 300)
     model = build_model(ScratchModel("qwen3", 16, 1, 2, 32, 64), tokenizer)
     model.generation_config.eos_token_id = list(range(0, 300, 4))
-    return CausalLanguageModel(model, tokenizer, value_head=True)
+    return CausalLanguageModel(model, tokenizer, critic="shared")
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def policy(fixed: CausalLanguageModel) -> CausalLanguageModel:
 
 
 def twin(policy: CausalLanguageModel) -> CausalLanguageModel:
-    made = CausalLanguageModel(copy.deepcopy(policy.model), policy.tokenizer, value_head=True)
+    made = CausalLanguageModel(copy.deepcopy(policy.model), policy.tokenizer, critic="shared")
     made.module.load_state_dict(policy.module.state_dict())
     return made
 
@@ -504,19 +504,22 @@ def test_zero_values_and_no_end_give_no_update_at_all(policy, tmp_path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in policy.module.state_dict().items())
 
 
-def test_a_parameter_without_gradient_on_every_worker_stays_without(tmp_path) -> None:
-    class Two(Workers):
-        def sum(self, counts):
-            return counts + torch.tensor([0.0, 0.0])  # the other worker has none
+def test_a_parameter_without_gradient_on_every_worker_stays_without(monkeypatch) -> None:
+    asked = []
 
-        def share(self, parameters):
-            pass
+    def other_worker(tensor: torch.Tensor) -> None:
+        """Has a gradient of 1 for the first parameter and none for the others."""
+        asked.append(tensor.shape)
+        tensor += torch.tensor([1.0, 0.0, 0.0]) if len(asked) == 1 else (1.0 if len(asked) == 2 else 0.0)
 
-    policy = BigramPolicy(3)
-    run = trained(TPPO(), policy, tmp_path, Scripted(()))
-    run.workers = Two(0, 2)
-    policy.logits.grad = torch.zeros_like(policy.logits)
-    assert [p is policy.logits for p in run._moved()] == [True]
+    monkeypatch.setattr(torch.distributed, "all_reduce", other_worker)
+    theirs, ours, nobodys = (torch.nn.Parameter(torch.zeros(n)) for n in (2, 3, 4))
+    ours.grad = torch.full((3,), 5.0)
+    Workers(0, 2).sum_gradients([theirs, ours, nobodys])
+    assert asked == [(3,), (2,), (3,)]
+    assert theirs.grad.tolist() == [1.0, 1.0]
+    assert ours.grad.tolist() == [5.0, 5.0, 5.0]
+    assert nobodys.grad is None
 
 
 def test_a_value_loss_without_values_is_refused_only_where_a_token_counts() -> None:

@@ -8,7 +8,7 @@ import torch
 
 from unipg import Trajectories
 from unipg.policies import packing
-from unipg.policies.causal_lm import CausalLanguageModel, Lora, ScratchModel, add_lora, build_model, recompute_activations
+from unipg.policies.causal_lm import CausalLanguageModel, Critic, Lora, ScratchModel, add_lora, build_model, recompute_activations
 
 VOCABULARY = 40
 
@@ -23,12 +23,12 @@ class Tokenizer:
         pass
 
 
-def policy(architecture: str = "gpt2", value_head: bool = False, **sizes) -> CausalLanguageModel:
+def policy(architecture: str = "gpt2", critic: Critic | None = None, **sizes) -> CausalLanguageModel:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "layers": 2, "heads": 2, "intermediate_size": 32, "max_positions": 64, **sizes}
     model = build_model(ScratchModel(architecture, **sizes), Tokenizer()).double().eval()
-    made = CausalLanguageModel(model, Tokenizer(), temperature=0.9, value_head=value_head)
-    if value_head:
+    made = CausalLanguageModel(model, Tokenizer(), temperature=0.9, critic=critic)
+    if critic:
         torch.nn.init.normal_(made._value_head.weight)
     return made
 
@@ -80,11 +80,11 @@ def same(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: flo
         assert float((one - other).norm()) <= tolerance * float(other.norm())
 
 
-@pytest.mark.parametrize("value_head", [False, True])
-def test_equal_to_padded_in_float64(forced, value_head) -> None:
-    model, given = policy(value_head=value_head), batch(ROWS)
+@pytest.mark.parametrize("critic", [None, "shared", "detached", "separate"])
+def test_equal_to_padded_in_float64(forced, critic) -> None:
+    model, given = policy(critic=critic), batch(ROWS)
     assert model._packs
-    same(evaluated(model, given, True), evaluated(model, given, False), 1e-10 if value_head is False else 1e-6)
+    same(evaluated(model, given, True), evaluated(model, given, False), 1e-10)
 
 
 @pytest.mark.parametrize("seed", range(8))

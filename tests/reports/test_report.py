@@ -188,6 +188,28 @@ def test_time_adds_up(page: Page) -> None:
     assert "Altogether 50 s: rollout 60.0\xa0%, update 30.0\xa0%, evaluate 10.0\xa0%." in page.sections["time"]
 
 
+def test_time_of_batches_collected_ahead_is_what_was_waited_for_them(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    lines = [metrics_line(i, **{"time/rollout": 9.0, "time/waited_for_rollouts": 1.0, "time/update": 2.0}) for i in range(3)]
+    write_lines(folder / "metrics.jsonl", lines)
+    told = report(tmp_path, folder).raw
+    assert "Altogether" in told
+    assert "rollout 7" not in told
+    assert "waited_for_rollouts" in told
+
+
+def test_sampling_and_curvature_have_sections_of_their_own(tmp_path: Path) -> None:
+    sampling = {"decode/steps": 3.0, "decode/utilization": 0.8, "window/cut_fraction": 0.3, "window/oldest": 2.0}
+    ahead = {"staleness/steps": 1.0, "mismatch/log_ratio": 0.02, "mismatch/ratio_max": 1.4}
+    curvature = {"curvature/rejected": 0.03, "curvature/shift_q50": 1e-6, "curvature/delta_f": 1e-3, "curvature/gain_q50": 0.1}
+    folder = make_run(tmp_path / "run")
+    write_lines(folder / "metrics.jsonl", [metrics_line(i, **sampling, **ahead, **curvature) for i in range(3)])
+    told = report(tmp_path, folder).raw
+    for title in ("Decode steps", "Use of the decode slots", "Responses cut by the window", "Staleness", "Tokens rejected for their step"):
+        assert f"<h3>{title}</h3>" in told
+    assert not any(f"<h3>{key}</h3>" in told for key in (*sampling, *ahead, *curvature))
+
+
 def test_evaluation_time_is_taken_from_the_evaluations_when_metrics_lack_it(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     write_lines(run / "metrics.jsonl", [metrics_line(i, **{"time/rollout": 8.0}) for i in range(5)])

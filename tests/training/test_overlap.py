@@ -153,3 +153,9 @@ def test_an_error_in_the_other_process_is_told(recipe, rows, capsys) -> None:
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "more than the model's context of 8" in said[0]
+
+
+@pytest.mark.parametrize("limit", [0.5, -1.0, float("nan")])
+def test_the_limit_of_the_correction_is_checked_when_the_recipe_is_read(limit) -> None:
+    with pytest.raises(InputError, match=r"training.overlap_limit is .*; accepted: a weight of 1 or more, or null"):
+        TrainingRecipe(overlap_limit=limit)

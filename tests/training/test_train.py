@@ -32,6 +32,10 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
+def without_times(path: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k != "seconds" and not k.startswith("time/")} for line in lines(path)]
+
+
 def test_a_run_writes_what_a_user_needs(recipe, tmp_path, capsys, rows) -> None:
     path = recipe(evaluation={"items": 6, "tasks": [{"data": {"source": str(tmp_path / "held.jsonl"), "prompt": "q", "answer": "a"}}]})
     (tmp_path / "held.jsonl").write_text('{"q": "9 + 1 =", "a": "10"}\n{"q": "1 + 0 =", "a": "1"}\n', encoding="utf-8")
@@ -89,6 +93,7 @@ def test_a_stop_anywhere_and_resume_is_bit_identical(recipe, tmp_path, algorithm
     path = recipe(algorithm={"name": algorithm, "rollouts": 4}, training={"iterations": 3, "prompts": 4, "epochs": 2, "minibatches": 2})
     assert main(["train", path]) == 0
     expected = weights(tmp_path / "run")
+    numbers = without_times(tmp_path / "run" / "metrics.jsonl")
     from unipg.training.trainer import Trainer
 
     for stop in (2, 3, 5):
@@ -106,7 +111,7 @@ def test_a_stop_anywhere_and_resume_is_bit_identical(recipe, tmp_path, algorithm
         assert main(["train", path, output, "--resume"]) == 0
         found = weights(tmp_path / f"stop{stop}")
         assert all(torch.equal(found[name], value) for name, value in expected.items())
-        assert [m["iteration"] for m in lines(tmp_path / f"stop{stop}" / "metrics.jsonl")] == [0, 1, 2]
+        assert without_times(tmp_path / f"stop{stop}" / "metrics.jsonl") == numbers
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -129,6 +134,31 @@ def test_a_killed_process_continues_with_the_same_numbers(recipe, tmp_path, numb
     assert all(
         torch.equal(a, b) for a, b in zip(weights(tmp_path / "straight").values(), weights(tmp_path / "killed").values(), strict=True)
     )
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+def test_what_a_killed_run_wrote_is_not_written_twice(recipe, tmp_path, monkeypatch, checkpoint) -> None:
+    """A kill after the evaluation and before the next checkpoint: that evaluation, and without a checkpoint everything, is done again."""
+    (tmp_path / "held.jsonl").write_text('{"q": "9 + 1 =", "a": "10"}\n', encoding="utf-8")
+    held_out = {"items": 1, "tasks": [{"data": {"source": str(tmp_path / "held.jsonl"), "prompt": "q", "answer": "a"}}]}
+    path = recipe(training={"iterations": 4, "prompts": 2, "save_every": 2 if checkpoint else 9, "evaluate_every": 2}, evaluation=held_out)
+    from unipg.training.trainer import Trainer
+
+    collect = Trainer._collect
+
+    def killed(self) -> None:
+        if self.iteration == 2:
+            raise RuntimeError("killed")
+        collect(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_collect", killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            main(["train", path])
+    assert (tmp_path / "run" / "checkpoint.pt").exists() == checkpoint
+    assert main(["train", path, "--resume"]) == 0
+    assert [m["iteration"] for m in lines(tmp_path / "run" / "metrics.jsonl")] == [0, 1, 2, 3]
+    assert [e["iteration"] for e in lines(tmp_path / "run" / "evaluations.jsonl")] == [0, 2, 4]
 
 
 def test_the_gradient_does_not_depend_on_the_token_budget(recipe, tmp_path) -> None:

@@ -90,7 +90,7 @@ class CAPO(Algorithm):
                 raise InputError(f"algorithm.{name} is {value}; accepted: above 0, 0 for no test, null for one that follows `reject`")
         if not 0 <= self.reject < 1:
             raise InputError(f"algorithm.reject is {self.reject}; accepted: a share of the tokens in [0, 1)")
-        if not all(0 <= beta < 1 for beta in self.betas) or not self.eps > 0:
+        if not all(0 <= beta < 1 for beta in self.betas) or not 0 < self.eps < math.inf:
             raise InputError(f"algorithm.betas is {self.betas} and eps {self.eps}; accepted: two numbers in [0, 1), and above 0")
         if self.patience < 1 or (self.top_k is not None and self.top_k < 1):
             raise InputError(f"algorithm.patience is {self.patience} and top_k {self.top_k}; accepted: 1 or more, top_k null for all")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.preparation import prompt_of
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, nearest, one_line
 from unipg.estimator import GroupCentered, GroupStandardized, KLPenalty, Objective, OldPolicy, Planning, PolicyGradient, RatioClip
 from unipg.estimator.advantages import group_statistics
 from unipg.estimator.aggregation import AggregateName, aggregate_named
@@ -75,10 +75,14 @@ class StratifiedGRPO(Algorithm):
         super().__post_init__()
         if not 0 <= self.alpha <= 1:
             raise InputError(f"algorithm.alpha is {self.alpha}; accepted: a share in [0, 1]")
-        if ":" not in self.strata:
+        if self.smallest < 2:
+            raise InputError(f"algorithm.smallest is {self.smallest}; accepted: 2 rollouts or more")
+        if ":" in self.strata:
+            callable_named(self.strata, "algorithm.strata")
+        else:
             for part in [] if self.strata == "auto" else self.strata.split("+"):
                 if part not in STRATA:
-                    raise InputError(f"algorithm.strata '{part}' does not exist; {nearest(part, [*STRATA, 'auto'])}")
+                    raise InputError(f"algorithm.strata '{part}' does not exist; {nearest(part, [*STRATA, 'package.module:function'])}")
 
     def objective(self, setting: Setting) -> PolicyGradient | Objective:
         aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
@@ -110,7 +114,7 @@ class StratifiedGRPO(Algorithm):
             function = callable_named(self.strata, "algorithm.strata")
             _check_lengths(batch, list(have))
             of_row = [{name: column[row] for name, column in have.items()} for row in range(rows)]
-            values = [function(facts) if mine else None for facts, mine in zip(of_row, rollouts, strict=True)]
+            values = [self._value(function, facts, row) if rollouts[row] else None for row, facts in enumerate(of_row)]
         else:
             if "tool_calls" not in have:
                 raise InputError(
@@ -126,6 +130,12 @@ class StratifiedGRPO(Algorithm):
             if mine:
                 _check_stratum(value, row)
         return [value if mine else None for value, mine in zip(values, rollouts, strict=True)]
+
+    def _value(self, function: Callable[..., Hashable], facts: dict[str, Any], row: int) -> Hashable:
+        try:
+            return function(facts)
+        except Exception as error:
+            raise InputError(f"algorithm.strata '{self.strata}' failed for row {row}: {one_line(error)}") from error
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         rows = batch.rows_from(Source.ROLLOUT)

@@ -25,7 +25,8 @@ class TPPO(Algorithm):
     going on there is not judged, ending there is. The critic learns from all tokens of the responses that finished in this iteration;
     where none did, it does not move. Values are the present critic's.
 
-    The critic is a head on the policy's own trunk, as in PPO here: its loss moves the trunk too, also during `value_warmup`.
+    With `policy.critic: separate` policy and critic are two models, each moved by its own tokens alone: `value_warmup` then leaves the
+    policy as it is, to the bit. With the default, shared, the critic is a head on the policy's trunk, and its loss moves the trunk too.
     Without a window every response is finished, and only the value target differs from PPO's. Environments take no `window`, since their
     rows are windows already: the value is copied where a row cuts an episode, and the critic learns from episodes that end in their row.
     """
@@ -38,7 +39,8 @@ class TPPO(Algorithm):
     deviations = (
         "No code is published. Learning rates, clip bounds, whitening and inner epochs are not known: they are those of the library's PPO, "
         "without whitening.",
-        "The paper trains two models independently; here one trunk has both heads, and one optimiser.",
+        "The paper trains two models independently, which is `policy.critic: separate`; it does not say what the critic starts from: here "
+        "from the policy's weights and a head of 0.",
         "A response that max_new_tokens stops counts as finished, with the verifier's reward.",
     )
     claim = "benchmarks/claims/tppo.py"

@@ -90,6 +90,10 @@ class ValueLoss(Term):
     gae: GAE = field(default=GAE(), kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"ValueLoss.clip is {self.clip}; accepted: above 0, or null for no clipping")
+
     @property
     def reads_value(self) -> bool:
         return True

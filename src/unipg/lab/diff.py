@@ -130,6 +130,8 @@ def token_coefficients(objective: Objective, planned: Trajectories, now: Evaluat
 
 def layer_group(name: str) -> str:
     """Which group of layers a parameter belongs to: `layers.3`, `embed_tokens`, `lm_head` …"""
+    if name.startswith("critic."):  # a trunk of its own, whose layers are called like the policy's
+        return "critic"
     pieces = [p for p in name.split(".") if p not in ("model", "base_model", "module", "transformer")]
     for index, piece in enumerate(pieces[:-1]):
         if pieces[index + 1].isdigit():

@@ -19,7 +19,7 @@ class Policy(ABC):
     """A trainable policy: one `nn.Module` and how it evaluates a batch."""
 
     module: nn.Module
-    """Everything that is trained and checkpointed; a value head, where there is one, included."""
+    """Everything that is trained and checkpointed; the critic, where there is one, included."""
     memoryless: bool = False
     """Whether each step depends on its own observation alone, so that steps may be shuffled and split freely."""
     has_value: bool = False
@@ -78,6 +78,26 @@ class Policy(ABC):
         twin = self.twin()
         twin.module.eval().requires_grad_(False)
         return twin
+
+    def proposal(self) -> Self:
+        """A twin to sample from: what sampling does not read, such as a critic, may be left out."""
+        return self.twin()
+
+    def follow(self, other: Policy) -> None:
+        """Takes over the parameters and buffers of another policy, which has all of this one's."""
+        theirs = other.module.state_dict()
+        self.module.load_state_dict({name: theirs[name] for name in self.module.state_dict()})
+
+    @property
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """What only a critic is made of whose loss cannot move the policy; empty where it can, and where there is no critic.
+
+        These have a learning rate of their own (`optimizer.critic_learning_rate`), and their gradient is guarded and clipped by itself.
+        """
+        return []
+
+    def save_critic(self, folder: Path) -> None:
+        """Writes what `save` leaves out of the critic; nothing where there is no such thing."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:

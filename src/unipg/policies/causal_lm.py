@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,31 +30,42 @@ from unipg.trajectories import Evaluation, Trajectories
 if TYPE_CHECKING:
     from unipg.policies.reward_model import SequenceScorer
 
+Critic = Literal["shared", "detached", "separate"]
+CRITIC_WEIGHTS = "critic.safetensors"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 class CausalLanguageModel(Policy):
     """log pi(token | what came before) of a Hugging Face causal language model, at the temperature that rollouts are sampled at.
 
-    Only positions where the policy acted are projected onto the vocabulary. With `value_head`, a linear head on the last hidden state
-    estimates the value before each token.
+    Only positions where the policy acted are projected onto the vocabulary. With a `critic`, a linear head that starts at 0 estimates the
+    value before each token from a last hidden state:
+
+        shared      the policy's own; the value loss moves the policy's trunk too
+        detached    the policy's own without gradient: the head alone learns
+        separate    that of a trunk of its own, a copy of the policy's as it is now. Parameters that do not require a gradient are shared:
+                    with adapters the critic has adapters of its own on the same base.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, value_head: bool = False) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, critic: Critic | None = None) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.temperature = check_temperature(temperature)
-        self.has_value = value_head
-        parts: dict[str, nn.Module] = {"model": model}
-        self._value_head: nn.Linear | None = None
-        if value_head:
-            head = nn.Linear(_hidden_size(model), 1).to(device=model.device, dtype=torch.float32)
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-            parts["value_head"] = self._value_head = head
-        self.module = nn.ModuleDict(parts)
+        if critic not in (None, *get_args(Critic)):
+            raise InputError(f"critic '{critic}' does not exist; {nearest(str(critic), get_args(Critic))}")
+        self.critic, self.has_value = critic, critic is not None
         self._trunk, self._head = _trunk_and_head(model)
         self._packs = self._trunk is not None and packing.enable(model, self._trunk)
         self._flex = self._packs and packing.flexible(self._trunk)
+        self.module = nn.ModuleDict({"model": model})
+        self._value_head: nn.Linear | None = None
+        self._critic_trunk: Any = None
+        if critic is not None:
+            head = nn.Linear(_hidden_size(model), 1, device=model.device, dtype=torch.promote_types(model.dtype, torch.float32))
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            self.module["value_head"] = self._value_head = head
+        if critic == "separate":
+            self.module["critic"] = self._critic_trunk = _own_copy(_trunk_of(model))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -74,12 +85,16 @@ class CausalLanguageModel(Policy):
         target = tokens[:, 1:][chosen]
         planned = wanted(batch, readings)
         hidden: Tensor | None = None
-        if self._trunk is not None:
-            layout = packing.plan(batch.replace(action=tokens), _hidden_size(self.model)) if self._packs else None
+        layout = packing.plan(batch.replace(action=tokens), _hidden_size(self.model)) if self._packs else None
+
+        def states(trunk: Any) -> Tensor:
+            """[N,H] last hidden states from which the policy's tokens are predicted."""
             if layout is None:
-                hidden = self._trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
-            else:
-                hidden = packing.run(self._trunk, layout, self._flex).index_select(0, layout.predictor)
+                return trunk(input_ids=tokens[:, :-1], use_cache=False).last_hidden_state[chosen]
+            return packing.run(trunk, layout, self._flex).index_select(0, layout.predictor)
+
+        if self._trunk is not None:
+            hidden = states(self._trunk)
             log_prob, h, read = token_log_prob(
                 hidden,
                 self._head.weight,
@@ -91,18 +106,23 @@ class CausalLanguageModel(Policy):
                 planned=planned,
             )
         else:  # a model that does more to its logits than one projection
-            out = self.model(input_ids=tokens[:, :-1], use_cache=False, output_hidden_states=value)
+            reads_hidden = value and self._critic_trunk is None
+            out = self.model(input_ids=tokens[:, :-1], use_cache=False, output_hidden_states=reads_hidden)
             logits = out.logits[chosen]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / self.temperature
             log_prob, h = categorical_log_prob(logits, target, entropy=entropy)
             positions = Positions(logits, target, planned.get(POSITION_KEY, target), planned=planned)
             read = {reading: reading(positions) for reading in readings}
-            hidden = out.hidden_states[-1][chosen] if value else None
+            hidden = out.hidden_states[-1][chosen] if reads_hidden else None
         values = None
         if value:
-            if hidden is None or self._value_head is None:
-                raise InputError("this policy was built without a value head")
-            values = self._value_head(hidden.to(torch.float32)).squeeze(-1)
+            if self._value_head is None:
+                raise InputError("this policy was built without a critic")
+            if self._critic_trunk is not None:
+                hidden = states(self._critic_trunk)
+            assert hidden is not None
+            read_from = hidden.detach() if self.critic == "detached" else hidden
+            values = self._value_head(read_from.to(self._value_head.weight.dtype)).squeeze(-1)
         return Evaluation(
             placed(log_prob, mask),
             placed(h, mask) if entropy and h is not None else None,
@@ -148,9 +168,49 @@ class CausalLanguageModel(Policy):
         model = copy.deepcopy(self.model).eval().requires_grad_(False)
         return CausalLanguageModel(model, self.tokenizer, temperature=self.temperature)
 
+    def proposal(self) -> CausalLanguageModel:
+        """A twin without the critic: answers are sampled and scored without values."""
+        bare = copy.copy(self)
+        bare.module = nn.ModuleDict({"model": self.model})
+        bare.critic, bare.has_value, bare._value_head, bare._critic_trunk = None, False, None, None
+        return bare.twin()
+
+    @property
+    def critic_parameters(self) -> list[nn.Parameter]:
+        """Those of a `detached` or `separate` critic that are trained; see `Policy.critic_parameters`."""
+        return [] if self.critic == "shared" else [p for p in self._critic_state().values() if p.requires_grad]
+
+    def _critic_state(self) -> dict[str, nn.Parameter]:
+        """Parameters that the critic does not share with the model, by their name in `module`."""
+        return {name: p for name, p in self.module.named_parameters() if not name.startswith("model.")}
+
     def save(self, folder: Path) -> None:
+        """Writes the model and its tokenizer by `save_pretrained`, without the critic (`save_critic`)."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def save_critic(self, folder: Path) -> None:
+        """Writes `critic.safetensors`: the value head and, where the critic is separate, its own parameters; of adapters those alone."""
+        from safetensors.torch import save_file
+
+        state = self._critic_state()
+        if state:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, folder / CRITIC_WEIGHTS)
+
+    def load_critic(self, folder: Path) -> None:
+        """Takes over what `save_critic` wrote. Errors: `InputError` for a missing file, or a critic of another kind or size."""
+        from safetensors.torch import load_file
+
+        path, state = folder / CRITIC_WEIGHTS, self._critic_state()
+        if not path.is_file():
+            raise InputError(f"{folder} holds no {CRITIC_WEIGHTS}; accepted: a folder that save_critic wrote")
+        found = load_file(path)
+        if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in state.items()}:
+            raise InputError(f"'{path}' holds a critic of another kind or size than this policy's, which is {self.critic or 'none'}")
+        with torch.no_grad():
+            for name, parameter in state.items():
+                parameter.copy_(found[name])
 
 
 class _BaseOfAdapter(CausalLanguageModel):
@@ -166,10 +226,23 @@ def _hidden_size(model: Any) -> int:
     return int(config.hidden_size)
 
 
+def _trunk_of(model: Any) -> Any:
+    """The model without its output projection; None where it is not a part of its own."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return getattr(base, base.base_model_prefix, None)
+
+
+def _own_copy(trunk: Any) -> Any:
+    """A copy of a trunk with trained parameters of its own; those that are frozen are the same tensors."""
+    if trunk is None:
+        raise InputError("critic: this model's trunk is no part of its own that could be copied; accepted here: shared, detached")
+    return copy.deepcopy(trunk, {id(p): p for p in trunk.parameters() if not p.requires_grad})
+
+
 def _trunk_and_head(model: Any) -> tuple[Any, Any]:
     """The model without its output projection, and the projection; (None, None) where logits are not just one projection."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk, head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
+    trunk, head = _trunk_of(model), base.get_output_embeddings()
     if trunk is None or not isinstance(head, nn.Linear):
         return None, None
     probe = torch.arange(4, device=base.device).unsqueeze(0) % base.get_input_embeddings().weight.shape[0]
@@ -227,6 +300,9 @@ class ModelRecipe:
     lora: Lora | None = None
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    critic: Critic = "shared"
+    """Where the algorithm has one. shared: a head on the policy's trunk, which its loss moves too. detached: the same without gradient into
+    the trunk. separate: a trunk of its own, started as a copy; with `lora`, adapters of its own on the same base."""
     anchor: str | None = None
     """The model that KL penalties are measured against; default: the model as it is at the start."""
     trust_remote_code: bool = False
@@ -236,6 +312,8 @@ class ModelRecipe:
             raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
         if self.kind == "reward" and self.anchor is not None:
             raise InputError("policy.anchor is set, but a reward model has no probabilities to measure a KL of; accepted: null")
+        if self.kind == "reward" and self.critic != "shared":
+            raise InputError(f"policy.critic is '{self.critic}', but a reward model has no critic; accepted: leave it out")
 
     def build(
         self,
@@ -268,7 +346,7 @@ class ModelRecipe:
             model = add_lora(model, self.lora, "SEQ_CLS" if scores else "CAUSAL_LM")
         if scores:
             return SequenceScorer(model.to(device), tokenizer)
-        return CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, value_head=value_head)
+        return CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, critic=self.critic if value_head else None)
 
     def build_anchor(self, policy: CausalLanguageModel) -> CausalLanguageModel:
         """The frozen policy that KL penalties are measured against."""

@@ -150,7 +150,10 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
         }
         data += _line(curve.series, trace, colour(number if len(runs) == 1 else curve.run), panel)
     axis: dict[str, Any] = {"title": {"text": panel.unit}, "tickformat": panel.ticks}
-    axis |= {"tickformat": ".3~p", "rangemode": "tozero"} if percent else {}
+    axis |= {"tickformat": ".3~p"} if percent else {}
+    values = {v for curve in drawn for v in curve.series.values if math.isfinite(v)}
+    if percent or len(values) == 1:  # around a single value the axis would go from 1 below to 1 above it
+        axis["rangemode"] = "tozero"
     layout = {"yaxis": axis, "showlegend": len(drawn) > 1 or len(panel.keys) > 1}
     return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data, 62 if height == HEIGHT else 40))] if data else []
 

@@ -100,6 +100,8 @@ def _body(runs: Sequence[Run], charts: page.Charts) -> tuple[str, str]:
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
         ("tools", "Tool calls"): charts.grid(panels.tool_charts(runs)),
         ("strata", "Strata"): charts.grid(panels.strata_charts(runs)),
+        ("curvature", "Curvature"): charts.grid(panels.curvature_charts(runs)),
+        ("sampling", "Sampling"): charts.grid(panels.sampling_charts(runs)),
         ("time", "Time"): charts.grid(panels.time_charts(runs)),
         ("others", "Other measurements"): charts.grid(panels.other_charts(runs), "grid small"),
         ("answers", "Sampled answers"): page.answers(runs),

@@ -157,6 +157,91 @@ STRATA = {
 }
 """Families of metrics that are drawn together, by what their names begin with."""
 
+SAMPLING = (
+    Panel(
+        "Decode steps",
+        {"decode/steps": "decode steps"},
+        "Sequential steps that the rollouts of an iteration took: what sampling costs in time where many rows are decoded together.",
+    ),
+    Panel(
+        "Use of the decode slots",
+        {"decode/utilization": "used"},
+        "Share of the slots that gave a token in a decode step. Low means that many rows waited for the longest.",
+        percent=True,
+    ),
+    Panel(
+        "Responses cut by the window",
+        {"window/cut_fraction": "go on"},
+        "Share of the responses that were not finished within the window and go on in the next iteration. 0 % is plain PPO.",
+        percent=True,
+    ),
+    Panel(
+        "Age of responses",
+        {"window/oldest": "oldest, in iterations", "window/per_response": "windows of a finished one"},
+        "How long ago the oldest response in work was begun, and how many policies wrote a finished one. Healthy: levels off.",
+    ),
+    Panel(
+        "Tokens that train",
+        {"tokens/policy": "policy", "tokens/critic": "critic"},
+        "Tokens of the windows, from which the policy learns, and of finished responses, from which the critic does.",
+    ),
+    Panel(
+        "Staleness",
+        {"staleness/steps": "optimiser steps"},
+        "Optimiser steps between the policy that sampled a batch and the one that begins to learn from it.",
+        smoothed=False,
+    ),
+    Panel(
+        "Mismatch: mean",
+        {"mismatch/log_ratio": "log ratio"},
+        "Mean distance of a token's log-probability when it was sampled from that when its batch begins to train. Healthy: rounding only "
+        "where the policy is the same, small and steady where batches are collected ahead.",
+        unit="nats",
+        ticks=".3~g",
+    ),
+    Panel(
+        "Mismatch: largest ratio",
+        {"mismatch/ratio_max": "largest ratio"},
+        "Largest likelihood ratio of a token between those two policies. 1 means no difference.",
+        smoothed=False,
+    ),
+)
+CURVATURE = (
+    Panel(
+        "Tokens rejected for their step",
+        {"curvature/rejected": "either", "curvature/rejected_by_shift": "shift", "curvature/rejected_by_gain": "gain"},
+        "Share of the tokens whose own step was predicted to be too large. Healthy: 2 to 8 %; far more starves the update.",
+        percent=True,
+    ),
+    Panel(
+        "Predicted shift of the policy",
+        {
+            "curvature/shift_q01": "1 %",
+            "curvature/shift_q50": "median",
+            "curvature/shift_q99": "99 %",
+            "curvature/shift_kept_max": "largest kept",
+            "curvature/delta_f": "threshold",
+        },
+        "m_F of single tokens, by the last layer alone: it ranks steps well and underestimates their size. Kept tokens are below the "
+        "threshold.",
+        unit="nats",
+        ticks=".2~e",
+    ),
+    Panel(
+        "Predicted gain of the objective",
+        {
+            "curvature/gain_q01": "1 %",
+            "curvature/gain_q50": "median",
+            "curvature/gain_q99": "99 %",
+            "curvature/gain_kept_max": "largest kept",
+            "curvature/delta_h": "threshold",
+        },
+        "m_H of single tokens: how much a token's own step would change its part of the objective.",
+        ticks=".2~e",
+    ),
+)
+"""What only some runs measure: a section of its own each."""
+
 GATE = {"gate/offline_fraction": "offline fraction"}
 EFFECTIVE = {"ratio/ess": "effective sample size"}
 QUANTILES = ("ratio/q01", "ratio/q25", "ratio/q50", "ratio/q75", "ratio/q99", "ratio/max")
@@ -166,6 +251,7 @@ SIDES = {
     "overflow": "overflow",
 }
 MOMENTS = {"mean": "mean", "std": "standard deviation"}
+WAITED = "time/waited_for_rollouts"
 THROUGHPUT = {"rollout": "rollout", "update": "update"}
 
 
@@ -261,6 +347,16 @@ def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
     return _panels(runs, OPTIMISATION)
 
 
+def sampling_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What decoding cost, and how old the data are."""
+    return _panels(runs, SAMPLING)
+
+
+def curvature_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Which tokens were left out for the step that they would make."""
+    return _panels(runs, CURVATURE)
+
+
 def tool_charts(runs: Sequence[Run]) -> list[Chart]:
     """Calls per rollout, how they end, turns."""
     names = sorted({key for run in runs for key in run.metrics if key.startswith(f"{CALLS}/")})
@@ -287,7 +383,9 @@ def _spelled(key: str) -> str:
 def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     """Where the time went, and how fast tokens were sampled and learned from."""
     keys = {key: key.removeprefix("time/") for run in runs for key in run.metrics if key.startswith("time/")}
-    drawn = curves(runs, keys) + _evaluation_times(runs)
+    # batches that are collected ahead cost only the time that is waited for them
+    told = [curve for curve in curves(runs, keys) if curve.label != "rollout" or WAITED not in runs[curve.run].metrics]
+    drawn = told + _evaluation_times(runs)
     read = "Where the tallest part is, faster settings help most. In long runs a bar is the mean of neighbouring iterations."
     totals = {index: _totals([curve for curve in drawn if curve.run == index]) for index in range(len(runs))}
     charts = stacked_bars(runs, drawn, "Time of an iteration", read, totals)
@@ -326,7 +424,12 @@ def _throughput(runs: Sequence[Run]) -> list[Curve]:
 
 def other_charts(runs: Sequence[Run]) -> list[Chart]:
     """Every metric that no other section shows, those of one prefix together."""
-    shown = {key for panel in (*LEARNING, *OPTIMISATION) for key in panel.keys} | GATE.keys() | EFFECTIVE.keys() | set(QUANTILES)
+    shown = (
+        {key for panel in (*LEARNING, *OPTIMISATION, *SAMPLING, *CURVATURE) for key in panel.keys}
+        | GATE.keys()
+        | EFFECTIVE.keys()
+        | set(QUANTILES)
+    )
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
     rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/"))} - shown

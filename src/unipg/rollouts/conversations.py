@@ -46,6 +46,8 @@ from unipg.tasks.tools import (
 
 SHORT = 200
 """Letters of a result that annotations keep."""
+LONGEST_TOKEN = 100
+"""Letters of a result that are looked at for each token which it may have; few tokens are longer."""
 INVALID = "invalid"
 """Name in the template of a call that has none."""
 
@@ -239,7 +241,7 @@ def bare_calls(text: str) -> list[Call]:
     while text.startswith("{"):
         try:
             value, end = decoder.raw_decode(text)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):  # ValueError: also a number with thousands of digits
             break
         if not isinstance(value, dict) or "name" not in value or not ("parameters" in value or "arguments" in value):
             break
@@ -253,7 +255,7 @@ def bare_calls(text: str) -> list[Call]:
 def _read(text: str) -> Call:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         return Call("", problem=f"the call is not valid JSON: {one_line(error)}")
     return _checked(value)
 
@@ -265,12 +267,23 @@ def _checked(value: Any) -> Call:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-        except (json.JSONDecodeError, RecursionError):
+        except (ValueError, RecursionError):
             arguments = None
+    if not _writable(inside) or not _writable(arguments):
+        return Call("", problem="the call holds a number or a letter that JSON does not have")
     if not isinstance(name, str) or not isinstance(arguments, Mapping):
         known = name if isinstance(name, str) else ""
         return Call(known, problem='a call is written {"name": …, "arguments": {…}}')
     return Call(name, dict(arguments))
+
+
+def _writable(value: Any) -> bool:
+    """Whether a value can be written as JSON in UTF-8: lone surrogates, NaN and infinity cannot, though Python's reader takes them."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _tagged(call: Call) -> str:
@@ -351,6 +364,7 @@ class Conversations:
         return text
 
     def _shortened(self, text: str) -> str:
+        text = text[: self.recipe.result_tokens * LONGEST_TOKEN]  # no time is spent on what is cut off
         tokens = self.tokenizer.encode(text, add_special_tokens=False)
         if len(tokens) <= self.recipe.result_tokens:
             return text

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 _RETRY_SECONDS = 0.02
+PATIENT_RINGS = 5
+SHORTEST_SECONDS = 1e-5
 
 
 class OutOfTime(BaseException):
@@ -21,12 +23,13 @@ def limited(call: Callable[[], Any], seconds: float) -> Any:
     """`call()`, stopped after `seconds`.
 
     In the main thread an alarm signal stops the call, also `while True: pass`, `time.sleep`, a regular expression that backtracks forever
-    and code that catches every `Exception`; only native code that never returns to the interpreter outlasts it. The alarm's earlier handler
+    and a loop that catches every exception; only native code that never returns to the interpreter outlasts it. The alarm's earlier handler
     and timer are put back. In any other thread, and where there is no alarm (Windows), the call runs in a daemon thread which is waited for
     and, past the limit, left behind: it keeps its processor time until the process ends.
 
     Raises OutOfTime past the limit, and whatever the call raises.
     """
+    seconds = min(max(seconds, SHORTEST_SECONDS), threading.TIMEOUT_MAX)  # timers take 0 as no limit, and no infinity
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
         return _limited_by_alarm(call, seconds)
     return _limited_by_thread(call, seconds)
@@ -34,12 +37,14 @@ def limited(call: Callable[[], Any], seconds: float) -> Any:
 
 def _limited_by_alarm(call: Callable[[], Any], seconds: float) -> Any:
     here = sys._getframe()
-    late = False
+    late, rings = False, 0
 
     def ring(signum: int, frame: types.FrameType | None) -> None:
-        nonlocal late
+        nonlocal late, rings
         if frame is not here:  # inside the call, not in the lines below that clean up
-            late = True
+            late, rings = True, rings + 1
+            if rings > PATIENT_RINGS:  # a loop of `try: … except: pass` can only be left between two tries: at some odd moment
+                signal.setitimer(signal.ITIMER_REAL, 1e-6 + rings * 0.618 % 1 * 3e-4, _RETRY_SECONDS)
             raise OutOfTime
 
     def run() -> Any:

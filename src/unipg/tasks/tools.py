@@ -7,6 +7,8 @@ not belong here: how calls are found in the policy's text, and how results becom
 from __future__ import annotations
 
 import ast
+import copy
+import inspect
 import json
 import math
 import operator
@@ -65,11 +67,18 @@ class Call:
 def tool_from(function: Callable[..., Any], name: str | None = None) -> Tool:
     """A tool of a function with type hints, and a docstring that describes it and, under `Args:`, each argument.
 
-    Errors: `InputError` saying what the schema cannot be made of.
+    Errors: `InputError` saying what the schema cannot be made of, and for a function that cannot be called by the names of its arguments
+    or does not give its result at once.
     """
     from transformers.utils import get_json_schema
 
     called = str(name or getattr(function, "__name__", type(function).__name__))
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise InputError(f"the tool '{called}' is asynchronous or a generator; accepted: a function that returns its result")
+    for parameter in _signature(function, called).values():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            argument = parameter.replace(annotation=parameter.empty)
+            raise InputError(f"the tool '{called}' has the argument '{argument}'; accepted: arguments that can be given by name")
     try:
         schema = get_json_schema(function)
     except Exception as error:
@@ -78,6 +87,13 @@ def tool_from(function: Callable[..., Any], name: str | None = None) -> Tool:
             "describe every argument"
         ) from error
     return Tool(called, function, {**schema, "function": {**schema["function"], "name": called}})
+
+
+def _signature(function: Callable[..., Any], called: str) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:  # some functions written in C have none
+        raise InputError(f"the tool '{called}' has no signature; accepted: a function with type hints") from error
 
 
 def tools_named(specs: Sequence[str], offered: Mapping[str, Tool] | None = None) -> tuple[Tool, ...]:
@@ -112,8 +128,13 @@ def tools_of(task: Any) -> tuple[Tool, ...]:
 def run_call(tools: Sequence[Tool], call: Call, seconds: float) -> tuple[Outcome, str]:
     """How a call ended, and the text that goes back to the model: the tool's result, or what was wrong.
 
-    Whatever a tool raises becomes text; only `KeyboardInterrupt` passes through.
+    Whatever a tool raises becomes text; only `KeyboardInterrupt` passes through. A tool is given a copy of the arguments.
     """
+    outcome, text = _called(tools, call, seconds)
+    return outcome, text.encode("utf-8", "replace").decode("utf-8")  # tokenizers and files take no lone surrogates
+
+
+def _called(tools: Sequence[Tool], call: Call, seconds: float) -> tuple[Outcome, str]:
     if call.problem:
         return "error", f"error: {call.problem}"
     tool = next((tool for tool in tools if tool.name == call.name), None)
@@ -124,7 +145,7 @@ def run_call(tools: Sequence[Tool], call: Call, seconds: float) -> tuple[Outcome
         return "error", f"error: {problem}"
     try:
         # the text is made inside the limit: a result may take long to print
-        text: str = limited(lambda: _as_text(tool.function(**call.arguments)), seconds)
+        text: str = limited(lambda: _as_text(tool.function(**copy.deepcopy(dict(call.arguments)))), seconds)
     except OutOfTime:
         return "timeout", f"error: no result within {seconds:g} seconds"
     except KeyboardInterrupt:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -42,6 +42,17 @@ class UpdateDiagnostics:
         if batch.behaviour_log_prob is not None:
             sampled = batch.mask & batch.rows_from(Source.ROLLOUT).unsqueeze(1) & batch.planned.get(FRESH, batch.mask)
             self.mismatches.append((log_prob.detach() - batch.behaviour_log_prob)[sampled])
+
+    def to(self, device: torch.device) -> UpdateDiagnostics:
+        """The same on another device."""
+
+        def moved(record: Record) -> Record:
+            facts = {name: value.to(device) for name, value in record.facts.items()}
+            there = {name: getattr(record, name).to(device) for name in ("log_ratio", "advantage", "stable")}
+            return replace(record, **there, facts=facts)
+
+        lists = ([tensor.to(device) for tensor in tensors] for tensors in (self.entropies, self.counts, self.mismatches))
+        return UpdateDiagnostics([moved(record) for record in self.records], *lists)
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,14 @@ class Workers:
         dist.all_reduce(total)
         return total
 
-    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Adds up the gradients of all workers, in place. A worker without any contributes zeros."""
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Adds up the gradients of all workers, in place. A worker without one contributes zeros; where no worker has one it stays None,
+        so that the optimiser leaves the parameter alone."""
         if self.world == 1:
             return
-        for parameter in parameters:
-            if parameter.requires_grad:
+        has = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+        for parameter, workers in zip(parameters, self.sum(has).tolist(), strict=True):
+            if workers:
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)

@@ -125,6 +125,10 @@ class Recipe:
             raise InputError("give either `policy` and `task` (language) or `environment` (control)")
         if language and (self.policy is None or self.task is None):
             raise InputError(f"a language recipe needs both `policy` and `task`; `{'task' if self.task is None else 'policy'}` is missing")
+        if self.optimizer.critic_learning_rate is not None and (self.policy is None or self.policy.critic == "shared"):
+            shared = "policy.critic is 'shared'; accepted: null, or policy.critic: detached or separate"
+            why = shared if self.policy else "a controller's actor and critic take their steps together; accepted: null"
+            raise InputError(f"optimizer.critic_learning_rate is set, but {why}")
 
     def build_algorithm(self) -> Algorithm:
         return build_algorithm(self.algorithm)

@@ -77,6 +77,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     if resume:
         trainer.resume()
     elif workers.leads:
+        if tracker is not None:
+            tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
         (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
         if recipe.policy is not None and recipe.policy.scratch is not None:
             policy.save(folder / "initial")
@@ -249,6 +251,7 @@ class RunRecord:
             "policy": {
                 "parameters": sum(p.numel() for p in parameters),
                 "trained": sum(p.numel() for p in parameters if p.requires_grad),
+                "critic": sum(p.numel() for p in trainer.policy.critic_parameters),
             },
             "versions": versions(),
             "machine": {

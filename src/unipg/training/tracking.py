@@ -47,9 +47,9 @@ class Tracker:
             numbers = {f"evaluation/{r.task}/{name}": m["value"] for r in results for name, m in r.metrics.items()}
             tracker.log(numbers, step=step)
 
-    def rewind(self, iteration: int) -> None:
-        """Drops lines that a resumed run will write again: those of iterations from `iteration` on (evaluations: after it)."""
-        for file, keep_equal in (("metrics.jsonl", False), ("histograms.jsonl", False), ("evaluations.jsonl", True)):
+    def rewind(self, iteration: int, evaluated_at: int) -> None:
+        """Drops lines that a resumed run will write again: those from `iteration` on, and evaluations after that at `evaluated_at`."""
+        for file, first in (("metrics.jsonl", iteration), ("histograms.jsonl", iteration), ("evaluations.jsonl", evaluated_at + 1)):
             path = self.folder / file
             if not path.is_file():
                 continue
@@ -59,7 +59,7 @@ class Tracker:
                     at = json.loads(line)["iteration"]
                 except (ValueError, KeyError):
                     continue  # a line that a kill cut off
-                if at < iteration or (keep_equal and at == iteration):
+                if at < first:
                     kept.append(line)
             temporary = path.with_suffix(".writing")
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,8 @@ class TrainingRecipe:
         for name in ("iterations", "prompts", "epochs", "minibatches", "micro_batch_tokens", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.overlap_limit is not None and not self.overlap_limit >= 1:
+            raise InputError(f"training.overlap_limit is {self.overlap_limit}; accepted: a weight of 1 or more, or null for no truncation")
 
 
 class Observer(Protocol):
@@ -126,8 +128,13 @@ class Trainer:
             self.objective = corrected(self.objective, self.training.overlap_limit)
         self._check_needs()
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
-        self._parameters = list(policy.module.parameters())
-        self.optimizer = self.optimizer_recipe.build(self._parameters)
+        critic = policy.critic_parameters
+        of_critic = {id(parameter) for parameter in critic}
+        self._models = {"": [p for p in policy.module.parameters() if id(p) not in of_critic]}
+        """What a step guards and clips by itself, by what its metrics begin with."""
+        if critic:
+            self._models["critic/"] = critic
+        self.optimizer = self.optimizer_recipe.build(*self._models.values())
         self.iteration = self.step = self.position = 0
         self.seconds = 0.0
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
@@ -136,7 +143,7 @@ class Trainer:
         self.memory: dict[str, Any] = {}
         self.proposal: Policy | None = None
         if algorithm.proposes or self.training.overlap:
-            self.proposal = policy.twin()
+            self.proposal = policy.proposal()
             self.proposal.module.eval().requires_grad_(False)
         self.proposed_at = 0
         self.ahead: CollectionProcess | None = None
@@ -155,7 +162,12 @@ class Trainer:
         if "anchor_log_prob" in reads and self.anchor is None and not self.experience.anchored:
             raise InputError(f"{who} measures a KL and needs an anchor policy")
         if ("value" in reads or self.objective.reads_value) and not self.policy.has_value:
-            raise InputError(f"{who} needs a critic: build the policy with a value head")
+            raise InputError(f"{who} needs a critic: build the policy with one")
+        if "value" in reads and self.optimizer_recipe.critic_learning_rate is not None and not self.policy.critic_parameters:
+            raise InputError(
+                "optimizer.critic_learning_rate is set, but the critic is no model of its own; accepted: null, or a language policy whose "
+                "critic is detached or separate"
+            )
         if self.algorithm.window is not None:
             given = self.algorithm.demonstrations != "none" or self.algorithm.completions != "none"
             if given or self.algorithm.most_sampling_rounds > 1 or not self.experience.keeps_unfinished:
@@ -219,6 +231,7 @@ class Trainer:
             self.tracker.close()
         if self.workers.leads:
             self.policy.save(self.folder / "model")
+            self.policy.save_critic(self.folder / "critic")
         self.workers.wait()
         return last
 
@@ -278,7 +291,7 @@ class Trainer:
 
     def _renew_proposal(self) -> None:
         assert self.proposal is not None
-        self.proposal.module.load_state_dict(self.policy.module.state_dict())
+        self.proposal.follow(self.policy)
         self.proposed_at = self.step
 
     def _prepare(self, batch: Trajectories) -> Trajectories:
@@ -286,7 +299,7 @@ class Trainer:
         planning = self.planning()
         reads = self.objective.reads | self.algorithm.reads
         first = self.algorithm.reads | (reads & {"value"})
-        if "old_entropy" in first and self.steps_per_batch > 1:
+        if first & {"old_entropy", "value"} and self.steps_per_batch > 1:
             first |= reads & {"old_log_prob"}  # of the same pass
         batch = self._frozen(batch, first)
         batch = self.objective.prepare(self.algorithm.prepare(batch, self.setting, planning), planning)
@@ -419,38 +432,35 @@ class Trainer:
             return
         if not self.policy.module.training:
             self.policy.module.train()
-        for parameter in self._parameters:
+        for parameter in self._parameters():
             parameter.grad = None
         losses: list[Tensor] = []
         tokens = 0
-        value = self._trains_critic(planned)
+        value, policy = self._trains(planned, critic=True), self._trains(planned, critic=False)
         for piece in self._pieces(planned):
             now = self.policy.evaluate(piece, entropy=True, value=value, readings=self.objective.readings)
-            loss = self.objective.loss(now, piece, planning, records=self._diagnostics.records)
+            counted = replace(now.detach(), value=now.value) if value and not policy else now
+            loss = self.objective.loss(counted, piece, planning, records=self._diagnostics.records)
             loss.backward()
             self._diagnostics.add_entropy(now.entropy, piece.mask)
             if self.position == 0:
                 self._diagnostics.add_mismatch(now.log_prob, piece)
             losses.append(loss.detach())
             tokens += int(self.policy.cost(piece).sum())
-        self.workers.sum_gradients(self._moved())
+        self.workers.sum_gradients(self._parameters())
         self._guarded_step(planned)
         self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
 
-    def _trains_critic(self, planned: Trajectories) -> bool:
-        """Whether any token counts in a term that reads the critic. A step in which none does must not move it: its parameters then get no
-        gradient at all, not one of 0, which an optimiser with momentum would still step on."""
-        read = (name for name, term in self.objective.named() if term.reads_value)
-        return any(bool(planned.require(f"{name}/weight", name).any()) for name in read)
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        return [parameter for model in self._models.values() for parameter in model if parameter.requires_grad]
 
-    def _moved(self) -> list[torch.nn.Parameter]:
-        """Parameters that have a gradient on any worker."""
-        if self.workers.world == 1:
-            return self._parameters
-        has = torch.tensor([float(p.grad is not None) for p in self._parameters])
-        return [p for p, workers in zip(self._parameters, self.workers.sum(has).tolist(), strict=True) if workers]
+    def _trains(self, planned: Trajectories, *, critic: bool) -> bool:
+        """Whether any token counts in a term that reads the critic, or in one that does not. A step in which none does must not move the
+        critic, or the policy: it then gets no gradient at all, not one of 0, which an optimiser with momentum would still step on."""
+        read = (name for name, term in self.objective.named() if term.reads_value == critic)
+        return any(bool(planned.require(f"{name}/weight", name).any()) for name in read)
 
     def _planned(self, batch: Trajectories, planning: Planning) -> Trajectories:
         """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
@@ -467,29 +477,39 @@ class Trainer:
         return not len(batch) or int(self.policy.cost_together(batch, unit, len(units)).max()) <= self.training.micro_batch_tokens
 
     def _guarded_step(self, batch: Trajectories) -> None:
+        """One optimiser step. A model whose gradient is not fit to be applied stays as it is, which says nothing about the other."""
+        for group, (name, model) in zip(self.optimizer.param_groups, self._models.items(), strict=True):
+            self.row[f"{name}learning_rate"] = group["lr"] = self.optimizer_recipe.learning_rate_at(
+                self.step, self.total_steps, critic=bool(name)
+            )
+            moved = [p for p in model if p.grad is not None]
+            if not self._guarded(moved, name, batch):
+                for parameter in moved:
+                    parameter.grad = None
+        self.optimizer.step()
+
+    def _guarded(self, moved: list[torch.nn.Parameter], name: str, batch: Trajectories) -> bool:
+        """Clips the gradient of a model, and tells whether it may be applied. `name`: what its metrics begin with."""
         recipe = self.optimizer_recipe
-        rate = recipe.learning_rate_at(self.step, self.total_steps)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
         length = float(norm)
-        self.row |= {"gradient_norm": length, "learning_rate": rate}
+        self.row[f"{name}gradient_norm"] = length
         if not math.isfinite(length):
             if recipe.on_nonfinite == "stop":
                 path = self.folder / f"nonfinite-batch-step{self.step}.pt"
                 torch.save(batch.select(torch.arange(len(batch))).to("cpu").state_dict(), path)  # copies: it may be a view of a larger one
                 raise NonFinite(
-                    f"the gradient at optimiser step {self.step} (iteration {self.iteration}) is {length}; the batch is in '{path}'; "
-                    "set optimizer.on_nonfinite to skip to leave out such steps"
+                    f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self.iteration}) is "
+                    f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps"
                 )
             self.skipped["nonfinite"] += 1
-            return
+            return False
         if recipe.skip_norm is not None and length > recipe.skip_norm:
             self.skipped["large"] += 1
-            return
+            return False
         if recipe.clip_norm is not None and length > recipe.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, recipe.clip_norm, norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+            torch.nn.utils.clip_grads_with_norm_(moved, recipe.clip_norm, norm)
+        return True
 
     def _finish_iteration(self, seconds: float) -> dict[str, Any]:
         assert self.batch is not None
@@ -550,6 +570,7 @@ class Trainer:
             "evaluated_at": self.evaluated_at,
             "row": dict(self.row),
             "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
+            "diagnostics": None if self.batch is None else self._diagnostics,
             "unlearned": None if self.unlearned is None else self.unlearned.to("cpu").state_dict(),
             "proposed_at": self.proposed_at,
             "module": self.policy.module.state_dict(),
@@ -588,10 +609,12 @@ class Trainer:
         for name in ("iteration", "step", "position", "seconds", "evaluated_at", "proposed_at"):
             setattr(self, name, state[name])
         self.skipped, self.row = dict(state["skipped"]), dict(state["row"])
+        if state["diagnostics"] is not None:
+            self._diagnostics = state["diagnostics"].to(self.policy.device)
         for name in ("batch", "unlearned"):
             setattr(self, name, None if state[name] is None else Trajectories(**state[name]).to(self.policy.device))
         if self.tracker and self.workers.leads:
-            self.tracker.rewind(self.iteration)
+            self.tracker.rewind(self.iteration, self.evaluated_at)
 
 
 def _difference(old: str, new: str) -> str:
