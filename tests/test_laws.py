@@ -60,7 +60,7 @@ def test_silence_catches_a_product_with_the_mask(monkeypatch) -> None:
 
     checks.silence(Broken())
     monkeypatch.setattr(policy_gradient, "silence", lambda batch: batch)
-    with pytest.raises(LawBroken, match=r"silence: nan where the mask is 0 .*; example: 4 groups x 4 rollouts, lengths "):
+    with pytest.raises(LawBroken, match=r"silence: nan where the mask is 0.*; example: 4 groups x 4 rollouts, lengths "):
         checks.silence(Broken())
 
 

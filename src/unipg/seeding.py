@@ -23,9 +23,14 @@ def seed_everything(seed: int, *names: object) -> None:
     """Seeds the global generators of Python, NumPy and torch (dropout, user code) for the named purpose."""
     import numpy
 
-    value = derived_seed(seed, *names)
-    random.seed(value)
+    random.seed(value := derived_seed(seed, *names))
     numpy.random.seed(value % 2**32)  # noqa: NPY002  (user code may use the global generator)
+    seed_torch(seed, *names)
+
+
+def seed_torch(seed: int, *names: object) -> None:
+    """Seeds the global generators of torch (dropout) for the named purpose."""
+    value = derived_seed(seed, *names)
     # torch.manual_seed walks through every kind of device, each time: a tenth of a small controller's step
     torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():

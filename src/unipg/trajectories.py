@@ -91,14 +91,33 @@ class Trajectories:
             self.group = torch.arange(rows, device=device)
         if self.source is None:
             self.source = torch.full((rows,), int(Source.ROLLOUT), device=device)
-        per_row, per_step = (rows,), (rows, steps)
-        for name in _tensor_fields():
+        self._check(_tensor_fields())
+
+    def _check(self, names: Iterable[str]) -> None:
+        shape = self.mask.shape[:2]
+        for name in names:
             tensor = getattr(self, name)
-            if tensor is None:
-                continue
-            want = per_row if name in _ROW_FIELDS else per_step
-            if tensor.shape[: len(want)] != want:
+            want = shape[:1] if name in _ROW_FIELDS else shape
+            if tensor is not None and tensor.shape[: len(want)] != want:
                 raise InputError(f"{name} is {list(tensor.shape)} but must start with {list(want)}")
+
+    def _with(self, changes: dict[str, Any]) -> Trajectories:
+        """A shallow copy with some fields changed, not checked: checks cost a small controller's step a few percent."""
+        changed = object.__new__(Trajectories)
+        changed.__dict__ = self.__dict__ | changes
+        if "source" in changes:
+            changed.__dict__.pop("_rows", None)
+        if "mask" in changes:
+            changed.__dict__.pop("_full", None)
+        return changed
+
+    @property
+    def full(self) -> bool:
+        """Whether the policy chose at every step of every row."""
+        version, known = self.__dict__.get("_full", (None, False))
+        if version != self.mask._version:  # the mask is new, or was written to
+            version, known = self._full = self.mask._version, bool(self.mask.all())
+        return known
 
     @classmethod
     def tensor_fields(cls) -> list[str]:
@@ -118,8 +137,11 @@ class Trajectories:
     def rows_from(self, *sources: Source) -> Tensor:
         """[B] bool: the rows that come from any of `sources`."""
         assert self.source is not None
-        found = [self.source == int(source) for source in sources]
-        return functools.reduce(torch.logical_or, found) if found else torch.zeros_like(self.source, dtype=torch.bool)
+        known: dict[tuple[Source, ...], Tensor] = self.__dict__.setdefault("_rows", {})
+        if sources not in known:
+            found = [self.source == int(source) for source in sources]
+            known[sources] = functools.reduce(torch.logical_or, found) if found else torch.zeros_like(self.source, dtype=torch.bool)
+        return known[sources]
 
     def total_reward(self) -> Tensor:
         """[B] outcome plus the sum of the step rewards over the policy's own steps."""
@@ -139,8 +161,8 @@ class Trajectories:
 
     def _map(self, change: Callable[[Tensor], Tensor], annotations: Callable[[list[Any]], list[Any]] = list) -> Trajectories:
         values: dict[str, Any] = {n: None if (t := getattr(self, n)) is None else change(t) for n in _tensor_fields()}
-        planned = {name: change(tensor) for name, tensor in self.planned.items()}
-        return Trajectories(**values, planned=planned, annotations={k: annotations(v) for k, v in self.annotations.items()})
+        values["planned"] = {name: change(tensor) for name, tensor in self.planned.items()}
+        return self._with(values | {"annotations": {k: annotations(v) for k, v in self.annotations.items()}})
 
     def select(self, rows: Tensor | Sequence[int]) -> Trajectories:
         """The given rows (int64 indices or a [B] bool mask), in that order."""
@@ -172,11 +194,15 @@ class Trajectories:
 
     def replace(self, **changes: Any) -> Trajectories:
         """A shallow copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
+        if not changes.keys() <= _DETAILS:
+            return dataclasses.replace(self, **changes)
+        changed = self._with(changes)
+        changed._check(changes.keys() - _FREE)
+        return changed
 
     def with_planned(self, **tensors: Tensor) -> Trajectories:
         """A shallow copy with more planned tensors; `__` in a keyword stands for `/`."""
-        return dataclasses.replace(self, planned={**self.planned, **{k.replace("__", "/"): v for k, v in tensors.items()}})
+        return self._with({"planned": {**self.planned, **{k.replace("__", "/"): v for k, v in tensors.items()}}})
 
     def as_steps(self) -> Trajectories:
         """Every policy step as a row of its own `[N,1]`: for policies without memory, whose steps may be shuffled and split freely.
@@ -238,11 +264,16 @@ class Trajectories:
 
 
 _ROW_FIELDS = frozenset({"group", "source", "reward"})
+_FREE = frozenset({"planned", "annotations"})
 
 
 @functools.cache
 def _tensor_fields() -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(Trajectories) if f.name not in ("planned", "annotations"))
+    return tuple(f.name for f in dataclasses.fields(Trajectories) if f.name not in _FREE)
+
+
+_DETAILS = frozenset({*_tensor_fields(), *_FREE}) - {"action", "mask", "present", "group", "source"}
+"""Fields that may be exchanged by themselves: the others decide the shape, or have a default."""
 
 
 def _float_of(*tensors: Tensor | None) -> torch.dtype:

@@ -255,9 +255,8 @@ def categorical_log_prob(
     chosen = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1)
     if not entropy:
         return chosen, torch.zeros_like(chosen)
-    # p·log p is 0 for an impossible token; its log-probability must not reach the product, nor its gradient
-    possible = log_p > -torch.inf
-    return chosen, -torch.where(possible, log_p.exp() * torch.where(possible, log_p, 0), 0).sum(-1)
+    # an impossible token's p·log p is 0, and so is its gradient, as soon as its log-probability is finite
+    return chosen, -(log_p.exp() * log_p.clamp_min(torch.finfo(log_p.dtype).min)).sum(-1)
 
 
 def gaussian_log_prob(

@@ -345,7 +345,8 @@ class Objective:
         for name, term in self.named():
             if (same := term.normalisation) not in shares:
                 shares[same] = term.shares(batch, planning)
-            planned[f"{name}/weight"] = weight_at(term.weight, planning.progress) * shares[same]
+            weight = weight_at(term.weight, planning.progress)
+            planned[f"{name}/weight"] = shares[same] if weight == 1 else weight * shares[same]
         if self.readings:
             planned[POSITION_KEY] = position_keys(batch, planning.seed + planning.progress.step)
         if now is not None:
@@ -356,13 +357,14 @@ class Objective:
 
     def touched_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:
         """[B] bool: rows of a prepared batch that can move the policy. The others have provably zero gradient and need no forward."""
-        touched = torch.zeros(len(batch), dtype=torch.bool, device=batch.mask.device)
+        touched: Tensor | None = None
         # those that leave nothing out come first: once every row is touched the others need not be asked
         for name, term in sorted(self.named(), key=lambda named: not named[1].never_silent):
-            touched = touched | term.touches(batch, name).any(1)
+            mine = term.touches(batch, name).any(1)
+            touched = mine if touched is None else touched | mine
             if term.never_silent and bool(touched.all()):
                 break
-        return touched
+        return torch.zeros(len(batch), dtype=torch.bool, device=batch.mask.device) if touched is None else touched
 
     def loss(
         self, now: Evaluation, batch: Trajectories, planning: Planning | None = None, *, records: list[Record] | None = None
@@ -378,13 +380,15 @@ class Objective:
         quiet_now = now if quiet is batch else now.where(batch.mask)
         if quiet.old_log_prob is None and "old_log_prob" in self.reads:
             quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
-        per_token = quiet_now.log_prob * 0.0  # an empty group gives 0 and a usable graph
+        per_token: Tensor | None = None
         for name, term in self.named():
             weight = batch.require(f"{name}/weight", name).to(now.log_prob.dtype)
             loss, record = term.per_token(quiet_now, quiet, name, planning)
-            per_token = torch.addcmul(per_token, weight, loss)
+            per_token = weight * loss if per_token is None else torch.addcmul(per_token, weight, loss)
             if records is not None and record is not None:
                 records.append(record)
+        if per_token is None or not per_token.requires_grad:  # 0, with a usable graph
+            per_token = quiet_now.log_prob * 0.0 + (0.0 if per_token is None else per_token)
         return per_token.sum()
 
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:
@@ -416,7 +420,7 @@ def corrected(objective: Objective, limit: float | None) -> Objective:
 def silence(batch: Trajectories) -> Trajectories:
     """The batch with every floating `[B,T]` tensor 0 where the policy did not act, so that nothing there can leak."""
     shape = batch.mask.shape
-    if bool(batch.mask.all()):
+    if batch.full:
         return batch
 
     def quiet(tensor: Tensor | None) -> Tensor | None:

@@ -216,10 +216,9 @@ class ActorCritic(Controller):
         shape = batch.mask.shape
         if math.prod(observation.shape[2:]) != self.inputs:
             raise InputError(f"observation is {list(observation.shape)} but the policy reads {self.inputs} numbers per step [B,T,O]")
-        live = batch.mask.reshape(-1)
+        live, everywhere = batch.mask.reshape(-1), batch.full
         flat = observation.reshape(len(live), self.inputs)
         action = batch.action.reshape(len(live), *batch.action.shape[2:])
-        everywhere = bool(live.all())
         if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
             flat = torch.where(live.unsqueeze(1), flat, 0)
             action = torch.where(live if action.ndim == 1 else live.unsqueeze(1), action, 0)
@@ -240,6 +239,12 @@ class ActorCritic(Controller):
         hidden, last = self.module.actor.last_hidden(observation), cast("nn.Linear", self.module.actor.layers[-1])
         states = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1)
         return states, torch.cat([last.weight, last.bias.unsqueeze(1)], 1)
+
+    @property
+    def networks(self) -> list[list[nn.Parameter]]:
+        critic = list(self.module.critic.parameters())
+        actor = [*self.module.actor.parameters(), *([] if self.module.log_std is None else [self.module.log_std])]
+        return [[p for p in network if p.requires_grad] for network in (actor, critic)]
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)

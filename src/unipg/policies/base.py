@@ -96,6 +96,11 @@ class Policy(ABC):
         """
         return []
 
+    @property
+    def networks(self) -> list[list[nn.Parameter]]:
+        """Small networks whose parameters always get a gradient together; the trainer then keeps each as one vector. Usually none."""
+        return []
+
     def save_critic(self, folder: Path) -> None:
         """Writes what `save` leaves out of the critic; nothing where there is no such thing."""
 

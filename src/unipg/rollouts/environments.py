@@ -134,11 +134,14 @@ class EnvironmentRollouts(Experience):
             actions.append(act(current, noise[t]))
             following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(actions[-1]))
             current = _flat(following)
-            if truncated[t].any():
-                truncated[t] &= ~terminated[t]  # an end is an end, also at the limit
-                last = infos["final_obs"] if same_step else current
-                finals += [(row, t, _flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(truncated[t]).tolist()]
+            if same_step and truncated[t].any():
+                last = infos["final_obs"]
+                finals += [(row, t, _flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(truncated[t] & ~terminated[t]).tolist()]
         ended = terminated | truncated
+        truncated &= ~terminated  # an end is an end, also at the limit
+        if not same_step:  # the next observation is still of the same episode
+            after = np.concatenate([observation[1:], current[None]])
+            finals = [(row, t, after[t, row]) for t, row in np.argwhere(truncated).tolist()]
         mask = np.ones((steps, rows), bool)
         if not same_step:
             mask = ~np.concatenate([self._resetting[None], ended[:-1]])

@@ -19,13 +19,14 @@ from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.policy_gradient import check_log_probs, corrected
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
-from unipg.seeding import generator, seed_everything
+from unipg.seeding import generator, seed_torch
 from unipg.training.checkpoints import random_states, read_checkpoint, restore_random_states, write_checkpoint
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.tracking import Tracker
+from unipg.training.vectors import ParameterVector
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -128,9 +129,13 @@ class Trainer:
             self.objective = corrected(self.objective, self.training.overlap_limit)
         self._check_needs()
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
+        self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
+        self._vectors = [ParameterVector(network) for network in policy.networks]
+        single = {id(p) for vector in self._vectors for p in vector.parameters}
         critic = policy.critic_parameters
         of_critic = {id(parameter) for parameter in critic}
-        self._models = {"": [p for p in policy.module.parameters() if id(p) not in of_critic]}
+        trained = [p for p in policy.module.parameters() if id(p) not in of_critic | single]
+        self._models = {"": [*trained, *(vector.vector for vector in self._vectors)]}
         """What a step guards and clips by itself, by what its metrics begin with."""
         if critic:
             self._models["critic/"] = critic
@@ -418,7 +423,7 @@ class Trainer:
 
     def _optimise(self, batch: Trajectories) -> None:
         """One optimiser step on a batch: plan, drop rows that cannot move the policy, cut, accumulate, guard, step."""
-        seed_everything(self.seed, "update", self.iteration, self.position, self.workers.rank)
+        seed_torch(self.seed, "update", self.iteration, self.position, self.workers.rank)
         planning = self.planning()
         planned = self._planned(self.algorithm.select(batch, planning, self._evaluate_now), planning)
         touched = self.objective.touched_rows(planned)
@@ -432,29 +437,30 @@ class Trainer:
             return
         if not self.policy.module.training:
             self.policy.module.train()
-        for parameter in self._parameters():
+        for parameter in self._parameters:
             parameter.grad = None
         losses: list[Tensor] = []
         tokens = 0
-        value, policy = self._trains(planned, critic=True), self._trains(planned, critic=False)
+        value = self._trains(planned, critic=True)
+        critic_alone = value and not self._trains(planned, critic=False)
+        entropy = self.objective.reads_entropy or self.position < self.training.minibatches  # to be shown: of the first pass
         for piece in self._pieces(planned):
-            now = self.policy.evaluate(piece, entropy=True, value=value, readings=self.objective.readings)
-            counted = replace(now.detach(), value=now.value) if value and not policy else now
+            now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
+            counted = replace(now.detach(), value=now.value) if critic_alone else now
             loss = self.objective.loss(counted, piece, planning, records=self._diagnostics.records)
             loss.backward()
             self._diagnostics.add_entropy(now.entropy, piece.mask)
             if self.position == 0:
                 self._diagnostics.add_mismatch(now.log_prob, piece)
             losses.append(loss.detach())
-            tokens += int(self.policy.cost(piece).sum())
-        self.workers.sum_gradients(self._parameters())
+            tokens += len(piece) if self.policy.memoryless else int(self.policy.cost(piece).sum())
+        for vector in self._vectors:
+            vector.gather()
+        self.workers.sum_gradients([p for model in self._models.values() for p in model if p.requires_grad])
         self._guarded_step(planned)
         self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
-
-    def _parameters(self) -> list[torch.nn.Parameter]:
-        return [parameter for model in self._models.values() for parameter in model if parameter.requires_grad]
 
     def _trains(self, planned: Trajectories, *, critic: bool) -> bool:
         """Whether any token counts in a term that reads the critic, or in one that does not. A step in which none does must not move the
@@ -491,8 +497,8 @@ class Trainer:
     def _guarded(self, moved: list[torch.nn.Parameter], name: str, batch: Trajectories) -> bool:
         """Clips the gradient of a model, and tells whether it may be applied. `name`: what its metrics begin with."""
         recipe = self.optimizer_recipe
-        norm = torch.nn.utils.get_total_norm([p.grad for p in moved if p.grad is not None])
-        length = float(norm)
+        gradients = [p.grad for p in moved if p.grad is not None]
+        length = gradient_norm(gradients)
         self.row[f"{name}gradient_norm"] = length
         if not math.isfinite(length):
             if recipe.on_nonfinite == "stop":
@@ -508,7 +514,7 @@ class Trainer:
             self.skipped["large"] += 1
             return False
         if recipe.clip_norm is not None and length > recipe.clip_norm:
-            torch.nn.utils.clip_grads_with_norm_(moved, recipe.clip_norm, norm)
+            torch._foreach_mul_(gradients, recipe.clip_norm / length)
         return True
 
     def _finish_iteration(self, seconds: float) -> dict[str, Any]:
@@ -615,6 +621,14 @@ class Trainer:
             setattr(self, name, None if state[name] is None else Trajectories(**state[name]).to(self.policy.device))
         if self.tracker and self.workers.leads:
             self.tracker.rewind(self.iteration, self.evaluated_at)
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The norm of all of them together. torch's own helpers for it, and for clipping, cost as much as a small controller's forward pass."""
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(gradients)
+    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
 
 
 def _difference(old: str, new: str) -> str:

@@ -1,0 +1,55 @@
+"""Small networks as one vector: the same steps, and nothing moves that has no gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from unipg.algorithms.ppo import PPO
+from unipg.algorithms.reinforce import Reinforce
+from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.rollouts.environments import EnvironmentRecipe
+from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
+from unipg.training.vectors import ParameterVector
+
+
+def trained(folder: Path, algorithm, environment: str = "CartPole-v1") -> tuple[dict[str, torch.Tensor], Trainer]:
+    experience = EnvironmentRecipe(environment, 2, 16, evaluation_episodes=2).build(0)
+    policy = ActorCriticRecipe(hidden=[8]).build(experience.observation_space, experience.action_space, 0)
+    training = TrainingRecipe(iterations=3, epochs=2, minibatches=2)
+    trainer = Trainer(algorithm, policy, experience, folder=folder, training=training, optimizer=OptimizerRecipe(clip_norm=0.5))
+    trainer.train()
+    return {name: value.clone() for name, value in policy.module.state_dict().items()}, trainer
+
+
+@pytest.mark.parametrize("environment", ["CartPole-v1", "Pendulum-v1"])
+def test_steps_on_vectors_are_those_on_parameters(tmp_path, monkeypatch, environment) -> None:
+    vectors, trainer = trained(tmp_path / "vectors", PPO(), environment)
+    assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [2]
+    monkeypatch.setattr(ActorCritic, "networks", [])
+    single, trainer = trained(tmp_path / "single", PPO(), environment)
+    assert len(trainer.optimizer.param_groups[0]["params"]) == len(list(trainer.policy.module.parameters()))
+    assert vectors.keys() == single.keys()
+    for name, value in single.items():
+        torch.testing.assert_close(vectors[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_network_without_gradient_stays(tmp_path) -> None:
+    _, trainer = trained(tmp_path / "run", Reinforce())
+    start = ActorCriticRecipe(hidden=[8]).build(trainer.experience.observation_space, trainer.experience.action_space, 0)
+    now = trainer.policy.module.state_dict()
+    for name, value in start.module.state_dict().items():
+        assert torch.equal(now[name], value) == name.startswith("critic"), name
+
+
+def test_views_and_gradients() -> None:
+    parameters = [torch.nn.Parameter(torch.randn(2, 3)), torch.nn.Parameter(torch.randn(3))]
+    whole = ParameterVector(parameters)
+    whole.vector.data.mul_(2)
+    assert torch.equal(torch.cat([p.detach().flatten() for p in parameters]), whole.vector.detach())
+    (parameters[0] @ parameters[1]).sum().backward()
+    whole.gather()
+    assert torch.equal(whole.vector.grad, torch.cat([p.grad.flatten() for p in parameters]))
+    parameters[0].grad = None
+    whole.gather()
+    assert whole.vector.grad is None
