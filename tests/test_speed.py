@@ -157,8 +157,8 @@ def test_one_step_equals_that_of_the_plain_loop(script, order, tmp_path, dead) -
 def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     page = script("page")
     results = page.RESULTS
-    language, control, gpu = (page.read(results / f"speed-{name}.json") for name in ("language", "control", "gpu"))
-    found = page.page(language, control, tmp_path, gpu)
+    language, control, gpu, overlap = (page.read(results / f"speed-{name}.json") for name in ("language", "control", "gpu", "overlap"))
+    found = page.page(language, control, tmp_path, gpu, overlap)
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
 
 

@@ -123,7 +123,7 @@ def candidates(side: str, work: Work, quick: bool) -> list[Setting]:
     if quick:
         return [{} if side == "ours" else {"rows": 8}]
     if side == "ours":
-        return [{"micro_batch_tokens": tokens} for tokens in (16384, 1024, 512)]
+        return [{"micro_batch_tokens": tokens} for tokens in (16384, 1024, 768, 512)]
     if side == "trl":
         return [{"rows": work.rows}, {"rows": 8}, {"rows": 8, "gradient_checkpointing": True}]
     return [{"rows": work.rows}, {"rows": 8}]

@@ -28,10 +28,8 @@ from work import (
     save_weights,
 )
 
-from unipg.algorithms.base import Setting
 from unipg.algorithms.grpo import GRPO
-from unipg.estimator import GroupStandardized, KLPenalty, Objective, OldPolicy, PolicyGradient, RatioClip
-from unipg.estimator.aggregation import aggregate_named
+from unipg.estimator import GroupStandardized
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts import conversations, generation, prompts
@@ -50,11 +48,9 @@ from unipg.trajectories import Source, Trajectories
 class Matched(GRPO):
     """GRPO with TRL's number under the standard deviation."""
 
-    def objective(self, setting: Setting) -> PolicyGradient | Objective:
-        aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
-        advantage = GroupStandardized(eps=STANDARD_EPSILON)
-        gradient = PolicyGradient(mask=RatioClip(CLIP, CLIP), reference=OldPolicy(), advantage=advantage, aggregate=aggregate)
-        return gradient + self.kl * KLPenalty(estimator="k3", aggregate=aggregate) if self.kl else gradient
+    @property
+    def advantage(self) -> GroupStandardized:
+        return GroupStandardized(eps=STANDARD_EPSILON)
 
 
 class Questions:
@@ -136,7 +132,7 @@ def trainer_for(order: Order, folder: Path, line: Line | None) -> Trainer:
     experience.line, experience.meter = line, meter
     kl = setting.get("kl", 0.0)
     trainer = Trainer(
-        Matched(rollouts=work.rollouts, kl=kl),
+        Matched(rollouts=work.rollouts, kl=kl, clip_low=CLIP, clip_high=CLIP),
         policy,
         experience,
         folder=folder,

@@ -1,9 +1,10 @@
-"""Writes docs/speed.md and its charts from what language.py and control.py measured."""
+"""Writes docs/speed.md and its charts from what language.py, control.py, overlap.py and gpu.py measured."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ RUNNING = """\
     UNIPG_CLEANRL=cleanrl/ppo.py make bench                      with CleanRL's script, which no package index has
     python benchmarks/speed/page.py                              this page from the stored results
 
-Results: `benchmarks/results/speed-language.json` and `speed-control.json`. Leave the machine alone meanwhile: CPU-seconds rise by half when
+Results: `benchmarks/results/speed-*.json`. Leave the machine alone meanwhile: CPU-seconds rise by half when
 other processes share the caches. `tests/test_speed.py` checks in a few seconds, on counts of tokens, decode steps and logits rather than on
 time, that nothing here got worse.
 """
@@ -322,7 +323,13 @@ def draw_layouts(found: list[Result], path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------------- page
 
 
-def page(found_language: Result | None, found_control: Result | None, images: Path, found_gpu: Result | None = None) -> str:
+def page(
+    found_language: Result | None,
+    found_control: Result | None,
+    images: Path,
+    found_gpu: Result | None = None,
+    found_overlap: Result | None = None,
+) -> str:
     """The whole page; a half that was not measured is said to be missing."""
     lines = [INTRODUCTION]
     if found_language is None:
@@ -331,10 +338,36 @@ def page(found_language: Result | None, found_control: Result | None, images: Pa
         lines += language(found_language, images)
     lines += ["## Control", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
+    lines += ["## Collecting ahead", ""]
+    lines += ["Not measured yet: run `make bench`.", ""] if found_overlap is None else collecting_ahead(found_overlap)
     lines += ["## On a GPU", ""]
     not_yet = "Not measured yet: no GPU was at hand. `python benchmarks/speed/gpu.py` measures it; with `--quick` it runs anywhere."
     lines += [not_yet, ""] if found_gpu is None else gpu(found_gpu)
     return "\n".join([*lines, RUNNING])
+
+
+def collecting_ahead(result: Result) -> list[str]:
+    """What overlap.py measured."""
+    lines = [
+        "`training.overlap` collects the next batch in a process of its own. Wall seconds of an iteration of GRPO on a small transformer, "
+        f"medians of {result['repeats']} runs of {result['iterations']} iterations that took turns, with the smallest and largest; in "
+        "brackets CPU-seconds of all processes, start included.",
+        "",
+    ]
+    ways = list(next(iter(result["cases"].values())))
+    rows = []
+    for case, found in result["cases"].items():
+        cells = [f"{spread(_summary(found[way]['wall']))} [{statistics.median(found[way]['cpu']):.2f}]" for way in ways]
+        first, last = (statistics.median(found[way]["wall"]) for way in (ways[0], ways[-1]))
+        rows.append([case, *cells, f"{first / last:.2f}"])
+    lines += table(["", *ways, "times faster than one thread"], rows)
+    machine = result["machine"]
+    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    return [*lines, f"- machine: {machine['cpu']}, {machine['cores']} cores", ""]
+
+
+def _summary(values: Sequence[float]) -> Result:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
 def gpu(result: Result) -> list[str]:
@@ -440,10 +473,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--language", type=Path, default=RESULTS / "speed-language.json")
     parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "speed-gpu.json")
+    parser.add_argument("--overlap", type=Path, default=RESULTS / "speed-overlap.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
     chosen = parser.parse_args(arguments)
     chosen.docs.mkdir(parents=True, exist_ok=True)
-    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", read(chosen.gpu))
+    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", read(chosen.gpu), read(chosen.overlap))
     target = chosen.docs / "speed.md"
     target.write_text(text, encoding="utf-8")
     print(target)

@@ -2,14 +2,38 @@
 
     grad J = E_data[ 1_stable · (1 / pi_ref) · Â · ∇ pi_theta ]          (arXiv 2509.04419)
 
-`import unipg` gives the carrier (`Trajectories`), the estimator with its parts, and the algorithm registry; training, language models
-and environments are imported where they are used (`unipg.training`, `unipg.policies`, …), so that the estimator stays light.
+`import unipg` gives the carrier (`Trajectories`) and the estimator with its parts, loaded when first asked for, so that the command line
+answers before torch is there; algorithms, training, language models and environments are imported where they are used
+(`unipg.algorithms`, `unipg.training`, `unipg.policies`, …).
 """
 
-from unipg.errors import InputError
-from unipg.estimator import *  # noqa: F403  (the estimator's __all__ is the public list of parts)
-from unipg.estimator import __all__ as _estimator_names
-from unipg.trajectories import Evaluation, Source, Trajectories
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from unipg.errors import InputError as InputError
+
+if TYPE_CHECKING:
+    from unipg.estimator import *  # noqa: F403  (the estimator's __all__ is the public list of parts)
+    from unipg.trajectories import Evaluation as Evaluation
+    from unipg.trajectories import Source as Source
+    from unipg.trajectories import Trajectories as Trajectories
 
 __version__ = "0.1.0"
-__all__ = ["Evaluation", "InputError", "Source", "Trajectories", *_estimator_names]
+_CARRIER = ("Evaluation", "Source", "Trajectories")
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'unipg' has no attribute '{name}'")
+    estimator = importlib.import_module("unipg.estimator")
+    if name == "__all__":
+        return [*_CARRIER, "InputError", *estimator.__all__]
+    if name in _CARRIER:
+        return getattr(importlib.import_module("unipg.trajectories"), name)
+    if name in estimator.__all__:
+        return getattr(estimator, name)
+    raise AttributeError(f"module 'unipg' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

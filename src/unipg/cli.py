@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        training = "; the last checkpoint is good: continue with --resume" if arguments[:1] == ["train"] else ""
+        training = "; a checkpoint that was written is good: continue with --resume" if arguments[:1] == ["train"] else ""
         print(f"unipg: stopped at once{training}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head) has gone
@@ -89,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME[:{OPTIONS}]",
-        help="a reasoning-gym task, or a data file, with options in YAML, e.g. 'chain_sum:{max_digits: 2}'; may be repeated",
+        help="a reasoning-gym task, or a data file, with options in YAML, e.g. 'chain_sum:{max_digits: 2, tools: [calculator]}'; "
+        "may be repeated",
     )
     evaluate.add_argument("--recipe", help="take held-out tasks and sampling settings from a recipe")
     evaluate.add_argument("--items", type=int, help="items of each task (default 200)")

@@ -82,6 +82,37 @@ def test_what_cannot_be_exported_says_so() -> None:
         per_token_function(registered()["sft"]())
 
 
+def test_what_must_be_given_instead_is_named() -> None:
+    table = registered()
+    with pytest.raises(InputError, match=r"'capo' selects tokens by asking the policy.*train with unipg"):
+        per_token_function(table["capo"]())
+    with pytest.raises(InputError, match=r"'tppo' chooses its tokens from whole batches.*use loss_function"):
+        per_token_function(table["tppo"]())
+    with pytest.raises(InputError, match=r"'stratified_grpo' takes more than reward, mask and group: use loss_function.*annotations"):
+        advantage_function(table["stratified_grpo"]())
+    with pytest.raises(InputError, match=r"'ppo' takes more than.*old_value"):
+        advantage_function(table["ppo"]())
+
+
+@pytest.mark.parametrize(
+    ("annotations", "match"),
+    [
+        ([1, 2], r"annotations is a list; accepted: lists of 2 facts by name"),
+        ({"stratum": 3}, r"annotations\['stratum'\] is a int; accepted"),
+        ({"stratum": "ab"}, r"annotations\['stratum'\] is a str; accepted"),
+        ({"stratum": [1]}, r"annotations\['stratum'\] is 1 values; accepted: lists of 2"),
+    ],
+)
+def test_annotations_of_a_wrong_shape_are_refused(annotations, match) -> None:
+    loss = loss_function(registered()["grpo"](), 4)
+    log_prob, mask = torch.full((2, 3), -1.0), torch.ones(2, 3, dtype=torch.bool)
+    given = {"old_log_prob": log_prob, "group": torch.zeros(2, dtype=torch.long)}
+    with pytest.raises(InputError, match=match):
+        loss(log_prob, mask, torch.tensor([1.0, 0.0]), annotations=annotations, **given)
+    kept = {"stratum": (1, 2)}
+    assert float(loss(log_prob, mask, torch.tensor([1.0, 0.0]), annotations=kept, **given)) == 0.0
+
+
 def test_prime_rl_sums_over_the_sequence() -> None:
     log_prob = torch.tensor([-0.5, -0.2, -9.0], requires_grad=True)
     inputs = SimpleNamespace(

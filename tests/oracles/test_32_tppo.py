@@ -554,7 +554,7 @@ def test_rows_of_one_batch_have_limits_of_their_own(policy) -> None:
         ({"window": 0}, r"algorithm.window is 0; accepted: 1 or more"),
         ({"value_warmup": -1}, r"algorithm.value_warmup is -1; accepted: 0 or more"),
         ({"rollouts": 0}, r"algorithm.rollouts is 0; accepted for tppo: 1 or more"),
-        ({"lam": 1.5}, r"lam=1.5"),
+        ({"lam": 1.5}, r"algorithm.lam is 1.5; accepted: a number in \[0, 1\]"),
     ],
 )
 def test_bad_settings(setting, message) -> None:

@@ -1,5 +1,6 @@
 """Training a language model through the command line: files, resume, kills, and what bad input gets."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from unipg.cli import main
+from unipg.training import trainer
 from unipg.training.checkpoints import read_checkpoint
 
 
@@ -291,6 +293,76 @@ def test_an_existing_run_folder_and_a_checkpoint_of_another_recipe(recipe, tmp_p
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
+def test_a_run_that_failed_in_its_first_iteration_can_be_started_again(recipe, tmp_path, capsys, monkeypatch, rows) -> None:
+    (tmp_path / "hopeless.py").write_text("def judge(answer, item):\n    return float('nan')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = {"data": {"source": str(rows), "prompt": "q", "answer": "a", "demonstration": "a", "verifier": "hopeless:judge"}}
+    assert "gave nan" in refused(capsys, "train", recipe(task=task))
+    run = tmp_path / "run"
+    assert json.loads((run / "run.json").read_text())["status"] == "failed"
+    assert main(["train", recipe()]) == 0
+    assert main(["train", recipe(), f"output={tmp_path / 'straight'}"]) == 0
+    assert all(torch.equal(a, b) for a, b in zip(weights(run).values(), weights(tmp_path / "straight").values(), strict=True))
+    assert json.loads((run / "run.json").read_text())["resumed"] == []
+    assert without_times(run / "metrics.jsonl") == without_times(tmp_path / "straight" / "metrics.jsonl")
+
+
+def test_what_a_failed_run_has_trained_is_protected(recipe, tmp_path, capsys, monkeypatch, rows) -> None:
+    """With a checkpoint; and without one, where an iteration has finished."""
+    (tmp_path / "patient.py").write_text(
+        "import itertools\nN = itertools.count()\ndef judge(answer, item):\n    return 0.0 if next(N) < 20 else float('nan')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import patient
+
+    task = {"data": {"source": str(rows), "prompt": "q", "answer": "a", "demonstration": "a", "verifier": "patient:judge"}}
+    for save_every in (1, 9):
+        monkeypatch.setattr(patient, "N", itertools.count())
+        output = tmp_path / f"every{save_every}"
+        path = recipe(task=task, output=str(output), training={"iterations": 3, "prompts": 4, "save_every": save_every})
+        assert "gave nan" in refused(capsys, "train", path)
+        assert len(lines(output / "metrics.jsonl")) == 1
+        assert (output / "checkpoint.pt").exists() == (save_every == 1)
+        assert "already exists" in refused(capsys, "train", path)
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "recipe.yaml").write_text("mine")
+    assert "already exists" in refused(capsys, "train", recipe(output=str(foreign)))
+    assert (foreign / "recipe.yaml").read_text() == "mine"
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "tppo", "reinforce_plus_plus"])
+def test_a_discount_or_a_weight_out_of_range_is_named_as_in_the_recipe(recipe, capsys, algorithm) -> None:
+    path = recipe(algorithm={"name": algorithm})
+    for name in {"ppo": ["gamma", "lam"], "tppo": ["gamma", "lam", "value_lam"]}.get(algorithm, ["gamma"]):
+        for value in ("1.5", "-0.1", ".nan"):
+            said = refused(capsys, "train", path, f"algorithm.{name}={value}")
+            assert f"algorithm.{name} is {value.removeprefix('.')}; accepted: a number in [0, 1]" in said
+    if algorithm != "reinforce_plus_plus":
+        for value in ("-0.5", ".inf"):
+            said = refused(capsys, "train", path, f"algorithm.value_weight={value}")
+            assert f"algorithm.value_weight is {value.removeprefix('.')}; accepted: 0 or more" in said
+
+
+def test_demonstrations_that_nothing_learns_from_are_refused(recipe, rows, capsys, tmp_path) -> None:
+    own = {"prompts": 2, "task": {"data": {"source": str(rows), "prompt": "q", "answer": "a", "demonstration": "a"}}}
+    said = refused(capsys, "train", recipe(algorithm="grpo", demonstrations=own))
+    assert "demonstrations: algorithm 'grpo' takes none" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_named_task_may_have_tools(recipe, rows, tmp_path, capsys) -> None:
+    scratch = {"hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "vocabulary": 270, "max_positions": 512}
+    assert main(["train", recipe(policy={"scratch": scratch}, training={"iterations": 1})]) == 0
+    results = tmp_path / "e.json"
+    for task in (f"{rows}:{{prompt: q, answer: a, tools: [calculator]}}", "chain_sum:{tools: [calculator]}"):
+        assert main(["evaluate", str(tmp_path / "run"), "--task", task, "--items", "2", "--json", str(results)]) == 0
+        assert "tool calls" in json.loads(results.read_text())["results"][0]["metrics"]
+    capsys.readouterr()
+    said = refused(capsys, "evaluate", str(tmp_path / "run"), "--task", "chain_sum:{tools: [calculater]}")
+    assert "did you mean 'calculator'" in said
+
+
 def test_a_finished_run_has_nothing_to_resume(recipe, capsys) -> None:
     path = recipe()
     assert main(["train", path]) == 0
@@ -351,13 +423,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(recipe, tmp_path, capsys, m
 
 
 def test_a_gradient_that_is_not_finite_stops_with_the_batch_or_is_skipped_and_counted(recipe, tmp_path, capsys, monkeypatch) -> None:
-    norm = torch.nn.utils.get_total_norm
+    norm = trainer.gradient_norm
 
     def broken(gradients):
         gradients[0].fill_(float("nan"))
         return norm(gradients)
 
-    monkeypatch.setattr(torch.nn.utils, "get_total_norm", broken)
+    monkeypatch.setattr(trainer, "gradient_norm", broken)
     said = refused(capsys, "train", recipe())
     assert "optimiser step 0" in said
     dumped = torch.load(tmp_path / "run" / "nonfinite-batch-step0.pt", weights_only=False)

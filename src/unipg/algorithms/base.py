@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,15 @@ class KLInReward:
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"old_log_prob", "anchor_log_prob"}) if self.kl_in_reward else frozenset()
+
+
+def check_range(algorithm: Algorithm, least: float, most: float, *names: str) -> None:
+    """Refuses hyper-parameters that are not numbers in [least, most], or not finite."""
+    for name in names:
+        value = getattr(algorithm, name)
+        if not (least <= value <= most and math.isfinite(value)):
+            accepted = f"a number in [{least:g}, {most:g}]" if math.isfinite(most) else f"{least:g} or more"
+            raise InputError(f"algorithm.{name} is {value}; accepted: {accepted}")
 
 
 A = TypeVar("A", bound=type[Algorithm])

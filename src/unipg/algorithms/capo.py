@@ -15,6 +15,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Evaluate, Setting, register, setting
 from unipg.algorithms.dr_grpo import DrGRPO
 from unipg.algorithms.grpo import GRPO
+from unipg.algorithms.preparation import everywhere
 from unipg.algorithms.reinforce import Reinforce
 from unipg.errors import InputError, nearest
 from unipg.estimator import Planning, PolicyGradient, TokenMean
@@ -133,12 +134,12 @@ class CAPO(Algorithm):
         usual = state.get("usual")
         if usual is None and None in (self.delta_f, self.delta_h):
             found = steps_of(LastLayerStep(rate, adam, self.top_k), batch, evaluate)
-            usual = self._usual(everywhere([*found, carries], planning), rate)
+            usual = self._usual(everywhere([*found, carries], planning)[0], rate)
         reading = LastLayerStep(rate, adam, self.top_k, *self._thresholds(usual, rate), self.symmetric)
         gain, shift = steps_of(reading, batch, evaluate)
         by_shift, by_gain = reading.keeps(gain, shift)
         kept = batch.mask.masked_scatter(batch.mask, by_shift & by_gain)
-        known = everywhere([gain, shift, carries, by_shift, by_gain], planning)
+        known, _ = everywhere([gain, shift, carries, by_shift, by_gain], planning)
         if adam is not None:
             state["adam"] = reading.learnt(planning.reduce, planning.gather).state()
         # while Adam has no state its step is the gradient itself: another scale than that of all later steps
@@ -211,12 +212,6 @@ def steps_of(reading: LastLayerStep, batch: Trajectories, evaluate: Evaluate) ->
         return nothing, nothing
     read = evaluate(batch, readings=(reading,)).reading(reading)
     return read["predicted_gain"][batch.mask], read["predicted_shift"][batch.mask]
-
-
-def everywhere(columns: Sequence[Tensor], planning: Planning) -> list[Tensor]:
-    """[N] each: the columns of all workers, one after the other."""
-    parts = planning.gather([column.cpu() for column in columns])
-    return [torch.cat(column) for column in zip(*parts, strict=True)]
 
 
 def told(reading: LastLayerStep, gain: Tensor, shift: Tensor, carries: Tensor, by_shift: Tensor, by_gain: Tensor) -> dict[str, float]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.grpo import GRPO
 from unipg.algorithms.gspo import GSPO
+from unipg.algorithms.preparation import everywhere
 from unipg.errors import InputError
 from unipg.estimator import GroupStandardized, KLPenalty, Objective, Planning, PolicyGradient, Progress, TokenMean
 from unipg.estimator.likelihoods import position_keys
@@ -186,15 +187,6 @@ def lexicographic(columns: Sequence[Tensor]) -> Int[Tensor, " N"]:
     for column in reversed(columns):
         order = order[torch.argsort(column[order], stable=True)]
     return order
-
-
-def everywhere(columns: Sequence[Tensor], planning: Planning) -> tuple[list[Tensor], slice]:
-    """Each `[n]` column joined over all workers, and where this worker's entries are."""
-    device = columns[0].device
-    parts = planning.gather([column.cpu() for column in columns])
-    start = sum(len(part[0]) for part in parts[: planning.rank])
-    joined = [torch.cat(column).to(device) for column in zip(*parts, strict=True)]
-    return joined, slice(start, start + len(columns[0]))
 
 
 def check_entropy(entropy: Tensor, batch: Trajectories) -> None:

@@ -5,12 +5,39 @@ from typing import Literal
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.estimator import GroupStandardized, KLPenalty, Objective, OldPolicy, PolicyGradient, RatioClip
+from unipg.estimator.advantages import Advantage
 from unipg.estimator.aggregation import AggregateName, aggregate_named
+
+
+class ClippedGroups(Algorithm):
+    """GRPO's composition, for algorithms that differ from it in the advantage; the hyper-parameters are theirs to declare."""
+
+    clip_low: float
+    clip_high: float
+    clip_dual: float | None = None
+    kl: float
+    kl_estimator: Literal["k2", "k3"]
+    aggregate: AggregateName
+
+    @property
+    def advantage(self) -> Advantage:
+        """The part that others replace."""
+        return GroupStandardized()
+
+    def objective(self, setting: Setting) -> PolicyGradient | Objective:
+        aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
+        gradient = PolicyGradient(
+            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual),
+            reference=OldPolicy(),
+            advantage=self.advantage,
+            aggregate=aggregate,
+        )
+        return gradient + self.kl * KLPenalty(estimator=self.kl_estimator, aggregate=aggregate) if self.kl else gradient
 
 
 @register
 @dataclass(frozen=True)
-class GRPO(Algorithm):
+class GRPO(ClippedGroups):
     """Clipped importance ratio with the reward standardised within the group of rollouts of one prompt; no critic."""
 
     name = "grpo"
@@ -28,13 +55,3 @@ class GRPO(Algorithm):
     kl: float = setting(0.0, "weight of the KL penalty in the loss; 0 for none", "arXiv 2402.03300 uses 0.04")
     kl_estimator: Literal["k2", "k3"] = setting("k3", "estimate of the KL in the loss", "arXiv 2402.03300, eq. 4")
     aggregate: AggregateName = setting("sequence_mean_token_mean", "how tokens are averaged", "arXiv 2402.03300, eq. 3")
-
-    def objective(self, setting: Setting) -> PolicyGradient | Objective:
-        aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
-        gradient = PolicyGradient(
-            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual),
-            reference=OldPolicy(),
-            advantage=GroupStandardized(),
-            aggregate=aggregate,
-        )
-        return gradient + self.kl * KLPenalty(estimator=self.kl_estimator, aggregate=aggregate) if self.kl else gradient

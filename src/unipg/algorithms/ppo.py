@@ -1,8 +1,9 @@
 """Proximal policy optimisation, row 2 of the table; for language and for control."""
 
+import math
 from dataclasses import dataclass
 
-from unipg.algorithms.base import Algorithm, KLInReward, Setting, register, setting
+from unipg.algorithms.base import Algorithm, KLInReward, Setting, check_range, register, setting
 from unipg.estimator import GAE, EntropyBonus, Objective, OldPolicy, PolicyGradient, RatioClip, ValueLoss
 from unipg.estimator.aggregation import AggregateName, aggregate_named
 
@@ -32,6 +33,11 @@ class PPO(KLInReward, Algorithm):
     value_clip: float | None = setting(None, "how far the value may move from the old one; null for no clipping")
     entropy: float = setting(0.0, "weight of the entropy bonus")
     aggregate: AggregateName = setting("token_mean", "how tokens are averaged")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1, "gamma", "lam")
+        check_range(self, 0, math.inf, "value_weight")
 
     def objective(self, setting: Setting) -> Objective:
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from unipg.errors import InputError
+from unipg.estimator import Planning
 from unipg.estimator.advantages import group_statistics
 from unipg.trajectories import Source, Trajectories
+
+
+def everywhere(columns: Sequence[Tensor], planning: Planning) -> tuple[list[Tensor], slice]:
+    """Each `[n]` column joined over all workers, and where this worker's entries are."""
+    device = columns[0].device
+    parts = planning.gather([column.cpu() for column in columns])
+    start = sum(len(part[0]) for part in parts[: planning.rank])
+    joined = [torch.cat(column).to(device) for column in zip(*parts, strict=True)]
+    return joined, slice(start, start + len(columns[0]))
 
 
 def successes(batch: Trajectories, threshold: float | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from unipg.algorithms.base import Algorithm, KLInReward, Setting, register, setting
+from unipg.algorithms.base import Algorithm, KLInReward, Setting, check_range, register, setting
 from unipg.estimator import BatchWhitened, OldPolicy, PolicyGradient, RatioClip
 from unipg.estimator.aggregation import AggregateName, aggregate_named
 
@@ -23,6 +23,10 @@ class ReinforcePlusPlus(KLInReward, Algorithm):
     clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "arXiv 2501.03262")
     gamma: float = setting(1.0, "discount per token")
     aggregate: AggregateName = setting("token_mean", "how tokens are averaged")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1, "gamma")
 
     def objective(self, setting: Setting) -> PolicyGradient:
         return PolicyGradient(

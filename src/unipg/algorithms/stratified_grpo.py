@@ -11,12 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.algorithms.base import Setting, register, setting
+from unipg.algorithms.grpo import ClippedGroups
 from unipg.algorithms.preparation import prompt_of
 from unipg.errors import InputError, nearest, one_line
-from unipg.estimator import GroupCentered, GroupStandardized, KLPenalty, Objective, OldPolicy, Planning, PolicyGradient, RatioClip
+from unipg.estimator import GroupCentered, GroupStandardized, Planning
 from unipg.estimator.advantages import group_statistics
-from unipg.estimator.aggregation import AggregateName, aggregate_named
+from unipg.estimator.aggregation import AggregateName
 from unipg.estimator.strata import Stratified, stratum_units
 from unipg.loading import callable_named
 from unipg.trajectories import Source, Trajectories
@@ -35,7 +36,7 @@ STRATA: dict[str, Callable[[list[Call]], Hashable]] = {
 
 @register
 @dataclass(frozen=True)
-class StratifiedGRPO(Algorithm):
+class StratifiedGRPO(ClippedGroups):
     """GRPO whose advantage is blended: alpha · among the rollouts of the prompt with the same structure + (1 − alpha) · among all of them.
 
     `strata` says what structure is: one of calls, names, places, outcomes, several of them joined by "+", or `package.module:function`,
@@ -84,16 +85,10 @@ class StratifiedGRPO(Algorithm):
                 if part not in STRATA:
                     raise InputError(f"algorithm.strata '{part}' does not exist; {nearest(part, [*STRATA, 'package.module:function'])}")
 
-    def objective(self, setting: Setting) -> PolicyGradient | Objective:
-        aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
+    @property
+    def advantage(self) -> Stratified:
         within = GroupStandardized() if self.divide_by_std else GroupCentered()
-        gradient = PolicyGradient(
-            mask=RatioClip(self.clip_low, self.clip_high),
-            reference=OldPolicy(),
-            advantage=Stratified(self.alpha, within, STRATUM, self.smallest),
-            aggregate=aggregate,
-        )
-        return gradient + self.kl * KLPenalty(estimator=self.kl_estimator, aggregate=aggregate) if self.kl else gradient
+        return Stratified(self.alpha, within, STRATUM, self.smallest)
 
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         rollouts = batch.rows_from(Source.ROLLOUT)

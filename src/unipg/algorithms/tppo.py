@@ -1,10 +1,11 @@
 """Truncated PPO (arXiv 2506.15050): policy updates from unfinished responses, which go on in the next iteration."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
 from unipg.errors import InputError
 from unipg.estimator import GAE, Objective, OldPolicy, Planning, PolicyGradient, RatioClip, TokenMean, ValueLoss
 from unipg.estimator.advantages import settled
@@ -59,6 +60,8 @@ class TPPO(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range(self, 0, 1, "gamma", "lam", "value_lam")
+        check_range(self, 0, math.inf, "value_weight")
         if self.window is not None and self.window < 1:
             raise InputError(f"algorithm.window is {self.window}; accepted: 1 or more new tokens, or null for no window")
         if self.value_warmup < 0:

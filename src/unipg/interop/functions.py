@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
-from unipg.estimator import Planning, PolicyGradient
+from unipg.estimator import Planning, PolicyGradient, Term
 from unipg.estimator.advantages import Advantage
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -33,8 +33,8 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     objective = algorithm.terms(setting)
     if objective.readings:
         raise InputError(f"algorithm '{algorithm.name}' reads whole next-token distributions, which a function of log_prob has not")
-    if type(algorithm).select is not Algorithm.select and any(term.tokens for term in objective.terms):
-        raise InputError(f"algorithm '{algorithm.name}' selects tokens by asking the policy, which a function of log_prob cannot")
+    for term in objective.terms:
+        _check_selection(algorithm, term)
 
     def f(
         log_prob: Float[Tensor, "B T"],
@@ -55,7 +55,8 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
         kinds = {Source.DEMONSTRATION: demonstration, Source.PREFERENCE: completion, Source.MISMATCHED: mismatched}
         for kind, rows in kinds.items():
             source = source if rows is None else torch.where(rows, int(kind), source)
-        batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, annotations=annotations or {}, **log_probs)
+        told = _checked_annotations(annotations, len(mask))
+        batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, annotations=told, **log_probs)
         planning = Planning()
         return objective(Evaluation(log_prob, entropy, value), algorithm.prepare(batch, setting, planning), planning)
 
@@ -65,11 +66,16 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
 def advantage_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T"]]:
     """`f(reward [B], mask [B,T], group [B]) -> advantage [B,T]` of the algorithm's policy gradient on rollouts; 0 where the mask is 0.
 
-    Raises InputError for an algorithm whose advantage depends on the current policy.
+    Raises InputError for an algorithm whose advantage depends on the current policy, or on more than these three.
     """
     term = _rollout_term(algorithm)
     if term.advantage.is_dynamic:
         raise InputError(f"the advantage of '{algorithm.name}' depends on the current policy; use loss_function")
+    if more := term.advantage.reads - {"reward", "mask", "group"}:
+        also = "old_value" if more == {"value"} else "annotations"
+        raise InputError(
+            f"the advantage of '{algorithm.name}' takes more than reward, mask and group: use loss_function, which takes {also} too"
+        )
 
     def f(reward: Float[Tensor, " B"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B T"]:
         advantage = term.advantage(_carrier(mask, reward=reward, group=group))
@@ -81,8 +87,13 @@ def advantage_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T
 def per_token_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T"]]:
     """`f(log_prob, old_log_prob, advantage, mask) -> loss [B,T]` per token, before any aggregation: for frameworks that bring their own
     advantages and reduce themselves. Mask and reference are the algorithm's; the gradient flows through `log_prob` alone.
+
+    Raises InputError for an algorithm that chooses among the tokens of a batch.
     """
     term = _rollout_term(algorithm)
+    _check_selection(algorithm, term)
+    if term.tokens:
+        raise InputError(f"algorithm '{algorithm.name}' chooses its tokens from whole batches, with their rewards: use loss_function")
 
     def f(
         log_prob: Float[Tensor, "B T"],
@@ -116,6 +127,26 @@ def _rollout_term(algorithm: Algorithm) -> PolicyGradient:
         if isinstance(term, PolicyGradient) and Source.ROLLOUT in term.rows:
             return term
     raise InputError(f"algorithm '{algorithm.name}' has no policy gradient on rollouts")
+
+
+def _check_selection(algorithm: Algorithm, term: Term) -> None:
+    if term.tokens and type(algorithm).select is not Algorithm.select:
+        raise InputError(
+            f"algorithm '{algorithm.name}' selects tokens by asking the policy, which a function of log_prob cannot: train with unipg"
+        )
+
+
+def _checked_annotations(annotations: Any, rows: int) -> dict[str, list[Any]]:
+    if annotations is None:
+        return {}
+    accepted = f"lists of {rows} facts by name, one for each row"
+    if not isinstance(annotations, Mapping):
+        raise InputError(f"annotations is a {type(annotations).__name__}; accepted: {accepted}")
+    for name, column in annotations.items():
+        if not isinstance(column, list | tuple) or len(column) != rows:
+            what = f"{len(column)} values" if isinstance(column, list | tuple) else f"a {type(column).__name__}"
+            raise InputError(f"annotations['{name}'] is {what}; accepted: {accepted}")
+    return {str(name): list(column) for name, column in annotations.items()}
 
 
 def _carrier(mask: Tensor, **fields: Any) -> Trajectories:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -251,23 +252,8 @@ class PromptRollouts(Experience):
 
     def _unfinished(self, policy: CausalLanguageModel, slots: list[Slot]) -> Trajectories:
         """Rows that go on elsewhere: without reward, and with neither `terminated` nor `truncated`."""
-        completions = [slot.completion for slot in slots]
-        batch = pack(
-            [slot.prompt for slot in slots],
-            [c.tokens for c in completions],
-            [False] * len(slots),
-            pad_token=policy.tokenizer.pad_token_id,
-            group=[slot.group for slot in slots],
-            source=Source.ROLLOUT,
-            reward=[0.0] * len(slots),
-            behaviour_log_prob=[c.log_probs for c in completions],
-            annotations={
-                "prompt": [prompt_text(slot.item) for slot in slots],
-                "answer": [decode(policy.tokenizer, c) for c in completions],
-                "expected": [slot.item.expected for slot in slots],
-                "item": [slot.item.index for slot in slots],
-            },
-        )
+        rows = [Sampled(s.item, s.prompt, s.group, s.completion) for s in slots]
+        batch = sampled_rows(policy.tokenizer, rows, [0.0] * len(rows), [decode(policy.tokenizer, row.completion) for row in rows])
         return batch.replace(truncated=torch.zeros_like(batch.mask))
 
     def _scored(self, policy: CausalLanguageModel, rows: list[Sampled], demand: Demand) -> tuple[Trajectories, dict[str, float]]:
@@ -289,24 +275,7 @@ class PromptRollouts(Experience):
             values, missed = score(verifier, answers, asked, self.sampling.verifier_seconds)
             self.failures += missed.count
             features[f"feature/{name}"] = torch.tensor(values, dtype=torch.float32)
-        batch = pack(
-            [row.prompt for row in rows],
-            [c.tokens for c in flat],
-            [c.ended for c in flat],
-            chosen=[c.chosen for c in flat],
-            pad_token=tokenizer.pad_token_id,
-            group=[row.group for row in rows],
-            source=Source.ROLLOUT,
-            reward=rewards,
-            behaviour_log_prob=[c.log_probs for c in flat],
-            annotations={
-                "prompt": [prompt_text(item) for item in asked],
-                "answer": answers,
-                "expected": [item.expected for item in asked],
-                "item": [item.index for item in asked],
-                **tool_facts(found),
-            },
-        )
+        batch = sampled_rows(tokenizer, rows, rewards, answers, **tool_facts(found))
         lengths = [sum(c.chosen) for c in flat]
         metrics = {
             "length/mean": sum(lengths) / len(lengths),
@@ -357,6 +326,7 @@ class PromptRollouts(Experience):
         tools = conversations(policy.model, policy.tokenizer, shown_by, self.sampling) if in_turns else None
         rows = [self.answer_tokens(policy.tokenizer, g, tools) for g in given]
         cut = sum(not ended for _, _, ended in rows)
+        called = {"tool_calls": [demonstrated_facts(g.messages or []) for g in given]} if in_turns else {}
         batch = pack(
             [g.prompt for g in given],
             [tokens for tokens, _, _ in rows],
@@ -366,13 +336,7 @@ class PromptRollouts(Experience):
             group=[g.group for g in given],
             source=Source.DEMONSTRATION,
             reward=[g.reward for g in given],
-            annotations={
-                "prompt": [prompt_text(g.item) for g in given],
-                "answer": [g.text for g in given],
-                "expected": [g.item.expected for g in given],
-                "item": [g.item.index for g in given],
-                **({"tool_calls": [demonstrated_facts(g.messages or []) for g in given]} if in_turns else {}),
-            },
+            annotations=facts([g.item for g in given], [g.text for g in given], **called),
         )
         batch = batch.replace(source=torch.tensor([int(g.source) for g in given]))
         if self.anchors is not None:
@@ -400,7 +364,7 @@ class PromptRollouts(Experience):
                 f"the {what} of {item.place or f'item {item.index}'} has {own - 1} tokens and its end token, more than "
                 f"rollouts.max_new_tokens ({limit}): raise the limit, or set rollouts.long_demonstrations to truncate"
             )
-        kept = next(place for place in range(len(tokens)) if sum(chosen[: place + 1]) == limit) + 1
+        kept = list(accumulate(map(int, chosen))).index(limit) + 1
         return tokens[:kept], chosen[:kept], False
 
     def keep_anchors(self, anchors: AnchorCache) -> None:
@@ -481,6 +445,34 @@ def check_given(task: Task, completions: Completions) -> None:
                 f"{item.place or f'item {item.index}'} {has}; the algorithm needs {wanted[completions]}: set preferences: {completions} "
                 "in the task"
             )
+
+
+def sampled_rows(tokenizer: Any, rows: Sequence[Sampled], rewards: list[float], answers: list[str], **more: list[Any]) -> Trajectories:
+    """Rollouts as padded `[B,T]` tensors; `more`: further annotations."""
+    completions = [row.completion for row in rows]
+    return pack(
+        [row.prompt for row in rows],
+        [c.tokens for c in completions],
+        [c.ended for c in completions],
+        chosen=[c.chosen for c in completions],
+        pad_token=tokenizer.pad_token_id,
+        group=[row.group for row in rows],
+        source=Source.ROLLOUT,
+        reward=rewards,
+        behaviour_log_prob=[c.log_probs for c in completions],
+        annotations=facts([row.item for row in rows], answers, **more),
+    )
+
+
+def facts(items: Sequence[Item], answers: list[str], **more: list[Any]) -> dict[str, list[Any]]:
+    """Annotations of rows that answer `items`."""
+    return {
+        "prompt": [prompt_text(item) for item in items],
+        "answer": answers,
+        "expected": [item.expected for item in items],
+        "item": [item.index for item in items],
+        **more,
+    }
 
 
 def pack(

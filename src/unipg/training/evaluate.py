@@ -94,14 +94,15 @@ def task_from_text(text: str, items: int) -> TaskRecipe:
     """`chain_sum`, `chain_sum:{max_digits: 2}`, `answers.jsonl:{prompt: question, answer: solution}`.
 
     Options of a procedural task are its own settings, beside `size`, `seed`, `binary`, `system` and `preferences`; those of a file are its
-    columns.
+    columns. Either takes `tools`, as a recipe's task does.
     """
     name, colon, rest = text.partition(":{")
     options: Any = parse_value("{" + rest, f"--task {name}") if colon else {}
     if not isinstance(options, dict):
         raise InputError(f"--task {name}: options are written {{key: value}}")
+    tools = {"tools": options.pop("tools")} if "tools" in options else {}
     if name.endswith((".jsonl", ".json", ".parquet")) or "/" in name:
-        return typed(TaskRecipe, {"data": {"source": name, **options}}, f"--task {name}")
+        return typed(TaskRecipe, {"data": {"source": name, **options}, **tools}, f"--task {name}")
     own = {key: options.pop(key) for key in ("size", "seed", "binary", "system", "preferences") if key in options}
     section = {"name": name, "size": items, "seed": UNSEEN_SEED, "config": options, **own}
-    return typed(TaskRecipe, {"reasoning_gym": section}, f"--task {name}")
+    return typed(TaskRecipe, {"reasoning_gym": section, **tools}, f"--task {name}")

@@ -97,7 +97,7 @@ class Recipe:
     algorithm: Any
     """A name, or a mapping with `name` and hyper-parameters."""
     output: str = "runs/latest"
-    """The run folder; it must not exist yet, unless the run is resumed."""
+    """The run folder; it must not hold anything yet but a run that failed in its first iteration, unless the run is resumed."""
     seed: int = 0
     threads: int | None = None
     """CPU threads of torch; default: torch's own."""

@@ -55,6 +55,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
         torch.set_num_threads(recipe.threads)
     device = pick_device(recipe.device)
     algorithm = recipe.build_algorithm()
+    if recipe.demonstrations is not None and algorithm.demonstrations == "none":
+        raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
     policy, experience = build(recipe, algorithm, device)
     if workers.leads:
         _make_folder(folder)
@@ -79,6 +81,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     elif workers.leads:
         if tracker is not None:
             tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
+        (folder / "run.json").unlink(missing_ok=True)  # of a run that began here, and is not continued
         (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
         if recipe.policy is not None and recipe.policy.scratch is not None:
             policy.save(folder / "initial")
@@ -185,10 +188,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def _continues(folder: Path, resume: bool) -> bool:
-    """Whether there is a checkpoint to continue from. A run that was killed before its first one starts again: nothing is lost."""
+    """Whether there is a checkpoint to continue from. A run that ended before its first one starts again: nothing is lost."""
     started = folder.exists() and (not folder.is_dir() or any(not f.name.startswith(ANCHORS) for f in folder.iterdir()))
     if not resume:
-        if started:
+        if started and not _untrained(folder):
             raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
         return False
     if not folder.is_dir():
@@ -198,6 +201,14 @@ def _continues(folder: Path, resume: bool) -> bool:
     if started and not (folder / "recipe.yaml").is_file():
         raise InputError(f"there is nothing to resume: '{folder}' holds no run")
     return False
+
+
+def _untrained(folder: Path) -> bool:
+    """Whether a folder holds a run that ended, without a model, before its first iteration did."""
+    ended = _earlier(folder / "run.json").get("status") in ("failed", "interrupted")
+    metrics = folder / "metrics.jsonl"
+    kept = (folder / CHECKPOINT).exists() or (folder / "model").exists() or (metrics.exists() and metrics.stat().st_size > 0)
+    return ended and not kept
 
 
 def _make_folder(folder: Path) -> None:

@@ -392,6 +392,7 @@ class Trainer:
             if self.position < self.steps_per_batch and self._stopping():
                 self.save_checkpoint()
                 raise Stopped
+        self._forget_gradients()  # a copy of the model that rollouts have no use for
         self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
 
     def _stopping(self) -> bool:
@@ -437,8 +438,7 @@ class Trainer:
             return
         if not self.policy.module.training:
             self.policy.module.train()
-        for parameter in self._parameters:
-            parameter.grad = None
+        self._forget_gradients()
         losses: list[Tensor] = []
         tokens = 0
         value = self._trains(planned, critic=True)
@@ -461,6 +461,10 @@ class Trainer:
         self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
         self.step += 1
+
+    def _forget_gradients(self) -> None:
+        for parameter in (*self._parameters, *(vector.vector for vector in self._vectors)):
+            parameter.grad = None
 
     def _trains(self, planned: Trajectories, *, critic: bool) -> bool:
         """Whether any token counts in a term that reads the critic, or in one that does not. A step in which none does must not move the
