@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from unipg.errors import InputError
+from unipg.policies import packing
 from unipg.rollouts import generation
 from unipg.rollouts.base import Interrupted
 from unipg.rollouts.fixed import FixedCache
 from unipg.rollouts.generation import Completion, ContinuousBatch, sample
+from unipg.rollouts.slots import ROOM
 
 VOCABULARY = 24
 ENDS = [0, 2, 3]
@@ -26,6 +29,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 5},  # its cache forgets: rows cannot join
     "bloom": {},  # takes no position ids
 }
+SHARING: dict[str, dict[str, Any]] = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {}, "granite": {"attention_multiplier": 0.2}}
+"""Architectures that can share prompts while they decode."""
 
 
 def build(architecture: str = "qwen3", *, vocabulary: int = VOCABULARY, scale: float = 0.3, positions: int = 64) -> Any:
@@ -45,13 +50,14 @@ def build(architecture: str = "qwen3", *, vocabulary: int = VOCABULARY, scale: f
             "pad_token_id": 1,
             "tie_word_embeddings": False,
         }
-        | ARCHITECTURES[architecture]
+        | {**SHARING, **ARCHITECTURES}[architecture]
     )
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, scale)
+    packing.enable(model, model.base_model)  # as a policy does, where the model can
     return model
 
 
@@ -86,7 +92,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, math.nan))
 
 
-@pytest.fixture(params=["growing", "fixed"])
+@pytest.fixture(params=["growing", "shared", "fixed"])
 def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way of holding the cache, taken where nothing else is said."""
     for function in (generation.sample.__wrapped__, generation.ContinuousBatch.__init__):
@@ -311,6 +317,164 @@ def test_fixed_decoding_stays_in_place_and_grows_only_for_longer_rows() -> None:
     finished = batch.run()
     assert batch._cache is not cache
     torch.testing.assert_close(torch.tensor(finished[9].log_probs), full_forward(model, [5] * 50, finished[9].tokens), atol=1e-5, rtol=1e-5)
+
+
+def exact(model: Any) -> Any:
+    """In float64 throughout: these architectures' norms compute in float32 whatever the weights are."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if hasattr(child, "variance_epsilon"):
+                norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(parent, name, norm)
+    return model.double()
+
+
+@pytest.mark.parametrize("architecture", SHARING)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("talks", [False, True])
+@pytest.mark.usefixtures("poisoned")
+def test_shared_prompts_change_nothing(architecture: str, dtype: torch.dtype, tolerance: float, talks: bool) -> None:
+    model = build(architecture, positions=128)
+    model = exact(model) if dtype == torch.float64 else model
+    prompts, groups = make_prompts(14, longest=30), [5, 1, 8, 2, 3, 3, 1, 9, 4, 6, 2, 7, 1, 3]
+    prompts[3] = [5]
+    owner = [i for i, count in enumerate(groups) for _ in range(count)]
+    finished: dict[str, dict[int, Completion]] = {}
+    for decoding in ("growing", "shared"):
+        turns: Counter[int] = Counter()
+
+        def environment(request: int, tokens: list[int], turns: Counter[int] = turns) -> list[int] | None:
+            turns[request] += 1
+            return [5, 7, 0][: request % 4] if turns[request] <= request % 3 else None
+
+        batch = ContinuousBatch(
+            model,
+            max_new_tokens=24,
+            end_tokens=ENDS,
+            pad_token=1,
+            generator=torch.Generator().manual_seed(0),
+            batch_rows=12,
+            max_total_tokens=60,
+            on_stop=environment if talks else None,
+            decoding=decoding,  # type: ignore[arg-type]
+        )
+        shapes = watch(model)
+        for i, prompt in enumerate(prompts):
+            batch.add(prompt, [request for request, j in enumerate(owner) if j == i], limit=24 - i % 3)
+        finished[decoding] = batch.run()
+        assert (batch._cache.prompts is not None) == (decoding == "shared")  # type: ignore[union-attr]
+        rows = [count for count, columns in shapes if columns == 1]
+        assert sum(columns > 1 for _, columns in shapes) > 3  # refilled
+        assert any(now < before for before, now in pairwise(rows))  # compacted
+    assert finished["shared"].keys() == set(range(len(owner)))
+    for request, c in finished["shared"].items():
+        assert c.tokens == finished["growing"][request].tokens
+        assert c.chosen == finished["growing"][request].chosen
+        expected = full_forward(model, prompts[owner[request]], c.tokens)
+        assert expected.dtype == dtype
+        expected[~torch.tensor(c.chosen)] = 0
+        torch.testing.assert_close(torch.tensor(c.log_probs, dtype=dtype), expected, atol=tolerance, rtol=tolerance)
+
+
+def stored(batch: ContinuousBatch) -> int:
+    """Columns of one row that the first layer has memory for."""
+
+    def columns(cache: Any) -> int:
+        shape = cache.cache.layers[0].stores[0].shape
+        return int(shape[0] * shape[2])
+
+    cache: Any = batch._cache
+    return columns(cache) + (columns(cache.prompts.store) if cache.prompts else 0)
+
+
+def test_a_shared_prompt_is_stored_once_and_stores_shrink() -> None:
+    model, length, rollouts = build(positions=256), 200, 8
+    batch = ContinuousBatch(
+        model, max_new_tokens=40, end_tokens=[], pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=24, decoding="shared"
+    )
+    for i in range(3):
+        batch.add([4 + i] * length, range(i * rollouts, (i + 1) * rollouts), limit=40 if i == 2 else 10)
+    found = []
+    while batch.busy:
+        batch.step()
+        found.append((batch._live, stored(batch)))
+    assert max(size for _, size in found) <= 3 * length + 24 * (10 + ROOM)
+    assert found[0][1] < 24 * length / 4
+    # of three prompts one is left, and of 24 rows a third
+    assert max(size for live, size in found[15:]) <= length + 8 * (40 + ROOM)
+
+
+def test_prompts_come_and_go_with_their_rows() -> None:
+    """Rows of many prompts pass through few slots: only what live rows and those of one prefill need is held."""
+    model = build(positions=128)
+    batch = ContinuousBatch(
+        model, max_new_tokens=20, end_tokens=[], pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=8, decoding="shared"
+    )
+    for i in range(30):
+        batch.add([4 + i % 9] * 60, [2 * i, 2 * i + 1], limit=3 + i % 7)
+    most = 0
+    while batch.busy:
+        batch.step()
+        most = max(most, stored(batch))
+    assert most <= 8 * 60 + 8 * (20 + ROOM)
+
+
+def test_a_group_that_starts_in_parts_has_one_prompt() -> None:
+    model, prompt = build(positions=128), [6] * 50
+    batch = ContinuousBatch(
+        model, max_new_tokens=20, end_tokens=[], pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=8, decoding="shared"
+    )
+    batch.add([4] * 50, range(4), limit=5)
+    batch.add([5] * 50, range(4, 8), limit=12)
+    batch.add(prompt, range(10, 18), limit=18)  # four of them find room after 5 tokens, four after 12
+    held = []
+    finished = {}
+    while batch.busy:
+        finished |= batch.step()
+        held.append(batch._cache.prompts.now.layers[0][0].shape[0])  # type: ignore[union-attr]
+    assert set(held) == {1, 2}
+    for request in range(10, 18):
+        c = finished[request]
+        torch.testing.assert_close(torch.tensor(c.log_probs), full_forward(model, prompt, c.tokens), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "bloom", "plain SDPA", "keeps arguments to itself"])
+def test_what_cannot_share_prompts_decodes_without(architecture: str) -> None:
+    model = build(architecture if architecture in ARCHITECTURES else "llama")
+    if architecture == "plain SDPA":
+        model.config._attn_implementation = "sdpa"
+        forward = model.model.forward  # not all of these models' layers take what they do not know
+        model.model.forward = lambda input_ids, attention_mask, position_ids, past_key_values, inputs_embeds=None, use_cache=None: forward(
+            input_ids, attention_mask, position_ids, past_key_values, use_cache=use_cache
+        )
+    if architecture == "keeps arguments to itself":
+        forward = model.model.forward
+        model.model.forward = lambda *args, prompts=None, reached=None, **kwargs: forward(*args, **kwargs)
+    batch = ContinuousBatch(
+        model, max_new_tokens=9, end_tokens=ENDS, pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=8, decoding="shared"
+    )
+    prompts = make_prompts(6)
+    for i, prompt in enumerate(prompts):
+        batch.add(prompt, range(3 * i, 3 * i + 3))
+    for request, c in batch.run().items():
+        torch.testing.assert_close(torch.tensor(c.log_probs), full_forward(model, prompts[request // 3], c.tokens), atol=1e-5, rtol=1e-5)
+    assert getattr(batch._cache, "prompts", None) is None
+
+
+@pytest.mark.parametrize(
+    ("length", "rollouts", "alone", "shares"),
+    [(8, 8, 0, False), (64, 8, 0, True), (512, 1, 0, False), (200, 2, 0, True), (64, 8, 24, False), (200, 8, 6, True)],
+)
+def test_prompts_are_shared_where_that_is_faster(length: int, rollouts: int, alone: int, shares: bool) -> None:
+    """`alone`: prompts of one row each beside 32 rows in groups."""
+    batch = ContinuousBatch(build(positions=600), max_new_tokens=2, end_tokens=[], pad_token=1)
+    for i in range(32 // rollouts):
+        batch.add([4] * length, range(i * rollouts, (i + 1) * rollouts))
+    for i in range(alone):
+        batch.add([4] * length, [100 + i])
+    batch.step()
+    assert (batch._cache.prompts is not None) == shares  # type: ignore[union-attr]
 
 
 def test_stopping_and_progress() -> None:

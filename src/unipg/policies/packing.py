@@ -192,6 +192,48 @@ def plan(batch: Trajectories, hidden_size: int) -> Layout | None:
     return layout_of(batch, torch.zeros_like(prefix)) if packed < padded else None
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Keys and values of prompts, once each, for R rows that are decoded and whose own cache begins after the prompt."""
+
+    layers: tuple[tuple[Tensor, Tensor], ...]
+    """Of each layer, keys and values [P,heads,K,d], padded on the left."""
+    hidden: Tensor | None
+    """[P,1,1,K] bool, True for padding; None where there is none."""
+    rows: Tensor
+    """[P·G] the rows of each prompt, G places each; 0 for no row."""
+    places: Tensor
+    """[R] where each row is among them."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None) -> Tensor:
+        """[R,1,heads,d] from the query [R,heads,1,d] of each row's next token: softmax over its prompt and its own W tokens together.
+
+        `mask` [R,1,1,W] bool: True for what a row sees of its own. The rows of a prompt go through it as one matrix.
+        """
+        prompt_key, prompt_value = self.layers[layer]
+        wide = torch.promote_types(query.dtype, torch.float32)  # as SDPA accumulates
+        heads, count, own_heads = query.shape[1], len(prompt_key), key.shape[1]
+
+        def by_prompt(x: Tensor) -> Tensor:
+            return x.index_select(0, self.rows).unflatten(0, (count, -1)).transpose(1, 2).flatten(2, 3)
+
+        def by_row(x: Tensor) -> Tensor:
+            return x.unflatten(2, (-1, heads // own_heads)).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
+
+        scaled = query.to(wide) * (query.shape[3] ** -0.5 if scaling is None else scaling)
+        scaled = scaled.reshape(len(query), own_heads, -1, query.shape[3])
+        above = by_prompt(scaled) @ prompt_key.to(wide).mT
+        if self.hidden is not None:
+            above.masked_fill_(self.hidden, -torch.inf)
+        own = scaled @ key.to(wide).mT
+        if mask is not None:
+            own.masked_fill_(~mask, -torch.inf)
+        weight = torch.cat([by_row(above), own], -1).softmax(-1)
+        above, own = weight.split([prompt_key.shape[2], key.shape[2]], -1)
+        out = by_row(by_prompt(above) @ prompt_value.to(wide)) + own @ value.to(wide)
+        return out.reshape(len(query), 1, heads, -1).to(query.dtype)
+
+
 def attend(
     module: Any,
     query: Tensor,
@@ -201,14 +243,21 @@ def attend(
     *,
     layout: Layout | None = None,
     flex: bool = False,
+    prompts: Prompts | None = None,
+    reached: set[int | None] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in transformers' interface: `[1,heads,N,d]` in, `[1,N,heads,d]` out, along `layout`; plain SDPA without one.
 
-    `flex`: by FlexAttention, which has no dropout, and on a CPU no gradient.
+    `flex`: by FlexAttention, which has no dropout, and on a CPU no gradient. `prompts`: a decode step of rows that share them.
+    `reached`: is given the number of each layer to which the model hands such keywords on.
     """
+    if reached is not None:
+        reached.add(getattr(module, "layer_idx", None))
+    if prompts is not None:
+        return prompts.attend(module.layer_idx, query, key, value, attention_mask, scaling), None
     if layout is None:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

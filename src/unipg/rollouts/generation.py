@@ -3,12 +3,11 @@
 Continuous batching: a prompt is prefilled once for all rollouts of its group, rows that have ended leave the batch and the next prompts
 take their slots, so that decode steps follow the sum of the lengths and not the longest rows. The distribution sampled from is exactly
 softmax(logits / temperature), the one that log-probabilities are taken of; there is no top-k or top-p here, because then the two would
-differ.
+differ. The caches are in `slots.py` and `fixed.py`.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections import deque
@@ -20,17 +19,20 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
+from unipg.policies import packing
 from unipg.rollouts.base import Interrupted
 from unipg.rollouts.fixed import FixedCache, FixedStep
+from unipg.rollouts.slots import ModelCache, SlotCache, joinable, moves
 
 REFILL_AT = 0.25
 """Waiting prompts are prefilled once this share of the slots is free: a prefill for few rows costs as much overhead as for many."""
 COMPACT_BELOW = 0.9
 """Ended rows are dropped once fewer than this share is alive: moving rows in the cache costs too."""
-ROOM = 16
-"""Columns added to the cache when it is full: the live part is copied once in so many steps."""
+SHARED_QUERY, SHARED_ROW, SHARED_STEP = 0.2, 4, 768
+"""What a decode step costs with shared prompts, in tokens that one row looks at: L · (1 + SHARED_QUERY · G) for a prompt of L tokens with G
+rows, where they cost L · G one by one; SHARED_ROW for each row and SHARED_STEP once. Measured on one thread at a width of 256."""
 
-Decoding = Literal["auto", "growing", "fixed"]
+Decoding = Literal["auto", "growing", "shared", "fixed"]
 OnStop = Callable[[int, list[int]], "list[int] | None"]
 
 
@@ -103,6 +105,8 @@ class _Row:
     request: int
     prompt: int
     """Number of prompt tokens."""
+    home: int
+    """Which prompt it is, counted over all that were prefilled."""
     limit: int
     """Most tokens that the policy may choose."""
     tokens: list[int] = field(default_factory=list)
@@ -131,9 +135,11 @@ class ContinuousBatch:
     Models whose cache is not a plain DynamicCache (sliding windows, recurrent states), or that take no `position_ids`, get no refill:
     their slots are filled again when all of them are free.
 
-    `decoding`: `growing` caches hold as many columns as the longest live row has tokens; `fixed` ones hold all that any row may need, and
-    a GPU replays each step as one graph (`rollouts/fixed.py`). `auto` is fixed on a GPU, without `on_stop`. With it, fixed needs
-    `max_total_tokens`; what cannot be fixed is growing.
+    `decoding`: `growing` caches hold as many columns as the longest live row has tokens; `shared` ones hold a prompt once for all of its
+    rows, and of each row what came after it (`rollouts/slots.py`); `fixed` ones hold all that any row may need, and a GPU replays each
+    step as one graph (`rollouts/fixed.py`). `auto` is fixed on a GPU, without `on_stop`; on a CPU it is shared where the prompts that wait
+    at the first step are long enough, and have enough rows each, to make steps faster. Fixed needs `max_total_tokens` where there is an
+    `on_stop`, shared a model that runs packed (`policies/packing.py`). What cannot be fixed or shared is growing.
     """
 
     def __init__(
@@ -163,7 +169,13 @@ class ContinuousBatch:
         self._fixed = self._fixed and (on_stop is None or max_total_tokens is not None)
         self._step: FixedStep | None = None
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._takes_positions = "position_ids" in inspect.signature(base.forward).parameters
+        parameters = inspect.signature(base.forward).parameters
+        self._takes_positions = "position_ids" in parameters
+        hands_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values()) and base.config._attn_implementation == packing.ATTENTION
+        # None: by the rule, as soon as there are prompts
+        self._shared = None if decoding == "auto" and model.device.type == "cpu" else decoding == "shared"
+        self._shared = hands_on and self._shared
+        self._reached: set[int | None] = set()  # layers to which the model hands on what it is given
         self.steps = 0  # forward passes so far, one after the other: prefills and decode steps
         self._waiting: deque[tuple[list[int], list[int], int]] = deque()  # prompts, each with its requests and their limit
         self._prefilled: deque[tuple[_Row, int]] = deque()  # rows that have not started, each with its prompt's place in the prefill
@@ -172,8 +184,9 @@ class ContinuousBatch:
         self._rows: list[_Row | None] = []  # by slot
         self._live = 0
         self._tokens = self._index([])  # [slots] to be fed next
-        self._cache: _ModelCache | _SlotCache | FixedCache | None = None
+        self._cache: ModelCache | SlotCache | FixedCache | None = None
         self._finished: dict[int, Completion] = {}
+        self._homes = 0  # prompts prefilled so far
 
     def add(self, prompt: Sequence[int], requests: Iterable[int], limit: int | None = None) -> None:
         """Queues one row for each of `requests`, numbers of the caller's choice; the prompt is prefilled once for every
@@ -226,7 +239,7 @@ class ContinuousBatch:
 
     @property
     def _can_refill(self) -> bool:
-        return self._queued > 0 and (self._live == 0 or isinstance(self._cache, _SlotCache | FixedCache))
+        return self._queued > 0 and (self._live == 0 or isinstance(self._cache, SlotCache | FixedCache))
 
     def _worth_refilling(self) -> bool:
         wanted = 0 if self._live == 0 else min(math.ceil(REFILL_AT * self.batch_rows), self._queued)
@@ -239,13 +252,14 @@ class ContinuousBatch:
         assert self._prefill is not None
         cache, logits = self._prefill
         if self._cache is None:
-            joinable = self._takes_positions and _joinable(cache)
-            self._fixed = self._fixed and joinable
+            joins = self._takes_positions and joinable(cache)
+            self._fixed = self._fixed and joins
+            self._shared = joins and self._reached == set(range(len(cache.layers)))
             if self._fixed:
                 self.batch_rows = min(self.batch_rows, self._queued)
                 self._cache = FixedCache(cache, self.batch_rows, self._longest(row for row, _ in self._prefilled))
             else:
-                self._cache = _SlotCache() if joinable else _ModelCache()
+                self._cache = SlotCache(self._shared) if joins else ModelCache()
         if self._live == 0:
             self._rows = [None] * self.batch_rows if self._fixed else []
             self._tokens = self._index([0] * len(self._rows))
@@ -265,13 +279,15 @@ class ContinuousBatch:
                 self._cache, self._step = self._cache.grow(columns), None
             self._cache.start(cache, source, where, self._index([row.prompt for row, _ in starting]))
         else:
-            self._cache.start(cache, source, where, len(self._rows), width)
+            self._cache.start(cache, source, where, len(self._rows), width, [(row.home, row.prompt) for row, _ in starting])
         self._tokens[where] = self._draw(slots, logits[source])
         if not self._prefilled:
             self._prefill = None
 
     def _prefill_next(self) -> None:
         """One forward over the next prompts whose rows fit into the free slots; at least one prompt."""
+        if self._cache is None and self._shared is None:
+            self._shared = self._worth_sharing()
         prompts: list[list[int]] = []
         room = self.batch_rows - self._live
         while self._waiting:
@@ -281,14 +297,17 @@ class ContinuousBatch:
             if prompts and (len(requests) > room or not alike):
                 break
             self._waiting.popleft()
-            self._prefilled.extend((_Row(request, len(prompt), limit), len(prompts)) for request in requests)
+            self._prefilled.extend((_Row(request, len(prompt), self._homes, limit), len(prompts)) for request in requests)
+            self._homes += 1
             prompts.append(prompt)
             room -= len(requests)
         width = max(len(p) for p in prompts)
         tokens = self._index([[self.pad_token] * (width - len(p)) + p for p in prompts])
         mask = self._index([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         padded = any(len(p) < width for p in prompts)
-        options = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
+        options: dict[str, Any] = {"position_ids": (mask.cumsum(1) - 1).clamp_min(0)} if self._takes_positions else {}
+        if self._cache is None and self._shared:  # a trial: does every layer get what the model is given?
+            options["reached"] = self._reached
         self.steps += 1
         out = self.model(input_ids=tokens, attention_mask=mask if padded else None, use_cache=True, logits_to_keep=1, **options)
         self._prefill = out.past_key_values, out.logits[:, -1]
@@ -296,17 +315,18 @@ class ContinuousBatch:
     def _forward(self) -> Tensor:
         """Feeds every slot its token. Logits [slots,V] of the next one."""
         assert self._cache is not None
-        cached = self._cached()
+        fed = self._fed()
         if isinstance(self._cache, FixedCache):
             self._step = self._step or FixedStep(self.model, self._cache)
             self.steps += 1
-            return self._step(self._tokens, cached)
+            return self._step(self._tokens, fed)
+        cached = self._cached()
         width = self._cache.open(max(cached))
-        lengths = self._index(cached).unsqueeze(1)
         mask = None
-        if any(0 < c < width for c in cached):
-            mask = (torch.arange(width + 1, device=lengths.device) >= width - lengths).long()
-        options = {"position_ids": lengths} if self._takes_positions else {}
+        if any(row is not None and c < width for row, c in zip(self._rows, cached, strict=True)):
+            own = self._index(cached).unsqueeze(1)
+            mask = (torch.arange(width + 1, device=own.device) >= width - own).long()
+        options = {"position_ids": self._index(fed).unsqueeze(1)} if self._takes_positions else {}
         self.steps += 1
         out = self.model(
             input_ids=self._tokens.unsqueeze(1),
@@ -314,6 +334,7 @@ class ContinuousBatch:
             past_key_values=self._cache.cache,
             use_cache=True,
             **options,
+            **self._cache.options(),
         )
         return out.logits[:, -1]
 
@@ -366,10 +387,9 @@ class ContinuousBatch:
 
     def _compact(self) -> None:
         """Moves the last live rows into free slots before them, and drops the slots after."""
-        assert isinstance(self._cache, _ModelCache | _SlotCache)
+        assert isinstance(self._cache, ModelCache | SlotCache)
         count = self._live
-        free = [slot for slot in range(count) if self._rows[slot] is None]
-        moved = [slot for slot in range(count, len(self._rows)) if self._rows[slot] is not None]
+        moved, free = moves([row is not None for row in self._rows])
         source, target = self._index(moved), self._index(free)
         self._cache.move(source, target, count, max(self._cached()))
         for old, new in zip(moved, free, strict=True):
@@ -378,6 +398,14 @@ class ContinuousBatch:
         self._tokens[target] = self._tokens[source]
         self._tokens = self._tokens[:count]
 
+    def _worth_sharing(self) -> bool:
+        """Whether decoding what waits is faster with shared prompts: they are long enough, and enough rows have the same."""
+        rows = [len(requests) for _, requests, _ in self._waiting]
+        length = sum(len(prompt) for prompt, _, _ in self._waiting) / len(rows)
+        # a prompt with few rows costs as much as one with many
+        saved = length * (sum(rows) - len(rows) * (1 + SHARED_QUERY * max(rows))) - SHARED_ROW * sum(rows)
+        return saved * min(1, self.batch_rows / sum(rows)) > SHARED_STEP
+
     def _longest(self, rows: Iterable[_Row]) -> int:
         """The most tokens, prompt and all, that any of the rows may come to."""
         if self.on_stop is not None:
@@ -385,119 +413,14 @@ class ContinuousBatch:
             return self.max_total_tokens
         return max(row.prompt + row.limit for row in rows)
 
-    def _cached(self) -> list[int]:
-        """Tokens in the cache of each slot's row, all but its last one; 0 for free slots."""
+    def _fed(self) -> list[int]:
+        """Tokens of each slot's row that the model has seen, all but its last one; 0 for free slots."""
         return [0 if row is None else row.prompt + len(row.tokens) - 1 for row in self._rows]
+
+    def _cached(self) -> list[int]:
+        """Those of them that a slot's own columns hold."""
+        fed = self._fed()
+        return [n - row.prompt if row else 0 for row, n in zip(self._rows, fed, strict=True)] if self._shared else fed
 
     def _index(self, values: Sequence[Any]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self.model.device)
-
-
-class _ModelCache:
-    """The model's own cache, whatever its kind: rows may leave it, none may join while it lives."""
-
-    cache: Any
-    width: int
-
-    def start(self, cache: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
-        self.cache, self.width = cache, cache.get_seq_length()
-        cache.reorder_cache(source)
-
-    def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
-        kept = torch.arange(count, device=source.device)
-        kept[target] = source
-        self.cache.reorder_cache(kept)
-
-    def open(self, width: int) -> int:
-        """Columns before the next token."""
-        self.width += 1
-        return self.width - 1
-
-
-class _SlotCache:
-    """A DynamicCache of which rows can join and leave: layers write in place, all rows end at the same column, and attention sees only as
-    many columns as the longest live row has tokens (`width`)."""
-
-    cache: Any = None
-
-    def start(self, cache: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
-        """Writes the rows `source` of a prefill's cache into `slots`; then there are `count`."""
-        if self.cache is None:
-            self.cache = type(cache)()
-            self.cache.layers = [_slot_layer()(layer) for layer in cache.layers]
-        for layer, new in zip(self.cache.layers, cache.layers, strict=True):
-            layer.join(new, source, slots, count, width)
-
-    def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
-        """Copies slots `source` to `target` and drops all slots from `count` on."""
-        for layer in self.cache.layers:
-            layer.move(source, target, count, width)
-
-    def open(self, width: int) -> int:
-        """Makes room for one more column; attention will see `width` columns before it."""
-        for layer in self.cache.layers:
-            layer.open(width)
-        return width
-
-
-def _joinable(cache: Any) -> bool:
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers)
-
-
-@functools.cache
-def _slot_layer() -> Any:
-    """The class is made late: importing transformers takes a second."""
-    from transformers.cache_utils import DynamicLayer
-
-    class SlotLayer(DynamicLayer):
-        """Keys and values of one layer in stores [slots, heads, columns, D]: `count` slots are in use, up to column `end`."""
-
-        def __init__(self, like: Any) -> None:
-            super().__init__()
-            self.lazy_initialization(like.keys, like.values)
-            self.stores = [x.new_empty(0, x.shape[1], 0, x.shape[3]) for x in (like.keys, like.values)]
-            self.count = self.end = 0
-
-        def join(self, layer: Any, source: Tensor, slots: Tensor, count: int, width: int) -> None:
-            prefix = layer.keys.shape[2]
-            if count > self.stores[0].shape[0] or prefix > self.end:
-                self._rebuild(max(count, self.stores[0].shape[0]), width, max(width, prefix))
-            begin, end = self.end - prefix, self.end
-            for store, new in zip(self.stores, (layer.keys, layer.values), strict=True):
-                # zeros, because attention multiplies even what it masks
-                store[: self.count, :, begin : end - width] = 0
-                store[slots, :, end - width : begin] = 0
-                store[slots, :, begin:end] = new[source]
-            self.count = count
-
-        def move(self, source: Tensor, target: Tensor, count: int, width: int) -> None:
-            for store in self.stores:
-                store[target, :, self.end - width : self.end] = store[source, :, self.end - width : self.end]
-            self.count = count
-
-        def open(self, width: int) -> None:
-            slots, _, columns, _ = self.stores[0].shape
-            if self.end == columns:
-                self._rebuild(slots, width, width)
-            self._show(width)
-
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            for store, new in zip(self.stores, (key_states, value_states), strict=True):
-                store[: self.count, :, self.end : self.end + 1] = new
-            self.end += 1
-            return self._show(self.get_seq_length() + 1)
-
-        def _show(self, width: int) -> tuple[Tensor, Tensor]:
-            self.keys, self.values = (store[: self.count, :, self.end - width : self.end] for store in self.stores)
-            return self.keys, self.values
-
-        def _rebuild(self, slots: int, width: int, end: int) -> None:
-            """New stores with the last `width` columns, which now end at column `end`, and room after it."""
-            for i, old in enumerate(self.stores):
-                self.stores[i] = old.new_empty(slots, old.shape[1], end + ROOM, old.shape[3])
-                self.stores[i][: self.count, :, end - width : end] = old[: self.count, :, self.end - width : self.end]
-            self.end = end
-
-    return SlotLayer

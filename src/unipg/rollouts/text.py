@@ -52,7 +52,8 @@ class SamplingRecipe:
     batch_rows: int = 256
     """Most answers decoded together."""
     decoding: Decoding = "auto"
-    """growing: caches as long as the longest live row; fixed: as long as any row may become, replayed as a graph on a GPU."""
+    """growing: caches as long as the longest live row; shared: a group's prompt once, and what each row adds; fixed: as long as any row may
+    become, replayed as a graph on a GPU. auto: fixed on a GPU; on a CPU shared where groups are large and prompts long, else growing."""
     chat_template: Literal["auto", "never"] = "auto"
     """auto: apply the tokenizer's chat template where it has one."""
     verifier_seconds: float = 10.0
