@@ -123,9 +123,14 @@ def _targets(result: Result) -> list[str]:
 
 
 def _loaded(case: Result, target: float) -> str:
-    """What a share of memory leaves out of account."""
-    held, aim = case["sides"]["ours"]["base_mb"], target * case["sides"]["trl"]["peak_mb"]
+    """What a share of memory leaves out of account: what was loaded before, and the settings of ours that need less."""
+    ours, theirs = case["sides"]["ours"], case["sides"]["trl"]["peak_mb"]
+    held, aim = ours["base_mb"], target * theirs
     more = f" unipg's hold {held:.0f} MB then, more than the aim of {aim:.0f} MB by themselves." if held > aim else ""
+    least = min(ours["tried"], key=lambda t: t["peak_mb"], default=None)
+    if least is not None and least["setting"] != ours["setting"] and case["clock"] == "cpu":
+        longer = least["cpu"] / next(t["cpu"] for t in ours["tried"] if t["setting"] == ours["setting"])
+        more += f" With {_setting(least['setting'])} the share is {least['peak_mb'] / theirs:.2f}, at {longer:.2f} times the time."
     return "Interpreter, PyTorch and transformers, loaded before the first step, are a large part of both processes." + more
 
 
