@@ -369,8 +369,12 @@ def collecting_ahead(result: Result) -> list[str]:
         rows.append([case, *cells, f"{first / last:.2f}"])
     lines += table(["", *ways, "times faster than one thread"], rows)
     machine = result["machine"]
-    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    lines += _made(result)
     return [*lines, f"- machine: {machine['cpu']}, {machine['cores']} cores", ""]
+
+
+def _made(result: Result) -> list[str]:
+    return [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
 
 
 def _summary(values: Sequence[float]) -> Result:
@@ -403,7 +407,7 @@ def gpu(result: Result) -> list[str]:
             lines += table(["", "way", "ms", "extra GB", "tokens per second", "differs from the plain way by"], rows)
     if any("mfu" in row for row in result.get("update", [])):
         lines += [f"Share of the bf16 peak in the update: {result['update'][0]['mfu']:.1%}.", ""]
-    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    lines += _made(result)
     return [*lines, f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}", ""]
 
 
@@ -436,7 +440,7 @@ def control(result: Result, images: Path) -> list[str]:
     draw_control({titles[name]: side for name, side in sides.items()}, images / "speed-control.png")
     lines += ["![steps per CPU-second and learning curves](images/speed-control.png)", ""]
     machine = result["machine"]
-    lines += [f"- command: `{result['command']}`", f"- commit: {result['commit'] or 'unknown'}", f"- date: {result['written']}"]
+    lines += _made(result)
     lines += [f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
     lines += [f"- versions, {titles[n]}: {', '.join(f'{k} {v}' for k, v in side['versions'].items())}" for n, side in sides.items()]
     return [*lines, ""]

@@ -105,19 +105,25 @@ class Trajectories:
         """A shallow copy with some fields changed, not checked: checks cost a small controller's step a few percent."""
         changed = object.__new__(Trajectories)
         changed.__dict__ = self.__dict__ | changes
-        if "source" in changes:
-            changed.__dict__.pop("_rows", None)
-        if "mask" in changes:
-            changed.__dict__.pop("_full", None)
+        if "mask" in changes or "source" in changes:
+            changed.__dict__["_known"] = {}
         return changed
+
+    def _derived(self, key: object, tensor: Tensor, find: Callable[[], Any]) -> Any:
+        """What `find` makes of a field, found once for as long as the field is this tensor and nobody writes to it."""
+        known = self.__dict__.setdefault("_known", {})
+        version = None if tensor.is_inference() else tensor._version  # inference mode keeps no count of writes
+        of, at, value = known.get(key, (None, None, None))
+        if of is not tensor or at is None or at != version:
+            value = find()
+            known[key] = tensor, version, value
+        return value
 
     @property
     def full(self) -> bool:
         """Whether the policy chose at every step of every row."""
-        version, known = self.__dict__.get("_full", (None, False))
-        if version != self.mask._version:  # the mask is new, or was written to
-            version, known = self._full = self.mask._version, bool(self.mask.all())
-        return known
+        full: bool = self._derived("full", self.mask, lambda: bool(self.mask.all()))
+        return full
 
     @classmethod
     def tensor_fields(cls) -> list[str]:
@@ -137,11 +143,14 @@ class Trajectories:
     def rows_from(self, *sources: Source) -> Tensor:
         """[B] bool: the rows that come from any of `sources`."""
         assert self.source is not None
-        known: dict[tuple[Source, ...], Tensor] = self.__dict__.setdefault("_rows", {})
-        if sources not in known:
-            found = [self.source == int(source) for source in sources]
-            known[sources] = functools.reduce(torch.logical_or, found) if found else torch.zeros_like(self.source, dtype=torch.bool)
-        return known[sources]
+        source = self.source
+
+        def find() -> Tensor:
+            found = [source == int(wanted) for wanted in sources]
+            return functools.reduce(torch.logical_or, found) if found else torch.zeros_like(source, dtype=torch.bool)
+
+        rows: Tensor = self._derived(sources, source, find)
+        return rows
 
     def total_reward(self) -> Tensor:
         """[B] outcome plus the sum of the step rewards over the policy's own steps."""

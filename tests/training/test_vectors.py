@@ -42,6 +42,17 @@ def test_a_network_without_gradient_stays(tmp_path) -> None:
         assert torch.equal(now[name], value) == name.startswith("critic"), name
 
 
+def test_a_frozen_critic_is_no_vector(tmp_path) -> None:
+    experience = EnvironmentRecipe("CartPole-v1", 2, 8, evaluation_episodes=2).build(0)
+    policy = ActorCriticRecipe(hidden=[8]).build(experience.observation_space, experience.action_space, 0)
+    policy.module.critic.requires_grad_(False)
+    before = {name: value.clone() for name, value in policy.module.critic.state_dict().items()}
+    trainer = Trainer(Reinforce(), policy, experience, folder=tmp_path, training=TrainingRecipe(iterations=1))
+    assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [1]
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in policy.module.critic.state_dict().items())
+
+
 def test_views_and_gradients() -> None:
     parameters = [torch.nn.Parameter(torch.randn(2, 3)), torch.nn.Parameter(torch.randn(3))]
     whole = ParameterVector(parameters)

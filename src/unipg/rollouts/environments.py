@@ -140,8 +140,7 @@ class EnvironmentRollouts(Experience):
         ended = terminated | truncated
         truncated &= ~terminated  # an end is an end, also at the limit
         if not same_step:  # the next observation is still of the same episode
-            after = np.concatenate([observation[1:], current[None]])
-            finals = [(row, t, after[t, row]) for t, row in np.argwhere(truncated).tolist()]
+            finals = [(row, t, (observation[t + 1] if t + 1 < steps else current)[row]) for t, row in np.argwhere(truncated).tolist()]
         mask = np.ones((steps, rows), bool)
         if not same_step:
             mask = ~np.concatenate([self._resetting[None], ended[:-1]])

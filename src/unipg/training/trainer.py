@@ -130,12 +130,11 @@ class Trainer:
         self._check_needs()
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
         self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
-        self._vectors = [ParameterVector(network) for network in policy.networks]
-        single = {id(p) for vector in self._vectors for p in vector.parameters}
+        self._vectors = [ParameterVector(network) for network in policy.networks if network]
         critic = policy.critic_parameters
-        of_critic = {id(parameter) for parameter in critic}
-        trained = [p for p in policy.module.parameters() if id(p) not in of_critic | single]
-        self._models = {"": [*trained, *(vector.vector for vector in self._vectors)]}
+        elsewhere = {id(p) for p in (*critic, *(p for vector in self._vectors for p in vector.parameters))}
+        single = [p for p in self._parameters if id(p) not in elsewhere]
+        self._models = {"": [*single, *(vector.vector for vector in self._vectors)]}
         """What a step guards and clips by itself, by what its metrics begin with."""
         if critic:
             self._models["critic/"] = critic
@@ -456,7 +455,7 @@ class Trainer:
             tokens += len(piece) if self.policy.memoryless else int(self.policy.cost(piece).sum())
         for vector in self._vectors:
             vector.gather()
-        self.workers.sum_gradients([p for model in self._models.values() for p in model if p.requires_grad])
+        self.workers.sum_gradients([p for model in self._models.values() for p in model])
         self._guarded_step(planned)
         self.row["loss"] = sum(float(loss) for loss in losses)
         self.row["tokens/update"] = self.row.get("tokens/update", 0.0) + tokens
