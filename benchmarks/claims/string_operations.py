@@ -280,7 +280,7 @@ def train(
             )
             trainer.train()
             rollouts += iterations * experience.prompts * (each.rollouts if each.uses_rollouts else 0)
-            steps += trainer.step - sum(trainer.skipped.values())
+            steps += trainer.step - sum(trainer.learner.skipped.values())
     last = curve.scores[len(curve.rows)]
     scores = {str(step): _score(by_operation) for step, by_operation in curve.scores.items()}
     return {

@@ -200,7 +200,7 @@ def proof(vectorized: bool | None) -> float:
         for parameter in module.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=source, dtype=torch.float64)
     parameters = list(module.parameters())
-    planning = one.planning()
+    planning = one.learner.planning()
     planned = one.objective.plan(batch, planning)
     now = one.policy.evaluate(planned, value=True)
     found = torch.autograd.grad(one.objective.loss(now, planned, planning), parameters)

@@ -147,7 +147,7 @@ def trainer_for(order: Order, folder: Path, line: Line | None) -> Trainer:
         observer=Told(line, meter) if line is not None else Silent(),
     )
     if order.proof:
-        trainer.optimizer = torch.optim.SGD(policy.module.parameters(), PROOF_RATE)
+        trainer.learner.optimizer = torch.optim.SGD(policy.module.parameters(), PROOF_RATE)
     if setting.get("keep_all"):  # nothing is skipped
         object.__setattr__(trainer.objective, "touched_rows", lambda batch: torch.ones(len(batch), dtype=torch.bool))
     return trainer

@@ -321,9 +321,9 @@ class SampledStrings(StringExperience):
         self.sampler.load_state_dict(state)
 
 
-def trainer(folder) -> Trainer:
+def trainer(folder, iterations: int = 6) -> Trainer:
     spo = SPO()
-    recipe = TrainingRecipe(iterations=6, epochs=2)
+    recipe = TrainingRecipe(iterations=iterations, epochs=2)
     experience = SampledStrings(spo.build_sampler(4, 5))
     return Trainer(spo, BigramPolicy(4, seed=1), experience, folder=folder, training=recipe, seed=5)
 
@@ -341,7 +341,7 @@ def test_7_tracker_and_sampler_survive_a_stop_bit_for_bit(tmp_path, stop) -> Non
     second = trainer(tmp_path / "stopped")
     second.resume()
     second.train()
-    ours, theirs = second.memory[TRACKER], straight.memory[TRACKER]
+    ours, theirs = second.learner.memory[TRACKER], straight.learner.memory[TRACKER]
     assert list(ours) == list(theirs)
     assert sum(entry["visits"] for entry in ours.values()) == 18
     for key in ours:
@@ -357,14 +357,15 @@ def test_the_sampler_sees_what_the_tracker_learnt(tmp_path) -> None:
     run = trainer(tmp_path)
     run.train()
     value = run.experience.sampler.value
-    assert {i: float(v) for i, v in enumerate(value) if i in run.memory[TRACKER]} == {k: e["value"] for k, e in run.memory[TRACKER].items()}
+    assert {i: float(v) for i, v in enumerate(value) if i in run.learner.memory[TRACKER]} == {
+        k: e["value"] for k, e in run.learner.memory[TRACKER].items()
+    }
 
 
 def test_stored_log_probs_are_those_after_the_updates(tmp_path) -> None:
-    run = trainer(tmp_path)
-    run.training = TrainingRecipe(iterations=1, epochs=2)
+    run = trainer(tmp_path, iterations=1)
     run.train()
-    entry = next(iter(run.memory[TRACKER].values()))
+    entry = next(iter(run.learner.memory[TRACKER].values()))
     row = Trajectories(entry["action"].unsqueeze(0), entry["mask"].unsqueeze(0))
     assert torch.equal(run.policy.evaluate(row).log_prob.detach()[0][entry["mask"]], entry["log_prob"][entry["mask"]])
 

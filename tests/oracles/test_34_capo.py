@@ -497,7 +497,7 @@ def test_a_deadlock_is_an_error(tmp_path) -> None:
         trained(stuck, tmp_path / "stuck", 9)
     logits, last, trainer = trained(dataclasses.replace(stuck, patience=10), tmp_path / "patient", 9)
     assert torch.equal(logits, BigramPolicy(4, seed=1).logits.detach())  # training silently stands still, which is why it is an error
-    assert trainer.skipped["empty"] > 0
+    assert trainer.learner.skipped["empty"] > 0
     assert last["curvature/rejected"] > 0
 
 
@@ -517,8 +517,8 @@ def test_metrics(tmp_path) -> None:
     assert 0 < last["curvature/rejected"] < 0.5
     assert last["curvature/rejected"] <= last["curvature/rejected_by_shift"] + last["curvature/rejected_by_gain"] + 1e-9
     assert last["curvature/shift_q50"] <= last["curvature/shift_q99"]
-    assert trainer.memory[STATE]["told"] == []
-    assert trainer.memory[STATE]["adam"]["steps"] == 12
+    assert trainer.learner.memory[STATE]["told"] == []
+    assert trainer.learner.memory[STATE]["adam"]["steps"] == 12
 
 
 def test_a_model_of_another_optimiser_gets_one_warning(tmp_path) -> None:

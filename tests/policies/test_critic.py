@@ -409,7 +409,7 @@ def one_step(policy, folder: Path, **optimizer) -> tuple[Trainer, dict[str, torc
 
 
 def step(trainer: Trainer, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    trainer._guarded_step(batch())
+    trainer.row = trainer.learner.guarded_step(batch())
     return {name: before[name] - p.detach() for name, p in trainer.policy.module.named_parameters()}
 
 
@@ -440,7 +440,7 @@ def test_a_gradient_that_is_not_applied_does_not_stop_the_other_model(policy, tm
     assert bool(of_critic.any()) == (spoiled == "model.")
     assert torch.isfinite(of_model).all()
     assert torch.isfinite(of_critic).all()
-    assert trainer.skipped == {"empty": 0, "large": 0, "nonfinite": 0} | {how: 1}
+    assert trainer.learner.skipped == {"empty": 0, "large": 0, "nonfinite": 0} | {how: 1}
 
 
 def test_a_run_stops_at_either(policy, tmp_path) -> None:
@@ -448,7 +448,7 @@ def test_a_run_stops_at_either(policy, tmp_path) -> None:
         trainer, _, before = one_step(policy, tmp_path / whose)
         next(p for n, p in trainer.policy.module.named_parameters() if n.startswith(name)).grad.fill_(float("inf"))
         with pytest.raises(NonFinite, match=f"the {whose}'s gradient at optimiser step 0"):
-            trainer._guarded_step(batch())
+            trainer.learner.guarded_step(batch())
         assert all(torch.equal(p, before[n]) for n, p in trainer.policy.module.named_parameters())
 
 

@@ -567,3 +567,22 @@ def test_the_page_is_replaced_and_folders_are_made(tmp_path: Path) -> None:
     assert write_report([run], output) == output
     write_report([run], output)
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]
+
+
+def test_the_report_draws_tools_and_strata_and_shows_calls(tmp_path: Path) -> None:
+    numbers = {"tools/calls": 1.5, "tools/calls/search": 1.0, "tools/calls/calculator": 0.5, "tools/ok_fraction": 0.9, "tools/turns": 2.5}
+    strata = {"strata/per_prompt": 2.0, "strata/share_0_calls": 0.25, "strata/share_1_calls": 0.75, "strata/reward_1_calls": 0.5}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"iteration": i, **numbers, **strata}) for i in (1, 2)) + "\n")
+    call = {"turn": 0, "name": "search", "arguments": {"query": "<b>"}, "outcome": "ok", "result": "a fact"}
+    sample = {"prompt": "What?", "answer": "Zorv", "expected": "Zorv", "reward": 1.0, "transcript": "<tool_call>…", "tool_calls": [call]}
+    results = [{"task": "2_hop", "metrics": {"pass@1 (greedy)": {"value": 1.0, "n": 1}}, "samples": [sample]}]
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps({"iteration": 2, "step": 2, "results": results}) + "\n")
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    for title in ("Tool calls per rollout", "How calls end", "Turns", "Rollouts by stratum", "Reward by stratum", "Per prompt"):
+        assert f"<h3>{title}</h3>" in page
+    assert "<h3>tools/calls</h3>" not in page
+    assert "&lt;tool_call&gt;…" in page
+    assert "1 tool call</summary>" in page
+    assert "<code>{&quot;query&quot;: &quot;&lt;b&gt;&quot;}</code>" in page
+    charts = json.loads(page.split('id="charts">')[1].split("</script>")[0])
+    assert {"all", "search", "calculator"} <= {line.get("name") for chart in charts for line in chart["data"]}

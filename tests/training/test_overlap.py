@@ -62,7 +62,7 @@ def overlapped(tmp_path_factory) -> Trainer:
 
 def test_it_trains_on_batches_that_are_one_iteration_old(overlapped, tmp_path) -> None:
     plain = trainer(tmp_path, experience=Lagging(PROBLEM, prompts=6), overlap=False)
-    plain.objective = corrected(plain.objective, 2.0)
+    plain.learner.objective = corrected(plain.objective, 2.0)
     plain.train()
     assert torch.equal(overlapped.policy.logits, plain.policy.logits)
     uncorrected = trainer(tmp_path / "uncorrected", experience=Lagging(PROBLEM, prompts=6), overlap=False)

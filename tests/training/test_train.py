@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from unipg.cli import main
-from unipg.training import trainer
+from unipg.training import learner
 from unipg.training.checkpoints import read_checkpoint
 
 
@@ -423,13 +423,13 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(recipe, tmp_path, capsys, m
 
 
 def test_a_gradient_that_is_not_finite_stops_with_the_batch_or_is_skipped_and_counted(recipe, tmp_path, capsys, monkeypatch) -> None:
-    norm = trainer.gradient_norm
+    norm = learner.gradient_norm
 
     def broken(gradients):
         gradients[0].fill_(float("nan"))
         return norm(gradients)
 
-    monkeypatch.setattr(trainer, "gradient_norm", broken)
+    monkeypatch.setattr(learner, "gradient_norm", broken)
     said = refused(capsys, "train", recipe())
     assert "optimiser step 0" in said
     dumped = torch.load(tmp_path / "run" / "nonfinite-batch-step0.pt", weights_only=False)

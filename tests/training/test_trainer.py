@@ -176,7 +176,7 @@ def test_the_step_clips_to_the_norm_as_torch_does(tmp_path) -> None:
             folder=tmp_path,
             optimizer=OptimizerRecipe(learning_rate=1.0, clip_norm=limit),
         )
-        trainer.optimizer = torch.optim.SGD(policy.module.parameters(), 1.0)
+        trainer.learner.optimizer = torch.optim.SGD(policy.module.parameters(), 1.0)
         parameters = list(policy.module.parameters())
         source = torch.Generator().manual_seed(0)
         for parameter in parameters:
@@ -185,8 +185,10 @@ def test_the_step_clips_to_the_norm_as_torch_does(tmp_path) -> None:
         norm = torch.sqrt(sum((g.double() ** 2).sum() for g in gradients))
         before = [parameter.detach().clone() for parameter in parameters]
         assert (norm > limit) == longer
-        trainer._guarded_step(Trajectories(action=torch.zeros(1, 1, dtype=torch.long), mask=torch.ones(1, 1, dtype=torch.bool)))
+        row = trainer.learner.guarded_step(
+            Trajectories(action=torch.zeros(1, 1, dtype=torch.long), mask=torch.ones(1, 1, dtype=torch.bool))
+        )
         factor = limit / norm if longer else 1.0
         for old, parameter, gradient in zip(before, parameters, gradients, strict=True):
             torch.testing.assert_close(old - parameter.detach(), gradient * factor, rtol=1e-4, atol=1e-7)
-        assert trainer.row["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
+        assert row["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)

@@ -13,8 +13,8 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.laws.cases import LawBroken
-from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Silent, Stopped, Trainer, TrainingRecipe
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.trainer import Silent, Stopped, Trainer
 
 PROBLEM = StringProblem(vocabulary=4, prompts=(0, 1, 2), length=2)
 """Repeat the prompt's token twice."""
@@ -86,7 +86,7 @@ def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 2, 5), *, epochs: 
         expected = weights(straight)
         for stop in steps:
             place = Path(folder) / f"stop{stop}"
-            example = f"stopped after optimiser step {stop} of {straight.total_steps}, {epochs} epochs x {minibatches} minibatches"
+            example = f"stopped after optimiser step {stop} of {training.total_steps}, {epochs} epochs x {minibatches} minibatches"
             first = _trainer(algorithm, place, training, 0.05)
             first.stop_after_steps = stop
             try:

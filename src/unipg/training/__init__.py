@@ -4,7 +4,7 @@ Belongs here: everything between a recipe and a trained policy that is the same 
 algorithm, a policy or a task could say itself.
 """
 
-from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Trainer, TrainingRecipe
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.trainer import Trainer
 
 __all__ = ["OptimizerRecipe", "Trainer", "TrainingRecipe"]

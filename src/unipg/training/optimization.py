@@ -1,4 +1,4 @@
-"""Optimiser, learning-rate schedule and the guarded step."""
+"""How long a run trains, with which optimiser, at which learning rate."""
 
 from __future__ import annotations
 
@@ -11,6 +11,46 @@ import torch
 from torch import nn
 
 from unipg.errors import InputError
+
+
+@dataclass(frozen=True)
+class TrainingRecipe:
+    """How long, how much at once, how often."""
+
+    iterations: int = 100
+    """Collect-and-update rounds."""
+    prompts: int = 32
+    """Prompts per iteration (language)."""
+    epochs: int = 1
+    """Passes over each iteration's batch."""
+    minibatches: int = 1
+    """Optimiser steps per pass."""
+    micro_batch_tokens: int = 16384
+    """Most tokens in one forward pass; a memory limit that does not change the gradient."""
+    save_every: int = 1
+    """Iterations between checkpoints: what a kill can lose."""
+    evaluate_every: int = 0
+    """Iterations between held-out evaluations; 0 for before and after only."""
+    overlap: bool = False
+    """Collect the next batch in a process of its own while this one is trained on: it is then one iteration old, and corrected for."""
+    overlap_limit: float | None = 2.0
+    """Largest weight pi_old / pi_behaviour of a token in that correction; null for none."""
+
+    def __post_init__(self) -> None:
+        for name in ("iterations", "prompts", "epochs", "minibatches", "micro_batch_tokens", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"training.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.overlap_limit is not None and not self.overlap_limit >= 1:
+            raise InputError(f"training.overlap_limit is {self.overlap_limit}; accepted: a weight of 1 or more, or null for no truncation")
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Optimiser steps on each iteration's batch."""
+        return self.epochs * self.minibatches
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.steps_per_batch
 
 
 @dataclass(frozen=True)

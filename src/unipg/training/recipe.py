@@ -23,9 +23,8 @@ from unipg.rollouts.text import SamplingRecipe
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
-from unipg.training.optimization import OptimizerRecipe
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.tracking import check_trackers
-from unipg.training.trainer import TrainingRecipe
 
 T = TypeVar("T")
 LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluation", "anchor_cache")

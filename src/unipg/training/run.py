@@ -33,9 +33,10 @@ from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
 from unipg.training.checkpoints import NAME as CHECKPOINT
 from unipg.training.distribution import Workers
+from unipg.training.observer import Observer, Silent, Stopped
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
-from unipg.training.trainer import Observer, Silent, Stopped, Trainer
+from unipg.training.trainer import Trainer
 from unipg.trajectories import Source
 
 PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "bm25s", "numpy")

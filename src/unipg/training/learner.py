@@ -1,0 +1,237 @@
+"""What an algorithm moves: the models of a policy with their optimiser, and one guarded step on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unipg.algorithms.base import Algorithm
+from unipg.errors import InputError
+from unipg.estimator import Objective, Planning, Progress
+from unipg.estimator.likelihoods import Reading, position_keys
+from unipg.policies.base import Policy
+from unipg.seeding import seed_torch
+from unipg.training.diagnostics import UpdateDiagnostics
+from unipg.training.distribution import Workers
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.vectors import ParameterVector
+from unipg.trajectories import Evaluation, Trajectories
+
+
+class NonFinite(InputError):
+    """A NaN or infinite gradient; the offending batch was dumped."""
+
+
+class Learner:
+    """The models that `objective` moves, and one optimiser step on them: plan, drop rows that cannot move anything, cut, accumulate, guard.
+
+    `folder`: where a batch is dumped whose gradient is not finite.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        policy: Policy,
+        objective: Objective,
+        *,
+        training: TrainingRecipe,
+        recipe: OptimizerRecipe,
+        workers: Workers,
+        seed: int,
+        folder: Path,
+    ) -> None:
+        self.algorithm, self.policy, self.objective = algorithm, policy, objective
+        self.training, self.recipe, self.workers, self.seed, self.folder = training, recipe, workers, seed, folder
+        self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
+        self._vectors = [ParameterVector(network) for network in policy.networks if network]
+        critic = policy.critic_parameters
+        elsewhere = {id(p) for p in (*critic, *(p for vector in self._vectors for p in vector.parameters))}
+        single = [p for p in self._parameters if id(p) not in elsewhere]
+        self._models = {"": [*single, *(vector.vector for vector in self._vectors)]}
+        """What a step guards and clips by itself, by what its metrics begin with."""
+        if critic:
+            self._models["critic/"] = critic
+        self.optimizer = recipe.build(*self._models.values())
+        self.step = 0
+        self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
+        self.memory: dict[str, Any] = {}
+        self.diagnostics = UpdateDiagnostics()
+
+    def planning(self) -> Planning:
+        total, workers = self.training.total_steps, self.workers
+        progress = Progress(self.step, total, self.recipe.learning_rate_at(self.step, total))
+        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.recipe))
+
+    # ------------------------------------------------------------------------------------------------ without gradient
+
+    def evaluate(self, batch: Trajectories, *, readings: Sequence[Reading] = ()) -> Evaluation:
+        """What algorithms may ask of the current policy; see `algorithms.base.Evaluate`."""
+        return self.frozen(self.policy, batch, readings=readings)
+
+    def frozen(
+        self,
+        policy: Policy,
+        batch: Trajectories,
+        rows: Tensor | None = None,
+        value: bool = False,
+        entropy: bool = False,
+        readings: Sequence[Reading] = (),
+    ) -> Evaluation:
+        """[B,T] under a frozen policy, micro-batch by micro-batch, in evaluation mode; 0 in rows that are left out."""
+        if readings:
+            batch = batch.with_planned(position_key=position_keys(batch, self.seed + self.step))
+        chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
+        batch, size = batch.select(chosen), batch.mask.shape
+        whole = Evaluation(*(torch.zeros(size, device=batch.mask.device) if asked else None for asked in (True, entropy, value)))  # type: ignore[arg-type]
+        was_training = policy.module.training
+        policy.module.eval()
+
+        def put(all_rows: Tensor | None, piece: Tensor, index: Tensor) -> Tensor:
+            all_rows = torch.zeros(size, dtype=piece.dtype, device=piece.device) if all_rows is None else all_rows.to(piece.dtype)
+            all_rows[chosen[index], : piece.shape[1]] = piece
+            return all_rows
+
+        with torch.no_grad():
+            for index in policy.cuts(batch, self.training.micro_batch_tokens):
+                now = policy.evaluate(batch.select(index).trim(), value=value, entropy=entropy, readings=readings)
+                for name in ("log_prob", "entropy", "value"):
+                    if (read := getattr(now, name)) is not None:
+                        setattr(whole, name, put(getattr(whole, name), read, index))
+                for reading, named in now.read.items():
+                    kept = whole.read.setdefault(reading, {})
+                    kept |= {name: put(kept.get(name), read, index) for name, read in named.items()}
+        policy.module.train(was_training)
+        return whole
+
+    # ------------------------------------------------------------------------------------------------ one step
+
+    def optimise(self, batch: Trajectories) -> dict[str, Any]:
+        """One optimiser step on a batch; returns what there is to tell of it."""
+        iteration, position = self._place()
+        seed_torch(self.seed, "update", iteration, position, self.workers.rank)
+        planning = self.planning()
+        planned = self._planned(self.algorithm.select(batch, planning, self.evaluate), planning)
+        touched = self.objective.touched_rows(planned)
+        if not bool(touched.all()):
+            planned = planned.select(touched)
+        rows = len(planned) if self.workers.world == 1 else int(self.workers.sum(torch.tensor(len(planned))))
+        row: dict[str, Any] = {"rows/active_fraction": len(planned) / max(1, len(batch))}
+        if rows == 0:
+            self.skipped["empty"] += 1
+            self.step += 1
+            return row
+        if not self.policy.module.training:
+            self.policy.module.train()
+        self.forget_gradients()
+        losses: list[Tensor] = []
+        tokens = 0
+        value = self._trains(planned, critic=True)
+        critic_alone = value and not self._trains(planned, critic=False)
+        entropy = self.objective.reads_entropy or position < self.training.minibatches  # to be shown: of the first pass
+        for piece in self._pieces(planned):
+            now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
+            counted = replace(now.detach(), value=now.value) if critic_alone else now
+            loss = self.objective.loss(counted, piece, planning, records=self.diagnostics.records)
+            loss.backward()
+            self.diagnostics.add_entropy(now.entropy, piece.mask)
+            if position == 0:
+                self.diagnostics.add_mismatch(now.log_prob, piece)
+            losses.append(loss.detach())
+            tokens += len(piece) if self.policy.memoryless else int(self.policy.cost(piece).sum())
+        for vector in self._vectors:
+            vector.gather()
+        self.workers.sum_gradients([p for model in self._models.values() for p in model])
+        row |= self.guarded_step(planned)
+        row |= {"loss": sum(float(loss) for loss in losses), "tokens/update": float(tokens)}
+        self.step += 1
+        return row
+
+    def _place(self) -> tuple[int, int]:
+        """The iteration that the next step is of, and its position among the steps on that iteration's batch."""
+        return divmod(self.step, self.training.steps_per_batch)
+
+    def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
+        """The micro-batches of an optimiser step."""
+        if self.policy.memoryless and len(batch) <= self.training.micro_batch_tokens:
+            yield batch
+            return
+        together = self.objective.reach == "group" and self._groups_fit(batch)
+        for index in self.policy.cuts(batch, self.training.micro_batch_tokens, together):
+            yield (batch if len(index) == len(batch) else batch.select(index)).trim()
+
+    def forget_gradients(self) -> None:
+        """Frees them: a copy of the model that rollouts have no use for."""
+        for parameter in (*self._parameters, *(vector.vector for vector in self._vectors)):
+            parameter.grad = None
+
+    def _trains(self, planned: Trajectories, *, critic: bool) -> bool:
+        """Whether any token counts in a term that reads the critic, or in one that does not. A step in which none does must not move the
+        critic, or the policy: it then gets no gradient at all, not one of 0, which an optimiser with momentum would still step on."""
+        read = (name for name, term in self.objective.named() if term.reads_value == critic)
+        return any(bool(planned.require(f"{name}/weight", name).any()) for name in read)
+
+    def _planned(self, batch: Trajectories, planning: Planning) -> Trajectories:
+        """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
+        where whole groups are all they look at and micro-batches can hold them."""
+        reach = self.objective.reach
+        if reach == "row" or (reach == "group" and self._groups_fit(batch)):
+            return self.objective.plan(batch, planning)
+        return self.objective.plan(batch, planning, self.frozen(self.policy, batch))
+
+    def _groups_fit(self, batch: Trajectories) -> bool:
+        """Whether every group is within the token budget of a micro-batch."""
+        assert batch.group is not None
+        units, unit = batch.group.unique(return_inverse=True)
+        return not len(batch) or int(self.policy.cost_together(batch, unit, len(units)).max()) <= self.training.micro_batch_tokens
+
+    def guarded_step(self, batch: Trajectories) -> dict[str, float]:
+        """One optimiser step; returns each model's learning rate and gradient norm, before clipping.
+
+        A model whose gradient is not fit to be applied stays as it is, which says nothing about the other.
+        """
+        row: dict[str, float] = {}
+        for group, (name, model) in zip(self.optimizer.param_groups, self._models.items(), strict=True):
+            rate = self.recipe.learning_rate_at(self.step, self.training.total_steps, critic=bool(name))
+            row[f"{name}learning_rate"] = group["lr"] = rate
+            moved = [p for p in model if p.grad is not None]
+            gradients = [p.grad for p in moved if p.grad is not None]
+            row[f"{name}gradient_norm"] = length = gradient_norm(gradients)
+            if not self._fit(length, name, batch):
+                for parameter in moved:
+                    parameter.grad = None
+            elif self.recipe.clip_norm is not None and length > self.recipe.clip_norm:
+                torch._foreach_mul_(gradients, self.recipe.clip_norm / length)
+        self.optimizer.step()
+        return row
+
+    def _fit(self, length: float, name: str, batch: Trajectories) -> bool:
+        """Whether the gradient of a model, of norm `length`, may be applied. `name`: what its metrics begin with."""
+        recipe = self.recipe
+        if not math.isfinite(length):
+            if recipe.on_nonfinite == "stop":
+                path = self.folder / f"nonfinite-batch-step{self.step}.pt"
+                torch.save(batch.select(torch.arange(len(batch))).to("cpu").state_dict(), path)  # copies: it may be a view of a larger one
+                raise NonFinite(
+                    f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self._place()[0]}) is "
+                    f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps"
+                )
+            self.skipped["nonfinite"] += 1
+            return False
+        if recipe.skip_norm is not None and length > recipe.skip_norm:
+            self.skipped["large"] += 1
+            return False
+        return True
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """The norm of all of them together. torch's own helpers for it, and for clipping, cost as much as a small controller's forward pass."""
+    if not gradients:
+        return 0.0
+    norms = torch._foreach_norm(gradients)
+    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))

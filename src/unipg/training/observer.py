@@ -1,0 +1,31 @@
+"""What is told of a run while it goes on, and how a run says that it was stopped."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from unipg.rollouts.base import EvaluationResult
+
+
+class Observer(Protocol):
+    """What is told of progress (the terminal's display)."""
+
+    def phase(self, name: str, done: float) -> None: ...
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
+
+    def evaluation(self, results: list[EvaluationResult]) -> None: ...
+
+
+class Silent:
+    """An observer that says nothing."""
+
+    def phase(self, name: str, done: float) -> None: ...
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
+
+    def evaluation(self, results: list[EvaluationResult]) -> None: ...
+
+
+class Stopped(Exception):
+    """Training was stopped on request; the checkpoint is written and `--resume` continues."""
