@@ -299,6 +299,27 @@ class PackedWithoutBorders(PolicyGradient):
 
 PLAIN = {"advantage": LeaveOneOut(), "aggregate": SUM}
 
+
+class NothingLeft(Algorithm):
+    """Every row is dropped before it is stepped on, so that all batches are empty."""
+
+    name, title, paper = "nothing_left", "Nothing left", "none"
+
+    def objective(self, setting):
+        return PolicyGradient(advantage=Outcome(), aggregate=SUM)
+
+    def select(self, batch, planning, evaluate):
+        return batch.select([])
+
+
+@dataclass(frozen=True)
+class Worthless(Outcome):
+    """An advantage of 0: whatever is done to the batch, the gradient stays the same."""
+
+    def __call__(self, batch, now=None, planning=None):
+        return 0 * super().__call__(batch, now, planning)
+
+
 BROKEN: dict[str, tuple[str, str, Callable[[], Algorithm]]] = {
     # name: the law that must catch it, words that its sentence must have, and how it is made
     "per-micro-batch mean": ("split", "micro-batches instead of one", lambda: trial(MicroBatchMean(**PLAIN))),
@@ -324,5 +345,6 @@ BROKEN: dict[str, tuple[str, str, Callable[[], Algorithm]]] = {
     "mean over idle rows": ("emptiness", "one more group", lambda: trial(CountsIdleRows())),
     "wrong sign of the advantage": ("learning", "went from", lambda: trial(UpsideDown())),
     "state outside the checkpoint": ("resume", "not bit-identical", Forgetful),
+    "batches that are all empty": ("resume", r"no weight moved in \d+ optimiser steps \(skipped: \d+ empty\)", NothingLeft),
     "packing that runs over row borders": ("second_opinion", "each row alone", lambda: trial(PackedWithoutBorders(**PLAIN))),
 }

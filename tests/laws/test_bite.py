@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unipg.algorithms import registered
-from unipg.laws import LAWS, LawBroken, search
+from unipg.laws import LAWS, LawBroken, search, trial
 
 
 def _load(name: str):
@@ -21,7 +21,8 @@ def _load(name: str):
     return module
 
 
-BROKEN = _load("broken").BROKEN
+_broken = _load("broken")
+BROKEN, Worthless = _broken.BROKEN, _broken.Worthless
 
 
 @pytest.mark.parametrize("mistake", BROKEN)
@@ -48,6 +49,15 @@ SEARCHED = [
 @pytest.mark.parametrize(("name", "law"), SEARCHED)
 def test_registered_algorithms_keep_the_laws_on_generated_examples(name: str, law: str) -> None:
     search(law, registered()[name](), 10)
+
+
+@pytest.mark.parametrize("law", [law for law in LAWS if law not in ("learning", "resume")])
+@pytest.mark.parametrize("bias", ["", "deliberate"])
+def test_no_law_holds_where_there_is_nothing_to_compare(law: str, bias: str) -> None:
+    silent = trial(Worthless(), bias)
+    for tried in (lambda: LAWS[law](silent), lambda: search(law, silent, 3)):
+        with pytest.raises(LawBroken, match=r"nothing was compared|no step would learn anything|no bias is stated"):
+            tried()
 
 
 def test_every_law_has_a_mistake_that_it_catches() -> None:

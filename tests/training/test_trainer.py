@@ -192,3 +192,30 @@ def test_the_step_clips_to_the_norm_as_torch_does(tmp_path) -> None:
         for old, parameter, gradient in zip(before, parameters, gradients, strict=True):
             torch.testing.assert_close(old - parameter.detach(), gradient * factor, rtol=1e-4, atol=1e-7)
         assert row["gradient_norm"] == pytest.approx(float(norm), rel=1e-6)
+
+
+@pytest.mark.parametrize("times", [0.5, 1.1, 1.5, 3.0, 100.0])
+def test_clipping_leaves_a_norm_of_the_limit_or_the_gradient_as_it_is(times, tmp_path) -> None:
+    """What the optimiser sees in a run, for gradients of `times` the limit."""
+    made = trainer(registered()["sft"](), tmp_path / "free", optimizer=OptimizerRecipe(clip_norm=None))
+    free = made.train()["gradient_norm"]
+    for limit, name in ((free / times, "set"), (OptimizerRecipe().clip_norm, "default")):
+        made = trainer(registered()["sft"](), tmp_path / name, optimizer=OptimizerRecipe(clip_norm=limit))
+        seen = []
+        step = made.optimizer.step
+
+        def watched(step=step, seen=seen, made=made) -> None:
+            seen.append(float(torch.cat([p.grad.flatten() for p in made.policy.module.parameters() if p.grad is not None]).norm()))
+            step()
+
+        made.learner.optimizer.step = watched
+        scale = 1.0
+        if name == "default":  # the gradient itself is made as long as asked for
+            scale = times * limit / free
+            made.policy.module["logits"].register_hook(lambda grad, scale=scale: grad * scale)
+        assert made.train()["gradient_norm"] == pytest.approx(free * scale, rel=1e-6)
+        assert seen == [pytest.approx(min(free * scale, limit), rel=1e-6)]
+
+
+def test_the_limit_of_clipping_is_that_of_the_literature() -> None:
+    assert OptimizerRecipe().clip_norm == 1.0

@@ -64,3 +64,72 @@ def test_views_and_gradients() -> None:
     parameters[0].grad = None
     whole.gather()
     assert whole.vector.grad is None
+
+
+def network() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 2))
+
+
+MODIFIED = "has been modified by an inplace operation"
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_step_between_forward_and_backward_raises(kind, joined) -> None:
+    """A gradient through weights that have changed since is wrong; torch's own fused step says nothing of it."""
+    net = network()
+    whole = ParameterVector(list(net.parameters())) if joined else None
+    stepped = [whole.vector] if whole else list(net.parameters())
+    optimizer = OptimizerRecipe(kind=kind, learning_rate=0.1).build(stepped)
+    for parameter in stepped:
+        parameter.grad = torch.ones_like(parameter)
+    loss = net(torch.ones(1, 3)).pow(2).sum()
+    optimizer.step()
+    with pytest.raises(RuntimeError, match=MODIFIED):
+        loss.backward()
+    net(torch.ones(1, 3)).pow(2).sum().backward()
+
+
+def test_any_write_to_the_vector_is_seen_and_parameters_stay_the_same_objects() -> None:
+    net = network()
+    before = {name: (parameter, parameter.detach().clone()) for name, parameter in net.named_parameters()}
+    whole = ParameterVector(list(net.parameters()))
+    for name, parameter in net.named_parameters():
+        assert parameter is before[name][0]
+        assert isinstance(parameter, torch.nn.Parameter)
+        assert parameter.is_leaf
+        assert torch.equal(parameter, before[name][1])
+    for write in (lambda: whole.vector.add_(1), lambda: net[2].weight.add_(1), lambda: net.load_state_dict(net.state_dict())):
+        loss = net(torch.ones(1, 3)).pow(2).sum()
+        with torch.no_grad():
+            write()
+        with pytest.raises(RuntimeError, match=MODIFIED):
+            loss.backward()
+
+
+def test_a_controllers_step_between_forward_and_backward_raises(tmp_path) -> None:
+    _, trainer = trained(tmp_path / "run", PPO())
+    batch = trainer.experience.collect(trainer.policy, trainer._demand(9))[0]
+    now = trainer.policy.evaluate(batch, value=True)
+    for parameter in trainer.policy.module.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    for vector in trainer.learner._vectors:
+        vector.gather()
+    trainer.optimizer.step()
+    for part in (now.log_prob, now.value):
+        with pytest.raises(RuntimeError, match=MODIFIED):
+            part.sum().backward()
+
+
+def test_a_parameter_with_weak_references_is_stepped_as_it_is(tmp_path) -> None:
+    import weakref
+
+    experience = EnvironmentRecipe("CartPole-v1", 2, 8, evaluation_episodes=2).build(0)
+    policy = ActorCriticRecipe(hidden=[8]).build(experience.observation_space, experience.action_space, 0)
+    watched = weakref.ref(next(policy.module.actor.parameters()))
+    trainer = Trainer(PPO(), policy, experience, folder=tmp_path, training=TrainingRecipe(iterations=1))
+    assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [1 + len(list(policy.module.actor.parameters()))]
+    before = watched().detach().clone()
+    trainer.train()
+    assert not torch.equal(watched(), before)

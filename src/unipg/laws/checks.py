@@ -24,6 +24,10 @@ PROGRESS = Progress(1, 4, 0.05)
 """Where training stands: the second of four steps, at a learning rate that some algorithms ask for."""
 
 
+BATCHES = 4
+"""Random batches, of which one at least must have a gradient."""
+
+
 class BatchLaw(Protocol):
     """A law on given rows (`case`), or on a few random ones."""
 
@@ -31,7 +35,8 @@ class BatchLaw(Protocol):
 
 
 def on_cases(body: Callable[[Algorithm, Case], None]) -> BatchLaw:
-    """A law written for one case, as a law for the random cases of a seed. What a part raises by itself breaks the law too."""
+    """A law written for one case, as a law for the random cases of a seed. What a part raises by itself breaks the law too, and so does a
+    gradient of 0 on all of them: nothing would have been compared."""
 
     def law(algorithm: Algorithm, seed: int = 0, *, case: Case | None = None) -> None:
         for each in random_cases(algorithm, seed) if case is None else [case]:
@@ -42,10 +47,22 @@ def on_cases(body: Callable[[Algorithm, Case], None]) -> BatchLaw:
             except Exception as error:
                 what = f"{body.__name__}: {type(error).__name__} ({error})"
                 raise LawBroken(f"{what}; example: {each.describe('columns', 'order', 'cut', 'workers')}") from error
+        if case is None:
+            compared(body.__name__, algorithm, seed)
 
     functools.update_wrapper(law, body)
     del law.__wrapped__  # type: ignore[attr-defined]  # its signature is not the law's
     return law
+
+
+def compared(law: str, algorithm: Algorithm, seed: int = 0) -> None:
+    """Refuses an algorithm whose gradient is exactly 0 on random batches: a law then holds because there is nothing to compare."""
+    for case in (random_cases(algorithm, seed + more)[0] for more in range(BATCHES)):
+        policy = case.policy()
+        objective, ready = prepared(algorithm, case.batch(), policy=policy)
+        if bool(gradient(objective, policy, ready).any()):
+            return
+    raise LawBroken(f"{law.replace('_', ' ')}: the gradient is exactly 0, so nothing was compared; example: {case.describe()}")
 
 
 def step(

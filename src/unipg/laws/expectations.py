@@ -117,6 +117,8 @@ def exactness(algorithm: Algorithm, seed: int = 0, *, problem: SmallProblem | No
     if not algorithm.bias and not cosine > 1 - TOLERANCE:
         said = f"the expected gradient has cosine {cosine:.6g} to the exact one, and no bias is stated"
         raise LawBroken(f"exactness: {said}; example: {small.describe()}" + (f", seed {seed}" if seed else ""))
+    if not problem and not any(cosines.values()):
+        raise LawBroken(f"exactness: the expected gradient is 0, so no step would learn anything; example: {small.describe()}")
     if algorithm.bias and not problem and cosine > 1 - TOLERANCE:
         raise LawBroken("exactness: a bias is stated, but the expected gradient points exactly along the exact one")
     if algorithm.completions != "none" and not cosine > 0:

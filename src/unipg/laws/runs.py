@@ -73,7 +73,8 @@ def learning(algorithm: Algorithm, iterations: int = 60, rate: float = 0.15, goa
 def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 2, 5), *, epochs: int = 2, minibatches: int = 2) -> None:
     """7. Stopping and continuing anywhere, also in the middle of re-using a batch, gives bit-identical weights.
 
-    `steps`: the optimiser steps after which to stop, out of 3 iterations of `epochs` · `minibatches` steps each.
+    `steps`: the optimiser steps after which to stop, out of 3 iterations of `epochs` · `minibatches` steps each. A run that moves no
+    weight, or none after it was continued, breaks the law: nothing was compared.
     """
     training = TrainingRecipe(iterations=3, epochs=epochs, minibatches=minibatches, micro_batch_tokens=64)
 
@@ -82,8 +83,14 @@ def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 2, 5), *, epochs: 
 
     with tempfile.TemporaryDirectory() as folder:
         straight = _trainer(algorithm, Path(folder) / "straight", training, 0.05)
+        start = weights(straight)
         straight.train()
         expected = weights(straight)
+        if _same(start, expected):
+            skipped = ", ".join(f"{count} {why}" for why, count in straight.learner.skipped.items() if count)
+            said = f"no weight moved in {straight.step} optimiser steps{f' (skipped: {skipped})' if skipped else ''}"
+            raise LawBroken(f"resume: {said}, so nothing was compared; example: {epochs} epochs x {minibatches} minibatches")
+        continued = False
         for stop in steps:
             place = Path(folder) / f"stop{stop}"
             example = f"stopped after optimiser step {stop} of {training.total_steps}, {epochs} epochs x {minibatches} minibatches"
@@ -97,7 +104,16 @@ def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 2, 5), *, epochs: 
                 raise LawBroken(f"resume: the run did not stop; example: {example}")
             second = _trainer(algorithm, place, training, 0.05)
             second.resume()
+            before = weights(second)
             second.train()
-            for name, value in weights(second).items():
+            found = weights(second)
+            continued |= not _same(before, found)
+            for name, value in found.items():
                 if not value.equal(expected[name]):
                     raise LawBroken(f"resume: '{name}' is not bit-identical to that of an uninterrupted run; example: {example}")
+        if not continued and len(steps) > 1:
+            raise LawBroken(f"resume: no weight moved after any of the stops at {list(steps)}, so nothing was compared; example: {example}")
+
+
+def _same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(value.equal(other[name]) for name, value in one.items())

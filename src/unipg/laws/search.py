@@ -15,7 +15,7 @@ import torch
 from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError, nearest
 from unipg.laws.cases import RUBBISH, SPOILED, Case, LawBroken, Row
-from unipg.laws.checks import agreement, emptiness, second_opinion, silence, split
+from unipg.laws.checks import agreement, compared, emptiness, second_opinion, silence, split
 from unipg.laws.expectations import SmallProblem, exactness
 from unipg.laws.runs import learning, resume
 from unipg.trajectories import Source
@@ -161,6 +161,8 @@ def search(law: str, algorithm: Algorithm, examples: int = 50) -> None:
         raise LawBroken(str(broken)) from broken.__cause__  # without hypothesis' own notes
     except hypothesis.errors.Flaky:
         raise LawBroken(f"{law}: the same example broke the law once and kept it once, so something outlives a batch") from None
+    if law not in ("exactness", "resume"):
+        compared(law, copy.deepcopy(algorithm))
 
 
 def _hypothesis() -> Any:

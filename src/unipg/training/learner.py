@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,7 +50,9 @@ class Learner:
         self.algorithm, self.policy, self.objective = algorithm, policy, objective
         self.training, self.recipe, self.workers, self.seed, self.folder = training, recipe, workers, seed, folder
         self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
-        self._vectors = [ParameterVector(network) for network in policy.networks if network]
+        # a parameter that something refers to weakly (a compiled module) cannot change its memory: its network is stepped as it is
+        joined = [n for n in policy.networks if n and not any(weakref.getweakrefs(parameter) for parameter in n)]
+        self._vectors = [ParameterVector(network) for network in joined]
         critic = policy.critic_parameters
         elsewhere = {id(p) for p in (*critic, *(p for vector in self._vectors for p in vector.parameters))}
         single = [p for p in self._parameters if id(p) not in elsewhere]

@@ -96,7 +96,10 @@ class OptimizerRecipe:
         if self.kind == "sgd":
             return torch.optim.SGD(named, lr=self.learning_rate, weight_decay=self.weight_decay)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
-        return torch.optim.AdamW(named, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        adamw = torch.optim.AdamW(named, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        if fused:
+            adamw.register_step_post_hook(_count_versions)
+        return adamw
 
     def learning_rate_at(self, step: int, total: int, *, critic: bool = False) -> float:
         """The learning rate of optimiser step `step` (from 0) of `total`; `critic`: that of a critic which cannot move the policy."""
@@ -109,3 +112,9 @@ class OptimizerRecipe:
         if self.schedule == "cosine":
             return highest * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         return highest
+
+
+def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Tells autograd that a step has written to the parameters, which torch's fused steps leave out: a backward pass through a graph from
+    before the step then raises, as after any other step, instead of giving a wrong gradient."""
+    torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"] if p.grad is not None])

@@ -9,7 +9,10 @@ from torch import nn
 
 
 class ParameterVector:
-    """Parameters as views of one vector `[N]`, which is what the optimiser sees. All of them get a gradient, or none does.
+    """Parameters as parts of one vector `[N]`, which is what the optimiser sees. All of them get a gradient, or none does.
+
+    They stay the same objects, share the vector's memory and its version: a step between a forward pass and its backward pass raises, as
+    it does in plain torch. Raises RuntimeError, as `torch.utils.swap_tensors` does, for a parameter that has weak references.
 
     At the size of a controller's networks, clipping and an AdamW step on a dozen parameters cost as much as their forward pass.
     """
@@ -17,9 +20,14 @@ class ParameterVector:
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
         self.parameters = list(parameters)
         self.vector = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-        pieces = self.vector.detach().split([p.numel() for p in parameters])
-        for parameter, piece in zip(self.parameters, pieces, strict=True):
-            parameter.data = piece.view_as(parameter)
+        whole, start = self.vector.detach(), 0
+        for parameter in self.parameters:
+            # `parameter.data = …` would keep the parameter's own version, which no step on the vector counts up; a detached piece has the
+            # vector's version and is, to autograd, no view of anything
+            piece = whole[start : start + parameter.numel()].view_as(parameter).detach().requires_grad_(parameter.requires_grad)
+            piece.__class__ = type(parameter)
+            torch.utils.swap_tensors(parameter, piece)
+            start += parameter.numel()
 
     def gather(self) -> None:
         """The vector's gradient, from those of the parameters."""
