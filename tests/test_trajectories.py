@@ -1,5 +1,6 @@
 """What a batch derives from its fields once: it follows them."""
 
+import pytest
 import torch
 
 from unipg import Source, Trajectories
@@ -37,3 +38,45 @@ def test_inference_mode_which_counts_no_writes() -> None:
         one.mask[0] = False
         assert not one.full
         assert one.rows_from(Source.ROLLOUT).all()
+
+
+def test_episodes_are_rows_of_their_own() -> None:
+    """Row 0: an end, a step of the environment, an end by the limit, a rest. Row 1: one whole episode. Row 2: nothing."""
+    mask = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)
+    no = torch.zeros(3, 6, dtype=torch.bool)
+    terminated, truncated = no.clone(), no.clone()
+    terminated[0, 1] = terminated[1, 3] = terminated[2, 2] = truncated[0, 4] = True
+    number = torch.arange(18).reshape(3, 6)
+    one = Trajectories(
+        action=number,
+        mask=mask,
+        observation=number.float().unsqueeze(-1),
+        terminated=terminated,
+        truncated=truncated,
+        step_reward=number.float(),
+        reward=torch.tensor([5.0, 6.0, 7.0]),
+        group=torch.tensor([3, 3, 3]),
+        planned={"weight": torch.tensor([0.1, 0.2, 0.3]), "place": number},
+        annotations={"name": ["a", "b", "c"]},
+    )
+    found = one.as_episodes()
+    assert found.mask.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert found.present.equal(found.mask)
+    assert [row[live].tolist() for row, live in zip(found.action, found.mask, strict=True)] == [[0, 1], [3, 4], [5], [6, 7, 8, 9]]
+    assert found.observation[3].squeeze(-1).tolist() == [6, 7, 8, 9]
+    assert found.planned["place"].equal(found.action)
+    assert found.terminated.nonzero().tolist() == [[0, 1], [3, 3]]
+    assert found.truncated.nonzero().tolist() == [[1, 1]]
+    assert found.reward.tolist() == [0, 0, 5, 6]  # the outcome of a row belongs to its last episode
+    assert found.planned["weight"].tolist() == pytest.approx([0.1, 0.1, 0.1, 0.2])
+    assert found.annotations == {"name": ["a", "a", "a", "b"]}
+    assert found.group[0] == found.group[3] == 3  # what begins behind a row's first episode began elsewhere
+    assert len(set(found.group.tolist())) == 3
+    assert found.as_steps().action.equal(one.as_steps().action)
+
+
+def test_rows_that_are_whole_stay_as_they_are() -> None:
+    one = batch()
+    assert one.as_episodes() is one
+    ended = one.replace(terminated=torch.tensor([[False, False, True], [False, False, False]]))
+    assert ended.as_episodes() is ended

@@ -230,6 +230,44 @@ class Trajectories:
         owners = owner.tolist() if self.annotations else []
         return self._map(flatten, lambda items: [items[i] for i in owners])
 
+    def as_episodes(self) -> Trajectories:
+        """Every episode as a row of its own: a row is cut after each step at which one ends, and steps where `mask` is 0 are left out.
+
+        For policies without memory. `[B]` fields are repeated, but `reward`, which stays with a row's last episode, and `group`: episodes
+        behind a row's first began somewhere else, so each is a group of its own. Rows without an end before their last step stay as they
+        are.
+        """
+        ends = torch.zeros_like(self.mask)
+        for flag in (self.terminated, self.truncated):
+            ends = ends if flag is None else ends | (flag & self.mask)
+        rows, steps = self.mask.shape
+        keep = self.mask.reshape(-1)
+        owner = torch.arange(rows, device=keep.device).repeat_interleave(steps)[keep]
+        same = owner[1:] == owner[:-1]
+        cut = ends.reshape(-1)[keep][:-1] & same
+        if not bool(cut.any()):
+            return self
+        first = torch.cat([keep.new_ones(1), cut | ~same])
+        starts = first.nonzero().squeeze(-1)
+        unit = first.cumsum(0) - 1
+        column = torch.arange(len(unit), device=keep.device) - starts[unit]
+        count, width, owners = len(starts), int(column.max()) + 1, owner[starts]
+        place = unit * width + column
+
+        def gathered(tensor: Tensor) -> Tensor:
+            if tensor.ndim < 2 or tensor.shape[1] != steps:
+                return tensor[owners]
+            flat = tensor.reshape(rows * steps, *tensor.shape[2:])[keep]
+            return flat.new_zeros(count * width, *flat.shape[1:]).index_copy(0, place, flat).reshape(count, width, *flat.shape[1:])
+
+        index = owners.tolist() if self.annotations else []
+        found = self._map(gathered, lambda items: [items[i] for i in index])
+        again = torch.cat([keep.new_zeros(1), owners[1:] == owners[:-1]])
+        assert self.group is not None
+        group = torch.where(again, self.group.max() + again.cumsum(0), self.group[owners])
+        reward = None if found.reward is None else torch.where(torch.cat([again[1:], keep.new_zeros(1)]), 0, found.reward)
+        return found._with({"group": group, "reward": reward, "present": found.mask})
+
     @staticmethod
     def join(batches: Iterable[Trajectories]) -> Trajectories:
         """Rows of several batches, padded to the longest. A field that some batches lack is filled with zeros for their rows."""

@@ -67,6 +67,8 @@ class Algorithm:
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
 
+    tracks_prompts: ClassVar[bool] = False
+    """Whether it remembers what it knows of each prompt."""
     scores: ClassVar[bool] = False
     """Whether what it trains gives a score to a whole answer (a reward model) instead of a probability to each token."""
 
@@ -115,7 +117,11 @@ class Algorithm:
         return None
 
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        """Whole-batch work before advantages: gates, reward shaping, selection."""
+        """Whole-batch work before advantages: gates, reward shaping, selection.
+
+        Of a controller the rows are episodes, as far as the window shows them, where any part of the objective looks at whole rows
+        (`Part.joint`); else they are the environments' windows, with several episodes in one.
+        """
         return batch
 
     @property
@@ -174,6 +180,33 @@ def check_range(algorithm: Algorithm, least: float, most: float, *names: str) ->
         if not (least <= value <= most and math.isfinite(value)):
             accepted = f"a number in [{least:g}, {most:g}]" if math.isfinite(most) else f"{least:g} or more"
             raise InputError(f"algorithm.{name} is {value}; accepted: {accepted}")
+
+
+def check_without_prompts(algorithm: Algorithm) -> None:
+    """Refuses an algorithm that environments have nothing for: no prompts, so no groups, demonstrations or completions, and no anchor."""
+    why = _why_prompts(algorithm)
+    if why:
+        accepted = [name for name, kind in registered().items() if name != algorithm.name and not _why_prompts(kind())]
+        settings = "" if _why_prompts(type(algorithm)()) else "its default settings, or "
+        raise InputError(f"algorithm '{algorithm.name}' {why}; accepted for environments: {settings}{', '.join(accepted)}")
+
+
+def _why_prompts(algorithm: Algorithm) -> str:
+    """What it needs prompts for; empty where it does without."""
+    if algorithm.demonstrations != "none":
+        return "learns from demonstrations, which environments do not give"
+    if algorithm.completions != "none":
+        return "learns from given completions, which environments do not have"
+    objective = algorithm.terms(Setting())
+    if algorithm.needs_group > 1 or objective.compares:
+        return "compares several rollouts of one prompt, but each episode of an environment starts by itself: a group of one"
+    if algorithm.tracks_prompts:
+        return "tracks prompts, which environments do not have"
+    if "anchor_log_prob" in objective.reads | algorithm.reads:
+        return "measures a KL against an anchor, which only language recipes have"
+    if algorithm.window is not None:
+        return f"has a window of {algorithm.window} tokens, but rows of environments are windows already (environment.steps)"
+    return ""
 
 
 A = TypeVar("A", bound=type[Algorithm])

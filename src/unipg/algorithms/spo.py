@@ -55,6 +55,7 @@ class SPO(Algorithm):
     )
     claim = "benchmarks/claims/spo.py"
     unit_rewards = True
+    tracks_prompts = True
 
     rollouts: int = setting(1, "rollouts per prompt", "arXiv 2509.13232")
     sampler: Literal["priority", "uniform"] = setting("priority", "which prompts are asked", "arXiv 2509.13232")

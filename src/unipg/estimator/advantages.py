@@ -2,14 +2,14 @@
 
 An advantage is called as `advantage(batch)` on the WHOLE rollout batch and returns `[B,T]` (a row's advantage is spread over its tokens).
 Those that depend on the current policy (`dynamic = True`) are called again for every micro-batch as `advantage(batch, now)` with the
-detached current evaluation. They look at their own row alone, unless `joint` says otherwise: then the loop gives them whole groups, or
-the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3 * B`.
+detached current evaluation. They look at their own row alone, unless `joint` says otherwise: at single steps, or further, and then the
+loop gives them whole groups, or the whole batch of an optimiser step. Advantages form an algebra: `0.7 * A + 0.3 * B`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.likelihoods import Reading
-from unipg.estimator.parts import Part, Progress, Reduce, Weight, alone, weight_at
+from unipg.estimator.parts import Joint, Part, Progress, Reduce, Weight, alone, furthest, weight_at
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -29,12 +29,6 @@ UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
 
 
 Bootstrap = Literal["given", "copied"]
-Joint = Literal["row", "group", "batch"]
-REACH: tuple[Joint, ...] = ("row", "group", "batch")
-
-
-def furthest(reaches: Iterable[Joint]) -> Joint:
-    return REACH[max((REACH.index(r) for r in reaches), default=0)]
 
 
 @dataclass(frozen=True)
@@ -64,16 +58,18 @@ class Advantage(Part):
 
     dynamic: ClassVar[bool] = False
     """Whether it depends on the current policy."""
-    joint: ClassVar[Joint] = "row"
-    """How far a dynamic advantage looks: at its own row, at the rows of its group, or at the whole batch of an optimiser step."""
+    """`joint` says how far a dynamic one looks when it is called again. One that is called on the whole rollout batch alone says "step"
+    where it follows the ends of episodes inside a row, "row" where a row counts as a whole."""
+    compares: ClassVar[bool] = False
+    """Whether it compares the rows of a group with each other: groups of one row then have nothing to say."""
 
     @property
     def is_dynamic(self) -> bool:
         return self.dynamic
 
     @property
-    def reach(self) -> Joint:
-        return self.joint
+    def is_comparison(self) -> bool:
+        return self.compares
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -119,6 +115,10 @@ class Combination(Advantage):
         return furthest(a.reach for _, a in self.terms)
 
     @property
+    def is_comparison(self) -> bool:
+        return any(a.is_comparison for _, a in self.terms)
+
+    @property
     def readings(self) -> tuple[Reading, ...]:
         return tuple(r for _, a in self.terms for r in a.readings)
 
@@ -161,6 +161,7 @@ def spread(rows: Float[Tensor, " B"], batch: Trajectories) -> Float[Tensor, "B T
 class Constant(Advantage):
     """Â = value. With demonstrations this is maximum likelihood (SFT)."""
 
+    joint: ClassVar[Joint] = "step"
     value: float = 1.0
 
     def symbol(self) -> str:
@@ -189,6 +190,7 @@ class GroupAdvantage(Advantage):
     statistics: there mean 0 and std 1 are used, so Â = R, as the released code of GRPO-type trainers does.
     """
 
+    compares: ClassVar[bool] = True
     minor: ClassVar[frozenset[str]] = frozenset({"over", "eps", "unbiased"})
     over: tuple[Source, ...] = ROLLOUTS
 
@@ -369,6 +371,7 @@ class GAE(Advantage):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    joint: ClassVar[Joint] = "step"
     minor: ClassVar[frozenset[str]] = frozenset({"bootstrap"})
     gamma: float = 1.0
     lam: float = 0.95
@@ -419,6 +422,7 @@ class BatchWhitened(Advantage):
     `gamma` discounts over policy tokens. Source: arXiv 2501.03262.
     """
 
+    joint: ClassVar[Joint] = "step"
     gamma: float = 1.0
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
@@ -464,6 +468,7 @@ class TokenProbability(Advantage):
     """
 
     dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
     minor: ClassVar[frozenset[str]] = frozenset({"cutoff"})
     complement: bool = True
     cutoff: float = 1.0
@@ -485,6 +490,7 @@ class ReadAdvantage(Advantage):
     """Â = what a `Reading` calls `value`, detached."""
 
     dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
     reading: Reading
     value: str
 
@@ -513,7 +519,11 @@ class BySuccess(Advantage):
 
     @property
     def reach(self) -> Joint:
-        return furthest((self.success.reach, self.failure.reach))
+        return furthest((self.joint, self.success.reach, self.failure.reach))
+
+    @property
+    def is_comparison(self) -> bool:
+        return self.success.is_comparison or self.failure.is_comparison
 
     @property
     def readings(self) -> tuple[Reading, ...]:

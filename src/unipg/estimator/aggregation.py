@@ -11,13 +11,13 @@ Belongs here: weights and counts. Does not belong here: what is aggregated.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from unipg.errors import InputError, nearest
-from unipg.estimator.parts import Part, Reduce, alone
+from unipg.estimator.parts import Joint, Part, Reduce, alone
 from unipg.shapes import Bool, Float, Int
 
 
@@ -49,6 +49,8 @@ class Aggregate(Part):
 @dataclass(frozen=True)
 class TokenMean(Aggregate):
     """sum(x·m) / sum(m): every token of the batch counts equally (DAPO, SFT)."""
+
+    joint: ClassVar[Joint] = "step"
 
     def count(self, mask: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
         return mask.sum().double()

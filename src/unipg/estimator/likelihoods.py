@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from unipg.errors import InputError
-from unipg.estimator.parts import Part
+from unipg.estimator.parts import Joint, Part
 from unipg.estimator.projection import CHUNK_ELEMENTS, project
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Trajectories
@@ -190,6 +190,8 @@ class Likelihood(Part):
 class Stepwise(Likelihood):
     """log pi(tau) = sum_t log pi(a_t | what came before): autoregressive tokens, or the steps of a controller."""
 
+    joint: ClassVar[Joint] = "step"
+
     def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
         return now.log_prob
 
@@ -198,6 +200,7 @@ class Stepwise(Likelihood):
 class ReadLikelihood(Likelihood):
     """The log-probability that a `Reading` calls `value`: of tokens other than the one that was given, say."""
 
+    joint: ClassVar[Joint] = "step"
     reading: Reading
     value: str
 

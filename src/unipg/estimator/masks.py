@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.parts import Part
+from unipg.estimator.parts import Joint, Part, furthest
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Source, Trajectories
 
@@ -43,6 +43,8 @@ class Mask(Part):
 class Everything(Mask):
     """1 everywhere: no stabilisation."""
 
+    joint: ClassVar[Joint] = "step"
+
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
         return torch.ones_like(log_ratio, dtype=torch.bool)
 
@@ -57,6 +59,7 @@ class RatioClip(Mask):
     negative advantages (dual clip, usually 3), None for none. Strict inequalities. Source: Schulman et al. 2017; Ye et al. 2020 (dual).
     """
 
+    joint: ClassVar[Joint] = "step"
     low: float = 0.2
     high: float = 0.2
     dual: float | None = None
@@ -107,6 +110,7 @@ class MismatchMask(Mask):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob", "behaviour_log_prob"})
+    joint: ClassVar[Joint] = "step"
     low: float = 0.5
     high: float = 2.0
 
@@ -136,6 +140,8 @@ class SequenceMismatchMask(MismatchMask):
     Source: Liu et al. 2025, "When speed kills stability" (masks on the geometric mean).
     """
 
+    joint: ClassVar[Joint] = "row"
+
     def measured(self, mismatch: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
         return sequence_mean(mismatch, mask)
 
@@ -151,6 +157,10 @@ class Both(Mask):
         fields = {f for m in (self.first, self.second) if (f := m.ratio_field) is not None}
         if len(fields) > 1:
             raise InputError(f"masks on ratios to different policies cannot be joined: {sorted(fields)}")
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((self.first.reach, self.second.reach))
 
     @property
     def ratio_field(self) -> str | None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -126,14 +126,35 @@ def alone(counts: Tensor) -> Tensor:
     return counts
 
 
+Joint = Literal["step", "row", "group", "batch"]
+"""How far a part looks around a token: at that step alone, at its row, at the rows of its group, or at the batch of an optimiser step."""
+REACH: tuple[Joint, ...] = ("step", "row", "group", "batch")
+
+
+def furthest(reaches: Iterable[Joint]) -> Joint:
+    return REACH[max((REACH.index(r) for r in reaches), default=0)]
+
+
+def beyond_row(reach: Joint) -> bool:
+    return REACH.index(reach) > REACH.index("row")
+
+
 class Part:
     """A small immutable value with a symbol for tables, the batch fields it reads, and whether it needs the policy's entropy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Trajectories` that must be there before the model is run."""
     needs_entropy: ClassVar[bool] = False
+    joint: ClassVar[Joint] = "row"
+    """How far it looks when it is called. Only where every part of an objective says "step" are the rows of a policy without memory cut
+    into steps; a part that says nothing is given whole rows."""
     minor: ClassVar[frozenset[str]] = frozenset()
     """Settings that a table need not show while they have their default."""
+
+    @property
+    def reach(self) -> Joint:
+        """`joint`, or the furthest of the parts that it is made of."""
+        return self.joint
 
     def symbol(self) -> str:
         """A short name with its settings, for tables. What is switched off (None) is left out, and minor settings at their default."""

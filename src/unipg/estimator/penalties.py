@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import GAE, Planning
+from unipg.estimator.parts import Joint, furthest
 from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record, Term
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
@@ -47,6 +48,7 @@ class KLPenalty(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"anchor_log_prob"})
+    joint: ClassVar[Joint] = "step"
     estimator: Literal["k2", "k3"] = field(default="k3", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class EntropyBonus(Term):
     """−weight · H(pi_theta) per token: rewards staying undecided. The entropy is exact, over the whole distribution."""
 
     needs_entropy: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         return -now.entropy_of("EntropyBonus"), None
@@ -87,6 +90,7 @@ class ValueLoss(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    joint: ClassVar[Joint] = "step"
     gae: GAE = field(default=GAE(), kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
 
@@ -97,6 +101,10 @@ class ValueLoss(Term):
     @property
     def reads_value(self) -> bool:
         return True
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((super().reach, self.gae.reach))
 
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         return {"target": self.gae.raw(batch, planning) + batch.require("value", "ValueLoss")}

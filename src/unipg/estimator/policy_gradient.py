@@ -23,11 +23,11 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError, nearest
-from unipg.estimator.advantages import ROLLOUTS, Advantage, Joint, Planning, furthest
+from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
 from unipg.estimator.aggregation import Aggregate, TokenMean
 from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, position_keys
 from unipg.estimator.masks import Everything, Mask
-from unipg.estimator.parts import Part, Schedule, Weight, weight_at
+from unipg.estimator.parts import Joint, Part, Schedule, Weight, beyond_row, furthest, weight_at
 from unipg.estimator.references import Corrected, CurrentPolicy, Reference
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -116,8 +116,13 @@ class Term(Part):
 
     @property
     def reach(self) -> Joint:
-        """How many rows must be together for its loss: one, those of a group, or the batch of an optimiser step."""
-        return "row"
+        """What must be together for its loss: a step alone, a whole row, the rows of a group, or the batch of an optimiser step."""
+        return furthest((self.joint, self.aggregate.reach))
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the rows of a group with each other."""
+        return False
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -226,7 +231,11 @@ class PolicyGradient(Term):
 
     @property
     def reach(self) -> Joint:
-        return self.advantage.reach
+        return furthest(part.reach for part in (self.mask, self.reference, self.advantage, self.likelihood, self.aggregate))
+
+    @property
+    def compares(self) -> bool:
+        return self.advantage.is_comparison
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -236,7 +245,7 @@ class PolicyGradient(Term):
         return {} if self.advantage.is_dynamic else {"advantage": self.advantage(batch, None, planning)}
 
     def planned_now(self, now: Evaluation, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
-        if self.reach == "row":
+        if not beyond_row(self.advantage.reach):
             return {}
         facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
         return {"advantage": self.advantage(batch, now, planning), **facts}
@@ -318,8 +327,13 @@ class Objective:
 
     @cached_property
     def reach(self) -> Joint:
-        """How many rows a micro-batch must hold together; see `Advantage.joint`. With `plan(…, now=…)` one is enough."""
+        """What a micro-batch must hold together; see `Part.joint`. With `plan(…, now=…)` a row is enough."""
         return furthest(t.reach for t in self.terms)
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether any term compares the rows of a group with each other."""
+        return any(t.compares for t in self.terms)
 
     @cached_property
     def readings(self) -> tuple[Reading, ...]:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.advantages import PREFERENCES, Advantage, Joint, LeaveOneOut, Planning, spread
-from unipg.estimator.parts import Part
+from unipg.estimator.advantages import PREFERENCES, Advantage, LeaveOneOut, Planning, spread
+from unipg.estimator.parts import Joint, Part
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -164,6 +164,7 @@ class PairPreference(Advantage):
 
     dynamic: ClassVar[bool] = True
     joint: ClassVar[Joint] = "group"
+    compares: ClassVar[bool] = True
     minor: ClassVar[frozenset[str]] = frozenset({"margin"})
     loss: PairLoss = Logistic()
     score: Score = LogRatio()
@@ -213,6 +214,7 @@ class Contrastive(Advantage):
 
     dynamic: ClassVar[bool] = True
     joint: ClassVar[Joint] = "group"
+    compares: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({ANCHOR})
     minor: ClassVar[frozenset[str]] = frozenset({"over"})
     beta: float = 0.06

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.masks import mismatch_log_ratio, sequence_mean
-from unipg.estimator.parts import Part
+from unipg.estimator.parts import Joint, Part, furthest
 from unipg.shapes import Float
 from unipg.trajectories import Trajectories
 
@@ -40,6 +40,8 @@ class Reference(Part):
 class CurrentPolicy(Reference):
     """pi_ref = pi_theta (detached): weight 1 on ∇log pi. SFT and REINFORCE, and whatever is exactly on policy."""
 
+    joint: ClassVar[Joint] = "step"
+
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         return log_prob
 
@@ -49,6 +51,7 @@ class OldPolicy(Reference):
     """pi_ref = pi_old: the policy when the batch was assembled. Weight r = pi_theta / pi_old, PPO's importance ratio."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob"})
+    joint: ClassVar[Joint] = "step"
 
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         return batch.require("old_log_prob", type(self).__name__)
@@ -59,6 +62,7 @@ class BehaviourPolicy(Reference):
     """pi_ref = the policy that sampled, by the sampler's own record: also corrects a sampler that differs from the trainer."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"behaviour_log_prob"})
+    joint: ClassVar[Joint] = "step"
 
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         return batch.require("behaviour_log_prob", type(self).__name__)
@@ -69,6 +73,7 @@ class Uniform(Reference):
     """pi_ref = 1: weight pi_theta itself. DFT; the offline part of SRFT. Not an importance weight: a bias taken for stability."""
 
     offline: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
 
     def __call__(self, log_prob: Float[Tensor, "B T"], batch: Trajectories) -> Float[Tensor, "B T"]:
         return torch.zeros_like(log_prob)
@@ -82,6 +87,7 @@ class ShapedUniform(Reference):
     """
 
     offline: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
     shape: float = 0.1
 
     def __post_init__(self) -> None:
@@ -140,6 +146,7 @@ class TruncatedWeight(Reference):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob"})
+    joint: ClassVar[Joint] = "step"
     low: float = 1.0
     high: float = 0.28
 
@@ -168,12 +175,17 @@ class Corrected(Reference):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"old_log_prob", "behaviour_log_prob"})
+    joint: ClassVar[Joint] = "step"
     reference: Reference = OldPolicy()
     limit: float | None = 2.0
 
     def __post_init__(self) -> None:
         if self.limit is not None and not self.limit >= 1:
             raise InputError(f"{type(self).__name__}.limit is {self.limit}; accepted: a weight of 1 or more, or null for no truncation")
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((self.joint, self.reference.reach))
 
     @property
     def reads(self) -> frozenset[str]:
@@ -197,6 +209,8 @@ class SequenceCorrected(Corrected):
     Without a limit and with pi_theta = pi_old it is exact wherever the sampler has support; weights of single tokens leave out how likely
     the rest of the row was. Source: Liu et al. 2025, "When speed kills stability" (sequence-level TIS).
     """
+
+    joint: ClassVar[Joint] = "row"
 
     def measured(self, mismatch: Float[Tensor, "B T"]) -> Float[Tensor, "B #T"]:
         return mismatch.sum(1, keepdim=True)

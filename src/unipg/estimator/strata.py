@@ -26,6 +26,7 @@ class Stratified(Advantage):
     Source: arXiv 2510.06214 (Stratified Advantage Normalization, blended).
     """
 
+    compares: ClassVar[bool] = True
     minor: ClassVar[frozenset[str]] = frozenset({"stratum", "smallest"})
     alpha: float = 0.8
     within: GroupAdvantage = field(default=GroupStandardized())

@@ -16,6 +16,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress, coefficient
 from unipg.estimator.likelihoods import POSITION_KEY, Reading, position_keys
+from unipg.estimator.parts import beyond_row
 from unipg.estimator.policy_gradient import Record, silence
 from unipg.lab.exact import ExactProblem
 from unipg.lab.strings import TabularPolicy
@@ -233,6 +234,6 @@ def study_batches(
         planning = Planning(Progress(learning_rate=LEARNING_RATE), seed=number)
         _, ready = prepared(algorithm, batch, setting, planning, objective)
         ready = selected(algorithm, problem.policy, ready, planning)
-        now = None if objective.reach == "row" else problem.policy.evaluate(ready)
+        now = problem.policy.evaluate(ready) if beyond_row(objective.reach) else None
         planned.append(objective.plan(ready, planning, now))
     return objective, planned

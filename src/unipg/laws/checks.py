@@ -13,6 +13,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm
 from unipg.estimator import CurrentPolicy, Everything, Objective, Planning, PolicyGradient, Progress
+from unipg.estimator.parts import beyond_row
 from unipg.lab import gradients
 from unipg.lab.strings import BigramPolicy
 from unipg.laws.cases import SETTING, SPOILED, VOCABULARY, Case, LawBroken, Row, random_cases
@@ -90,7 +91,7 @@ def step(
 def _planned(objective: Objective, policy: BigramPolicy, batch: Trajectories, planning: Planning) -> Trajectories:
     """Planned for any cut: advantages that look beyond their own row are fixed from the whole batch."""
     with torch.no_grad():
-        return objective.plan(batch, planning, None if objective.reach == "row" else policy.evaluate(batch))
+        return objective.plan(batch, planning, policy.evaluate(batch) if beyond_row(objective.reach) else None)
 
 
 def _found(loss: Tensor, policy: BigramPolicy) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob, read_off
+from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob, placed, read_off
 from unipg.policies.base import Policy
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
@@ -220,18 +220,18 @@ class ActorCritic(Controller):
         flat = observation.reshape(len(live), self.inputs)
         action = batch.action.reshape(len(live), *batch.action.shape[2:])
         if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
-            flat = torch.where(live.unsqueeze(1), flat, 0)
-            action = torch.where(live if action.ndim == 1 else live.unsqueeze(1), action, 0)
+            flat, action = flat[live], action[live]
         output, log_std, values = self.module(flat, value)
         log_prob, entropies = self.actions.log_prob(output, log_std, action, entropy)
 
         def finished(tensor: Tensor) -> Tensor:
-            return (tensor if everywhere else torch.where(live, tensor, 0)).reshape(shape)
+            return tensor.reshape(shape) if everywhere else placed(tensor, batch.mask)
 
         read: dict[Reading, dict[str, Tensor]] = {}
         if readings:
-            states, projection = self._last_layer(flat[live])
-            read = read_off(output.reshape(*shape, -1), action.long().reshape(shape), batch, readings, states, projection)
+            states, projection = self._last_layer(flat)
+            logits = output.new_zeros(*shape, output.shape[-1]).masked_scatter(batch.mask.unsqueeze(-1), output)
+            read = read_off(logits, batch.action.long(), batch, readings, states, projection)
         return Evaluation(finished(log_prob), finished(entropies) if entropy else None, None if values is None else finished(values), read)
 
     def _last_layer(self, observation: Tensor) -> tuple[Tensor, Tensor]:

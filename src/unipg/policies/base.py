@@ -51,7 +51,7 @@ class Policy(ABC):
         `together`: the rows of a group share a micro-batch.
         """
         assert batch.group is not None
-        if self.memoryless:
+        if self.memoryless and batch.mask.shape[1] == 1:
             return list(torch.arange(len(batch), device=self.device).split(budget))
         cost = self.cost(batch)
         units, unit = batch.group.unique(return_inverse=True) if together else (cost, torch.arange(len(cost), device=cost.device))

@@ -65,6 +65,8 @@ class Experience(ABC):
 
     max_new_tokens: int
     """Limit on the policy's own tokens (or steps) in one trajectory."""
+    has_prompts: bool = True
+    """Whether rows answer prompts, several of them the same one where they are asked to; environments start each episode by itself."""
     anchored: bool = False
     """Whether its trajectories carry the anchor's log-probabilities already."""
 

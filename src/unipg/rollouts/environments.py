@@ -73,6 +73,8 @@ class EnvironmentRollouts(Experience):
     after a resume their episodes start afresh.
     """
 
+    has_prompts = False
+
     def __init__(self, recipe: EnvironmentRecipe, seed: int) -> None:
         self.recipe = recipe
         self.seed = seed

@@ -16,6 +16,7 @@ from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, Progress
 from unipg.estimator.likelihoods import Reading, position_keys
+from unipg.estimator.parts import beyond_row
 from unipg.policies.base import Policy
 from unipg.seeding import seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
@@ -65,6 +66,11 @@ class Learner:
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
         self.memory: dict[str, Any] = {}
         self.diagnostics = UpdateDiagnostics()
+
+    @property
+    def cuts_steps(self) -> bool:
+        """Whether the steps of a batch may be shuffled and split freely: neither the policy nor any part looks beyond one."""
+        return self.policy.memoryless and self.objective.reach == "step"
 
     def planning(self) -> Planning:
         total, workers = self.training.total_steps, self.workers
@@ -146,7 +152,7 @@ class Learner:
             if position == 0:
                 self.diagnostics.add_mismatch(now.log_prob, piece)
             losses.append(loss.detach())
-            tokens += len(piece) if self.policy.memoryless else int(self.policy.cost(piece).sum())
+            tokens += len(piece) if self.cuts_steps else int(self.policy.cost(piece).sum())
         for vector in self._vectors:
             vector.gather()
         self.workers.sum_gradients([p for model in self._models.values() for p in model])
@@ -161,7 +167,7 @@ class Learner:
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
-        if self.policy.memoryless and len(batch) <= self.training.micro_batch_tokens:
+        if self.policy.memoryless and batch.mask.numel() <= self.training.micro_batch_tokens:
             yield batch
             return
         together = self.objective.reach == "group" and self._groups_fit(batch)
@@ -183,7 +189,7 @@ class Learner:
         """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
         where whole groups are all they look at and micro-batches can hold them."""
         reach = self.objective.reach
-        if reach == "row" or (reach == "group" and self._groups_fit(batch)):
+        if not beyond_row(reach) or (reach == "group" and self._groups_fit(batch)):
             return self.objective.plan(batch, planning)
         return self.objective.plan(batch, planning, self.frozen(self.policy, batch))
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from unipg.algorithms.base import Algorithm, algorithm_named
+from unipg.algorithms.base import Algorithm, algorithm_named, check_without_prompts
 from unipg.errors import InputError, nearest
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.policies.causal_lm import ModelRecipe
@@ -130,7 +130,10 @@ class Recipe:
             raise InputError(f"optimizer.critic_learning_rate is set, but {why}")
 
     def build_algorithm(self) -> Algorithm:
-        return build_algorithm(self.algorithm)
+        algorithm = build_algorithm(self.algorithm)
+        if self.environment is not None:
+            check_without_prompts(algorithm)
+        return algorithm
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""

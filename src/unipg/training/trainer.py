@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, Setting
+from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective
 from unipg.estimator.policy_gradient import check_log_probs, corrected
@@ -99,6 +99,8 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ what the parts need
 
     def _check_needs(self, objective: Objective, optimizer: OptimizerRecipe) -> None:
+        if not self.experience.has_prompts:
+            check_without_prompts(self.algorithm)
         reads = objective.reads | self.algorithm.reads
         who = f"algorithm '{self.algorithm.name}'"
         if "anchor_log_prob" in reads and self.anchor is None and not self.experience.anchored:
@@ -182,7 +184,10 @@ class Trainer:
         metrics = collected.metrics
         if self.tracker:
             self.tracker.histograms(self.iteration, collected.histograms)
-        batch = self._prepare(collected.batch.to(self.policy.device))
+        batch = collected.batch.to(self.policy.device)
+        if self.policy.memoryless and not self.learner.cuts_steps:
+            batch = batch.as_episodes()  # its rows may be windows with several of them
+        batch = self._prepare(batch)
         metrics |= self.algorithm.metrics(batch)
         if self.algorithm.proposes and self.algorithm.adopts(batch, self.learner.planning()):
             self._renew_proposal()
@@ -191,7 +196,7 @@ class Trainer:
         live = batch.mask.any(1)
         if not bool(live.all()):  # nothing is left in them to learn from, and no aggregate counts them
             batch = batch.select(live)
-        self.batch = batch.as_steps() if self.policy.memoryless else batch
+        self.batch = batch.as_steps() if self.learner.cuts_steps else batch
         self.position = 0
 
     def _rollouts(self) -> Collected:
