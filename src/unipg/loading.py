@@ -22,7 +22,7 @@ def callable_named(spec: str, what: str) -> Callable[..., Any]:
     module_name, _, path = spec.partition(":") if ":" in spec else spec.rpartition(".")
     if not module_name or not path:
         raise InputError(f"unknown {what} {spec!r}; accepted: package.module:function")
-    found: Any = _module_named(module_name, f"{what} {spec!r}")
+    found: Any = module_named(module_name, f"{what} {spec!r}")
     for part in path.split("."):
         if not hasattr(found, part):
             public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
@@ -34,7 +34,8 @@ def callable_named(spec: str, what: str) -> Callable[..., Any]:
     return function
 
 
-def _module_named(name: str, who: str) -> types.ModuleType:
+def module_named(name: str, who: str) -> types.ModuleType:
+    """The module of that dotted name, of the current folder too; `who` begins every error."""
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.append(folder)  # a console script does not search the current folder; last, so that it shadows nothing

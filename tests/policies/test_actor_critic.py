@@ -13,6 +13,7 @@ from gymnasium import spaces
 from torch.distributions import Categorical, Independent, Normal
 
 from unipg.errors import InputError
+from unipg.policies.actions import described
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe, BoxActions, DiscreteActions
 from unipg.seeding import generator
 from unipg.trajectories import Trajectories
@@ -190,6 +191,56 @@ def test_a_folder_without_a_policy_is_named(tmp_path: Path) -> None:
         ActorCritic.load(tmp_path)
 
 
+def test_a_model_of_before_and_one_that_is_not_finite_are_refused(tmp_path: Path) -> None:
+    policy = policy_of(BOX)
+    with torch.no_grad():
+        policy.module.critic.layers[0].bias[1] = math.inf
+    policy.save(tmp_path)
+    with pytest.raises(InputError, match=r"weights that are not finite, in 'critic\.layers\.0\.bias'"):
+        ActorCritic.load(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["actions"]["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"has no 'dtype': it was written before actions were in units of their bounds"):
+        ActorCritic.load(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden": [9, 9], "actions": described(DISCRETE)}))
+    with pytest.raises(InputError, match=r"cannot be read: RuntimeError: .*size mismatch"):
+        ActorCritic.load(tmp_path)
+
+
+SPACES = (spaces.Box(-1, 1, (3,), np.float32), spaces.Discrete(4))
+
+
+def test_a_recipe_may_start_from_a_saved_model(tmp_path: Path) -> None:
+    policy, batch = policy_of(DISCRETE, activation="relu"), batch_of(DISCRETE)
+    policy.save(tmp_path / "run" / "model")
+    for place in (tmp_path / "run", tmp_path / "run" / "model"):
+        made = ActorCriticRecipe(model=str(place)).build(*SPACES, seed=3)
+        assert torch.equal(made.evaluate(batch).log_prob, policy.evaluate(batch).log_prob)
+        assert (made.hidden, made.activation) == ((8, 8), "relu")
+    ActorCriticRecipe([8, 8], "relu", normalize_observations=False, model=str(place)).build(*SPACES, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changed", "message"),
+    [
+        ({"hidden": [16]}, {}, r"controller\.hidden is \[16\], but that of the model in '.*' counts; accepted: leave it out"),
+        ({"log_std": -1.0}, {}, r"controller\.log_std is -1\.0, but that of the model"),
+        ({"normalize_observations": True}, {}, r"controller\.normalize_observations is True, but that of the model"),
+        ({}, {"normalized": True}, r"wrapped by NormalizeObservation, but the model in '.*' keeps no statistics"),
+        ({}, {"action_space": spaces.Discrete(5)}, r"gives DiscreteActions\(n=4, .*but the environment has \[3\] and DiscreteActions\(n=5"),
+        ({"model": "nowhere"}, {}, r"controller\.model 'nowhere' is no folder"),
+        ({"model": "."}, {}, r"holds no config\.json"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the environment's NormalizeObservation")
+def test_a_saved_model_that_does_not_fit_is_named(settings: dict, changed: dict, message: str, tmp_path: Path) -> None:
+    policy_of(DISCRETE).save(tmp_path)
+    spaces_ = {"observation_space": SPACES[0], "action_space": SPACES[1], "seed": 0}
+    with pytest.raises(InputError, match=message):
+        ActorCriticRecipe(**{"model": str(tmp_path), **settings}).build(**{**spaces_, **changed})
+
+
 def test_the_recipe_reads_the_spaces() -> None:
     box = spaces.Box(-1, 1, (2, 3), np.float32)
     discrete = ActorCriticRecipe([16]).build(box, spaces.Discrete(3, start=1), seed=0)
@@ -198,7 +249,7 @@ def test_the_recipe_reads_the_spaces() -> None:
     real = ActorCriticRecipe([], log_std=-1.0).build(
         box, spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, np.inf]), dtype=np.float64), seed=0
     )
-    assert real.actions == BoxActions((2,), (-2.0, 0.0), (2.0, math.inf))
+    assert real.actions == BoxActions((2,), (-2.0, 0.0), (2.0, math.inf), "float64")
     assert real.module.log_std is not None
     assert real.module.log_std.tolist() == [-1.0, -1.0]
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from unipg.errors import InputError, missing_package, nearest
-from unipg.estimator.likelihoods import Reading, categorical_log_prob, gaussian_log_prob, placed, read_off
+from unipg.errors import InputError, missing_package, nearest, one_line
+from unipg.estimator.likelihoods import Reading, placed, read_off
+from unipg.estimator.parts import Reduce
+from unipg.policies.actions import Actions, BoxActions, DiscreteActions, actions_from, actions_of, described
 from unipg.policies.base import Policy
+from unipg.policies.normalization import RunningNormalizer
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -37,6 +40,9 @@ Actor = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 class Controller(Policy):
     """A policy that acts on observations, one step at a time; what environments ask of it."""
 
+    normalizes: bool = False
+    """Whether it keeps running statistics of its observations itself."""
+
     @abstractmethod
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,…] everything random in that many steps of an `Actor`, drawn at once."""
@@ -52,71 +58,6 @@ class Controller(Policy):
     def value(self, observation: Tensor) -> Tensor:
         """[N] the critic's value of each observation [N,O], without graph. Only where `has_value`."""
         raise InputError(f"{type(self).__name__} has no critic; take an algorithm that reads no values, or a policy with a critic")
-
-
-@dataclass(frozen=True)
-class DiscreteActions:
-    """`n` actions, the actor's output their logits [N,n]. Trajectories hold the index in [0, n); the environment's starts at `start`."""
-
-    n: int
-    start: int = 0
-
-    @property
-    def outputs(self) -> int:
-        return self.n
-
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
-        """[steps,rows,n] Gumbel: the argmax of logits + Gumbel noise is a draw from their softmax."""
-        wait = torch.empty(steps, rows, self.n).exponential_(generator=source)
-        return -wait.clamp_min(torch.finfo(wait.dtype).tiny).log().numpy()
-
-    def draw(self, logits: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
-        return (logits if noise is None else logits + noise).argmax(-1)
-
-    def log_prob(self, logits: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        return categorical_log_prob(logits, action.long(), entropy=entropy)
-
-    def for_environment(self, action: np.ndarray) -> np.ndarray:
-        return action + self.start if self.start else action
-
-
-@dataclass(frozen=True)
-class BoxActions:
-    """Real actions of `shape`, flattened to [N,A]; the actor's output is the mean of a diagonal Gaussian whose log_std is a parameter.
-
-    The Gaussian is not bounded: an action is clipped to `low` and `high` (`[A]`, flattened) only when it is given to the environment, and
-    its log-probability is that of the unclipped one.
-    """
-
-    shape: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    @property
-    def outputs(self) -> int:
-        return math.prod(self.shape)
-
-    @cached_property
-    def _bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.low, np.float32), np.array(self.high, np.float32)
-
-    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
-        """[steps,rows,A] standard normal."""
-        return torch.randn(steps, rows, self.outputs, generator=source).numpy()
-
-    def draw(self, mean: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
-        assert std is not None
-        return mean if noise is None else mean + std * noise
-
-    def log_prob(self, mean: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        assert log_std is not None
-        return gaussian_log_prob(mean, log_std.expand_as(mean), action.reshape(mean.shape).to(mean.dtype))
-
-    def for_environment(self, action: np.ndarray) -> np.ndarray:
-        return action.clip(*self._bounds).reshape(len(action), *self.shape)
-
-
-Actions = DiscreteActions | BoxActions
 
 
 class _Perceptron(nn.Module):
@@ -163,19 +104,24 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class _Networks(nn.Module):
-    """Actor, critic and, for real actions, the Gaussian's state-independent log_std [A]."""
+    """Actor, critic, for real actions the Gaussian's state-independent log_std [A], and what they see observations through."""
 
     log_std: nn.Parameter | None
 
-    def __init__(self, actor: _Perceptron, critic: _Perceptron, log_std: Tensor | None) -> None:
+    def __init__(self, actor: _Perceptron, critic: _Perceptron, log_std: Tensor | None, normalizer: RunningNormalizer | None) -> None:
         super().__init__()
         self.actor = actor
         self.critic = critic
+        self.normalizer = normalizer
         self.register_parameter("log_std", None if log_std is None else nn.Parameter(log_std))
 
     def forward(self, observation: Tensor, value: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[N,O] to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
+        """[N,O] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
         return self.actor(observation), self.log_std, self.critic(observation).squeeze(-1) if value else None
+
+    def seen(self, observation: Tensor) -> Tensor:
+        """[N,O] what actor and critic read."""
+        return observation if self.normalizer is None else self.normalizer(observation)
 
 
 class ActorCritic(Controller):
@@ -183,6 +129,9 @@ class ActorCritic(Controller):
 
     Initialisation: orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at the critic's, biases 0 (Huang et al. 2022, "The
     37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not touched.
+
+    `normalize`: both read observations in units of their running statistics (`RunningNormalizer`), which follow the batches that the policy
+    is trained on, one behind: within a collection and the updates on it they stand still, so that log-probabilities are of one policy.
     """
 
     memoryless = True
@@ -196,6 +145,7 @@ class ActorCritic(Controller):
         hidden: tuple[int, ...] = (64, 64),
         activation: Activation = "tanh",
         log_std: float = 0.0,
+        normalize: bool = False,
         seed: int = 0,
     ) -> None:
         self.observation_shape = tuple(observation_shape)
@@ -206,7 +156,8 @@ class ActorCritic(Controller):
         actor = _Perceptron([self.inputs, *hidden, actions.outputs], 0.01, activation, generator(seed, "actor"))
         critic = _Perceptron([self.inputs, *hidden, 1], 1.0, activation, generator(seed, "critic"))
         spread = torch.full((actions.outputs,), log_std) if isinstance(actions, BoxActions) else None
-        self.module: _Networks = _Networks(actor, critic, spread)
+        self.normalizes = normalize
+        self.module: _Networks = _Networks(actor, critic, spread, RunningNormalizer(self.inputs) if normalize else None)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
@@ -221,6 +172,7 @@ class ActorCritic(Controller):
         action = batch.action.reshape(len(live), *batch.action.shape[2:])
         if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
             flat, action = flat[live], action[live]
+        flat = self.module.seen(flat)
         output, log_std, values = self.module(flat, value)
         log_prob, entropies = self.actions.log_prob(output, log_std, action, entropy)
 
@@ -252,11 +204,23 @@ class ActorCritic(Controller):
     def actor(self) -> Actor:
         network, log_std, draw = self.module.actor.on_the_host(), self.module.log_std, self.actions.draw
         std = None if log_std is None else _array(log_std.exp())
-        return lambda observation, noise: draw(network(observation), std, noise)
+        if self.module.normalizer is None:
+            return lambda observation, noise: draw(network(observation), std, noise)
+        seen = self.module.normalizer.on_the_host()
+        return lambda observation, noise: draw(network(seen(observation)), std, noise)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
-        return self.module.critic(observation).squeeze(-1)
+        return self.module.critic(self.module.seen(observation)).squeeze(-1)
+
+    @property
+    def must_observe(self) -> bool:
+        return self.module.normalizer is not None and self.module.normalizer.empty
+
+    def observe(self, batch: Trajectories, total: Reduce) -> None:
+        if self.module.normalizer is not None:
+            observation = batch.require("observation", "ActorCritic")
+            self.module.normalizer.update(observation.reshape(batch.mask.numel(), self.inputs)[batch.mask.reshape(-1)], total)
 
     def environment_action(self, action: np.ndarray) -> np.ndarray:
         return self.actions.for_environment(action)
@@ -269,27 +233,45 @@ class ActorCritic(Controller):
         config = {
             "policy": "actor_critic",
             "observation_shape": list(self.observation_shape),
-            "actions": _described(self.actions),
+            "actions": described(self.actions),
             "hidden": list(self.hidden),
             "activation": self.activation,
+            "normalize_observations": self.normalizes,
         }
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}, folder / _WEIGHTS)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> ActorCritic:
-        """The policy that `save` wrote. A missing or foreign file is an `InputError`."""
+        """The policy that `save` wrote. A missing or foreign file is an `InputError`, and so are weights that are not finite."""
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         for name in (_CONFIG, _WEIGHTS):
             if not (folder / name).is_file():
                 raise InputError(f"{folder} holds no {name}; accepted: a folder that ActorCritic.save wrote")
-        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-        if config.get("policy") != "actor_critic":
+        if not is_controller(folder):
             raise InputError(f"{folder / _CONFIG} does not describe an actor_critic policy")
-        actions = _actions(**config["actions"])
-        policy = cls(tuple(config["observation_shape"]), actions, hidden=tuple(config["hidden"]), activation=config["activation"])
-        policy.module.load_state_dict(load_file(folder / _WEIGHTS))
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        try:
+            policy = cls(
+                tuple(config["observation_shape"]),
+                actions_from(**config["actions"]),
+                hidden=tuple(config["hidden"]),
+                activation=config["activation"],
+                normalize=config["normalize_observations"],
+            )
+            weights = load_file(folder / _WEIGHTS)
+            policy.module.load_state_dict(weights)
+        except KeyError as error:
+            raise InputError(
+                f"{folder / _CONFIG} has no {error}: it was written before actions were in units of their bounds; accepted: a newer model"
+            ) from error
+        except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"the controller in '{folder}' cannot be read: {one_line(error)}") from error
+        for name, tensor in weights.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InputError(f"the controller in '{folder}' has weights that are not finite, in '{name}'")
         return policy
 
 
@@ -297,30 +279,30 @@ _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 
 
-def _described(actions: Actions) -> dict[str, Any]:
-    """What `_actions` reads; a bound that is infinite, which JSON has no word for, is null."""
-    if isinstance(actions, DiscreteActions):
-        return {"type": "discrete", "n": actions.n, "start": actions.start}
-    low, high = ([b if math.isfinite(b) else None for b in bounds] for bounds in (actions.low, actions.high))
-    return {"type": "box", "shape": list(actions.shape), "low": low, "high": high}
-
-
-def _actions(type: str, **values: Any) -> Actions:
-    if type == "discrete":
-        return DiscreteActions(**values)
-    low, high = (tuple(limit if b is None else b for b in values[side]) for side, limit in (("low", -math.inf), ("high", math.inf)))
-    return BoxActions(tuple(values["shape"]), low, high)
+def is_controller(folder: Path) -> bool:
+    """Whether a folder holds what `ActorCritic.save` wrote."""
+    try:
+        config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and config.get("policy") == "actor_critic"
 
 
 @dataclass(frozen=True)
 class ActorCriticRecipe:
-    """Sizes of an `ActorCritic`; the spaces come from the environment."""
+    """An `ActorCritic`: its sizes, or a saved one to go on from; the spaces come from the environment."""
 
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     """Width of each hidden layer, of the actor and of the critic; an empty list makes both linear."""
     activation: Activation = "tanh"
     log_std: float = 0.0
-    """Logarithm of the Gaussian's initial standard deviation, in units of the action; read for real actions only."""
+    """Logarithm of the Gaussian's initial standard deviation; read for real actions only. In units of half the distance between an
+    action's bounds, where these are finite."""
+    normalize_observations: bool | None = None
+    """Whether the policy reads observations in units of their running mean and standard deviation, which it keeps and saves. null: where
+    the environment is wrapped by NormalizeObservation, whose place it then takes."""
+    model: str | None = None
+    """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
@@ -330,10 +312,13 @@ class ActorCriticRecipe:
         if not math.isfinite(self.log_std):
             raise InputError(f"controller.log_std is {self.log_std}; accepted: a finite number")
 
-    def build(self, observation_space: gymnasium.Space, action_space: gymnasium.Space, seed: int) -> ActorCritic:
-        """An untrained policy for the spaces of ONE environment.
+    def build(
+        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, seed: int, *, normalized: bool = False
+    ) -> ActorCritic:
+        """An untrained policy for the spaces of ONE environment, or the saved one that `model` names.
 
-        Observations must be a Box; actions Discrete, or a Box of real numbers. Anything else is an `InputError`.
+        Observations must be a Box; actions Discrete, or a Box of real numbers. `normalized`: whether the environment had a running
+        normaliser of its own, which the policy must then replace. Anything else is an `InputError`.
         """
         try:
             from gymnasium import spaces
@@ -343,14 +328,48 @@ class ActorCriticRecipe:
             raise InputError(
                 f"the environment's observations are {observation_space}; accepted: a Box (gymnasium's FlattenObservation makes one)"
             )
-        actions: Actions
-        if isinstance(action_space, spaces.Discrete):
-            actions = DiscreteActions(int(action_space.n), int(action_space.start))
-        elif isinstance(action_space, spaces.Box) and np.issubdtype(action_space.dtype, np.floating):
-            low, high = (tuple(float(b) for b in bound.reshape(-1)) for bound in (action_space.low, action_space.high))
-            actions = BoxActions(tuple(action_space.shape), low, high)
-        else:
-            raise InputError(f"the environment's actions are {action_space}; accepted: Discrete, or a Box of real numbers")
+        if normalized and self.normalize_observations is False:
+            raise InputError(
+                "controller.normalize_observations is false, but the environment is wrapped by NormalizeObservation, whose statistics are "
+                "in no saved model and not shared with evaluations; accepted: true, null, or an environment without that wrapper"
+            )
+        if normalized and self.normalize_observations is None:
+            warnings.warn(
+                "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
+                "and the saved model too; controller.normalize_observations: true says the same without this warning",
+                stacklevel=2,
+            )
+        actions = actions_of(action_space)
+        if self.model is not None:
+            return self._saved(Path(self.model), observation_space.shape, actions, normalized)
         return ActorCritic(
-            observation_space.shape, actions, hidden=tuple(self.hidden), activation=self.activation, log_std=self.log_std, seed=seed
+            observation_space.shape,
+            actions,
+            hidden=tuple(self.hidden),
+            activation=self.activation,
+            log_std=self.log_std,
+            normalize=normalized if self.normalize_observations is None else self.normalize_observations,
+            seed=seed,
         )
+
+    def _saved(self, folder: Path, observation_shape: tuple[int, ...], actions: Actions, normalized: bool) -> ActorCritic:
+        if not folder.is_dir():
+            raise InputError(f"controller.model '{folder}' is no folder; accepted: one that a control run wrote, or its model folder")
+        policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder)
+        if (policy.observation_shape, policy.actions) != (tuple(observation_shape), actions):
+            raise InputError(
+                f"controller.model '{folder}' reads observations {list(policy.observation_shape)} and gives {policy.actions}, but the "
+                f"environment has {list(observation_shape)} and {actions}"
+            )
+        default = ActorCriticRecipe()
+        has = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
+        for name, value in {**has, "log_std": default.log_std}.items():
+            given = getattr(self, name)
+            if given not in (getattr(default, name), value):
+                raise InputError(f"controller.{name} is {given}, but that of the model in '{folder}' counts; accepted: leave it out")
+        if normalized and not policy.normalizes:
+            raise InputError(
+                f"the environment is wrapped by NormalizeObservation, but the model in '{folder}' keeps no statistics; accepted: one that "
+                "was trained with controller.normalize_observations"
+            )
+        return policy

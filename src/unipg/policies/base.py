@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.estimator.likelihoods import Reading
+from unipg.estimator.parts import Reduce
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -87,6 +88,14 @@ class Policy(ABC):
         """Takes over the parameters and buffers of another policy, which has all of this one's."""
         theirs = other.module.state_dict()
         self.module.load_state_dict({name: theirs[name] for name in self.module.state_dict()})
+
+    @property
+    def must_observe(self) -> bool:
+        """Whether it must `observe` a batch before it is trained on any."""
+        return False
+
+    def observe(self, batch: Trajectories, total: Reduce) -> None:
+        """Told of every batch after the updates on it, for what it keeps of its inputs beside its parameters; `total` sums over workers."""
 
     @property
     def critic_parameters(self) -> list[nn.Parameter]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import importlib
 import io
+import math
 import pickle
 import warnings
 from collections import deque
@@ -18,9 +18,12 @@ import torch
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.estimator.policy_gradient import check_log_probs
+from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
+from unipg.rollouts.playing import at_once, flat, not_finite, play, resets_in_same_step
+from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
 from unipg.statistics import mean_interval
 from unipg.trajectories import Trajectories
@@ -32,6 +35,8 @@ RECENT = 100
 """Finished episodes that the running mean `return/last_100` looks back on."""
 SIDE_BY_SIDE = 64
 """Evaluation episodes that run at the same time."""
+EVALUATION_STEPS = 10_000
+"""Most steps of an evaluation episode where neither the environment nor the recipe has a limit."""
 _SEEDS = 2**31
 """Environments written in C take seeds of 31 bits."""
 
@@ -49,13 +54,16 @@ class EnvironmentRecipe:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment (`max_episode_steps: 200`)."""
     evaluation_episodes: int = 20
+    evaluation_steps: int | None = None
+    """Most steps of an evaluation episode, which is cut there. null: the environment's own limit; where it has none, 10,000."""
     vectorized: bool | None = None
     """True: the environment's own array implementation; False: one object per row, stepped in turn; null: the first where there is one."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "steps", "evaluation_episodes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"environment.{name} is {getattr(self, name)}; accepted: 1 or more")
+        for name in ("count", "steps", "evaluation_episodes", "evaluation_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"environment.{name} is {value}; accepted: 1 or more")
 
     def build(self, seed: int) -> EnvironmentRollouts:
         """The environments, not yet reset. `seed` decides their start states."""
@@ -79,7 +87,8 @@ class EnvironmentRollouts(Experience):
         self.recipe = recipe
         self.seed = seed
         self.max_new_tokens = recipe.steps
-        self._environments = _make(recipe, recipe.count)
+        self._environments, self.normalized = _make(recipe, recipe.count)
+        """`normalized`: whether the environment came with a running normaliser, which is off: the policy must keep one in its place."""
         self._observation: np.ndarray | None = None
         self._steps = 0
         self._forget_episodes()
@@ -113,13 +122,13 @@ class EnvironmentRollouts(Experience):
 
         `Interrupted` leaves the environments somewhere in the window: restore a `state_dict` from before the call to repeat it.
         """
-        policy = _controller(policy)
+        policy = _controller(policy, self.recipe.id, self.normalized)
         if demand.demonstrations:
             raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
         rows, steps = self.recipe.count, self.recipe.steps
         if self._observation is None:
             seed = derived_seed(self.seed, "environments", demand.worker, self._steps) % _SEEDS
-            self._observation = _flat(self._environments.reset(seed=seed)[0])
+            self._observation = flat(self._environments.reset(seed=seed)[0])
         current = self._observation
         observation = np.empty((steps, rows, current.shape[1]), np.float32)
         reward = np.empty((steps, rows), np.float32)
@@ -128,17 +137,30 @@ class EnvironmentRollouts(Experience):
         finals: list[tuple[int, int, np.ndarray]] = []  # row, step, observation after it
         noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round, demand.worker))
         act = policy.actor()
-        same_step = _resets_in_same_step(self._environments)
-        for t in range(steps):
+        same_step = resets_in_same_step(self._environments)
+
+        def stop() -> None:
             if demand.should_stop():
                 raise Interrupted
-            observation[t] = current
-            actions.append(act(current, noise[t]))
-            following, reward[t], terminated[t], truncated[t], infos = self._environments.step(policy.environment_action(actions[-1]))
-            current = _flat(following)
-            if same_step and truncated[t].any():
-                last = infos["final_obs"]
-                finals += [(row, t, _flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(truncated[t] & ~terminated[t]).tolist()]
+
+        t = 0
+        try:
+            with at_once(stop):
+                for t in range(steps):
+                    stop()
+                    observation[t] = current
+                    actions.append(act(current, noise[t]))
+                    given = policy.environment_action(actions[-1])
+                    following, reward[t], terminated[t], truncated[t], infos = self._environments.step(given)
+                    current = flat(following)
+                    if same_step and truncated[t].any():
+                        last, cut = infos["final_obs"], truncated[t] & ~terminated[t]
+                        finals += [(row, t, flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(cut).tolist()]
+        except Interrupted:
+            raise
+        except Exception:  # an action that followed from NaN, say: what is wrong came before
+            self._check_finite(observation[: t + 1], reward[:t], [])
+            raise
         ended = terminated | truncated
         truncated &= ~terminated  # an end is an end, also at the limit
         if not same_step:  # the next observation is still of the same episode
@@ -149,7 +171,7 @@ class EnvironmentRollouts(Experience):
             self._resetting = ended[-1]
         finals += [(row, steps - 1, current[row]) for row in np.flatnonzero(mask[-1] & ~ended[-1]).tolist()]
         self._observation = current
-        _check_finite(self.recipe.id, observation, reward, mask)
+        self._check_finite(observation, reward, finals, mask)
         metrics = self._count_episodes(reward, ended, mask)
         fields = {
             "action": np.stack(actions),
@@ -162,6 +184,22 @@ class EnvironmentRollouts(Experience):
         tensors: dict[str, Any] = {name: torch.from_numpy(array.swapaxes(0, 1).copy()).to(policy.device) for name, array in fields.items()}
         batch = Trajectories(**tensors)
         return _evaluated(batch, policy, finals if demand.value else None), metrics
+
+    def _check_finite(
+        self, observation: np.ndarray, reward: np.ndarray, finals: list[tuple[int, int, np.ndarray]], mask: np.ndarray | None = None
+    ) -> None:
+        """Refuses NaN and infinity in [T,N,…] from the environment, naming row and step; `finals`: observations after a step."""
+        for what, values in (("observation", observation), ("reward", reward)):
+            bad = ~np.isfinite(values)
+            bad = bad.any(2) if bad.ndim > 2 else bad
+            if mask is not None:
+                bad &= mask
+            if bad.any():
+                step, row = np.argwhere(bad)[0]
+                raise not_finite(self.recipe.id, what, values[step, row], f"row {row} at step {step} of the window")
+        for row, step, after in finals:
+            if not np.isfinite(after).all():
+                raise not_finite(self.recipe.id, "observation", after, f"row {row} after step {step} of the window")
 
     def _count_episodes(self, reward: np.ndarray, ended: np.ndarray, mask: np.ndarray) -> dict[str, float]:
         """Metrics of a window [T,N]; keeps the sums of the episodes that go on."""
@@ -194,20 +232,9 @@ class EnvironmentRollouts(Experience):
     def evaluate(self, policy: Policy, seed: int, progress: Callable[[float], None] | None = None) -> list[EvaluationResult]:
         """Undiscounted return and length of `evaluation_episodes` fresh episodes with the policy's most likely actions.
 
-        They run in environments of their own, each of which plays a number of episodes that is fixed beforehand: the first ones to
-        finish would be the short ones. An environment without a limit on its steps needs one in `options`, or this may not end.
+        See `evaluate_controller`.
         """
-        policy = _controller(policy)
-        episodes = self.recipe.evaluation_episodes
-        rows = min(episodes, SIDE_BY_SIDE)
-        environments = _make(self.recipe, rows)
-        try:
-            returns, lengths = _play(
-                environments, policy, episodes, derived_seed(seed, "evaluation") % _SEEDS, progress or (lambda _: None)
-            )
-        finally:
-            environments.close()
-        return [EvaluationResult(self.recipe.id, {"return": mean_interval(returns)._asdict(), "length": mean_interval(lengths)._asdict()})]
+        return [evaluate_controller(policy, self.recipe, seed, progress)]
 
     def state_dict(self) -> dict[str, Any]:
         """`environments` are bytes (None where they cannot be pickled, or have not started), everything else plain values."""
@@ -249,8 +276,55 @@ class EnvironmentRollouts(Experience):
             return None
 
 
-def _make(recipe: EnvironmentRecipe, rows: int) -> gymnasium.vector.VectorEnv:
-    """`rows` environments; whatever is wrong with the recipe is an `InputError`."""
+def evaluate_controller(
+    policy: Policy, recipe: EnvironmentRecipe, seed: int, progress: Callable[[float], None] | None = None
+) -> EvaluationResult:
+    """Undiscounted return and length of `recipe.evaluation_episodes` fresh episodes with the policy's most likely actions.
+
+    They run in environments of their own, each of which plays a number of episodes that is fixed beforehand. Rewards are the environment's
+    own, also where it is wrapped by NormalizeReward. An episode longer than `recipe.evaluation_steps` is cut there: then `cut fraction` is
+    measured too, and a warning says so. `progress` is told the finished share, also now and then; what it raises ends the evaluation.
+    """
+    episodes = recipe.evaluation_episodes
+    told = progress or (lambda _: None)
+    done = 0.0
+
+    def tell(share: float) -> None:
+        nonlocal done
+        done = share
+        told(share)
+
+    environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE))
+    show_own_rewards(environments)
+    try:
+        with at_once(lambda: told(done)):
+            found = play(
+                environments,
+                _controller(policy, recipe.id, normalized),
+                episodes,
+                derived_seed(seed, "evaluation") % _SEEDS,
+                tell,
+                name=recipe.id,
+                most_steps=_most_steps(recipe),
+            )
+    finally:
+        environments.close()
+    values = {"return": found.returns, "length": found.lengths} | ({"cut fraction": found.cut} if any(found.cut) else {})
+    return EvaluationResult(recipe.id, {name: mean_interval(numbers)._asdict() for name, numbers in values.items()})
+
+
+def _most_steps(recipe: EnvironmentRecipe) -> float:
+    """Where an evaluation episode is cut; infinite where the environment sees to it itself."""
+    import gymnasium
+
+    if recipe.evaluation_steps is not None:
+        return recipe.evaluation_steps
+    own = recipe.options.get("max_episode_steps", gymnasium.spec(recipe.id.rpartition(":")[2]).max_episode_steps)
+    return EVALUATION_STEPS if own is None or own < 1 else math.inf
+
+
+def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.VectorEnv, bool]:
+    """`rows` environments, and whether they had running normalisers, which are off; anything wrong with the recipe is an `InputError`."""
     try:
         import gymnasium
     except ModuleNotFoundError as absent:
@@ -258,11 +332,8 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> gymnasium.vector.VectorEnv:
     from gymnasium.envs.registration import VectorizeMode
 
     module, _, name = recipe.id.rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f"environment '{recipe.id}': the module '{module}' cannot be imported ({_first_line(error)})") from error
+    if module:
+        module_named(module, f"environment '{recipe.id}'")
     if name not in gymnasium.registry:
         raise InputError(f"environment '{recipe.id}' does not exist; {nearest(name, gymnasium.registry)}")
     spec = gymnasium.spec(name)
@@ -280,28 +351,22 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> gymnasium.vector.VectorEnv:
         gymnasium.vector.AutoresetMode.SAME_STEP,
     ):
         raise InputError(f"the array implementation of '{recipe.id}' does not reset itself; set environment.vectorized to false")
-    return environments
-
-
-def _resets_in_same_step(environments: gymnasium.vector.VectorEnv) -> bool:
-    """Whether the observation after an episode's last step is already the next episode's first."""
-    from gymnasium.vector import AutoresetMode
-
-    return environments.metadata["autoreset_mode"] == AutoresetMode.SAME_STEP
+    return environments, take_normalizers(environments, recipe.id)
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _flat(observation: np.ndarray) -> np.ndarray:
-    """[N,O] float32."""
-    return np.ascontiguousarray(observation, np.float32).reshape(len(observation), -1)
-
-
-def _controller(policy: Policy) -> Controller:
+def _controller(policy: Policy, environment: str, normalized: bool) -> Controller:
+    """The policy as a controller; of an environment that has lost its normaliser, one that keeps the statistics itself."""
     if not isinstance(policy, Controller):
         raise InputError(f"environments need a policy that acts on observations, such as ActorCritic, not {type(policy).__name__}")
+    if normalized and not policy.normalizes:
+        raise InputError(
+            f"environment '{environment}' is wrapped by NormalizeObservation, whose statistics are in no saved model and not shared with "
+            "evaluations; accepted: a policy that keeps them (controller.normalize_observations: true), or an environment without it"
+        )
     return policy
 
 
@@ -322,46 +387,6 @@ def _evaluated(batch: Trajectories, policy: Controller, finals: list[tuple[int, 
         after = torch.from_numpy(np.stack([final[2] for final in finals])).to(bootstrap.device)
         bootstrap[row, step] = policy.value(after)
     return batch.replace(bootstrap_value=bootstrap)
-
-
-def _check_finite(environment: str, observation: np.ndarray, reward: np.ndarray, mask: np.ndarray) -> None:
-    """Refuses NaN and infinity in [T,N,…] from the environment, naming row and step."""
-    for name, bad in (("observation", ~np.isfinite(observation).all(2)), ("reward", ~np.isfinite(reward))):
-        if (bad & mask).any():
-            step, row = np.argwhere(bad & mask)[0]
-            raise InputError(f"environment '{environment}' gave a {name} that is not finite, in row {row} at step {step} of the window")
-
-
-def _play(
-    environments: gymnasium.vector.VectorEnv, policy: Controller, episodes: int, seed: int, progress: Callable[[float], None]
-) -> tuple[list[float], list[float]]:
-    """Return and length of each of `episodes` greedy episodes, shared out evenly before they start."""
-    rows = environments.num_envs
-    left = np.full(rows, episodes // rows)
-    left[: episodes % rows] += 1
-    act = policy.actor()
-    same_step = _resets_in_same_step(environments)
-    observation = _flat(environments.reset(seed=seed)[0])
-    resetting = np.zeros(rows, bool)
-    total, length = np.zeros(rows), np.zeros(rows)
-    returns: list[float] = []
-    lengths: list[float] = []
-    while left.any():
-        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, None)))
-        observation = _flat(following)
-        total += np.where(resetting, 0, reward)
-        length += ~resetting
-        ended = terminated | truncated
-        for row in ended.nonzero()[0]:
-            if left[row]:
-                left[row] -= 1
-                returns.append(float(total[row]))
-                lengths.append(float(length[row]))
-                progress(len(returns) / episodes)
-            total[row] = length[row] = 0
-        if not same_step:
-            resetting = ended
-    return returns, lengths
 
 
 def _snapshot(environments: gymnasium.vector.VectorEnv) -> bytes:

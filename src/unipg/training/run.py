@@ -95,7 +95,8 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     """The policy and the source of experience that a recipe names."""
     if recipe.environment is not None:
         environments = recipe.environment.build(recipe.seed)
-        controller = recipe.controller.build(environments.observation_space, environments.action_space, recipe.seed)
+        spaces, normalized = (environments.observation_space, environments.action_space), environments.normalized
+        controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized)
         controller.module.to(device)
         return controller, environments
     assert recipe.policy is not None

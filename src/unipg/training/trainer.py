@@ -179,7 +179,16 @@ class Trainer:
         self.workers.wait()
         return last
 
+    def _look(self) -> None:
+        """A batch that nothing is learned from but what the policy must know of its inputs first."""
+        looked = collect(self.algorithm, self.experience, self.policy, self._demand(-1), self.workers.sum)
+        self.policy.observe(looked.batch.to(self.policy.device), self.workers.sum)
+        if self.proposal is not None:
+            self._renew_proposal()
+
     def _collect(self) -> None:
+        if self.policy.must_observe:
+            self._look()
         collected = self._rollouts()
         metrics = collected.metrics
         if self.tracker:
@@ -324,6 +333,7 @@ class Trainer:
         self.seconds += seconds
         self.row |= self.learner.diagnostics.metrics()
         self.row |= self.algorithm.learn(self.batch, self.learner.planning(), self.learner.evaluate)
+        self.policy.observe(self.batch, self.workers.sum)
         skipped = {f"steps/skipped_{why}": count for why, count in self.learner.skipped.items() if count}
         row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
         if self.tracker:

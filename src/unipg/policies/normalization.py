@@ -1,0 +1,68 @@
+"""Observations in units of their own running statistics, which belong to the policy that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unipg.estimator.parts import Reduce, alone
+
+LIMIT = 10.0
+"""Standard deviations at which a normalised observation is cut off."""
+EPS = 1e-8
+
+
+class RunningNormalizer(nn.Module):
+    """(x − mean) / sqrt(variance + 1e-8) of each of O numbers, cut off at ±10, over everything that `update` was shown.
+
+    As it is until then: x itself. The statistics are buffers in float64, saved and copied with the policy; nothing but `update` moves them.
+    """
+
+    count: Tensor
+    mean: Tensor
+    squares: Tensor
+    """[O] sum of squared distances from the mean."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        for name in ("mean", "squares"):
+            self.register_buffer(name, torch.zeros(size, dtype=torch.float64))
+
+    @property
+    def empty(self) -> bool:
+        return not bool(self.count)
+
+    def _scale(self) -> Tensor:
+        return (self.squares / self.count + EPS).rsqrt()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,O] to [N,O], of the same dtype."""
+        if self.empty:
+            return x
+        return ((x - self.mean) * self._scale()).clamp(-LIMIT, LIMIT).to(x.dtype)
+
+    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The statistics as they are now, in NumPy."""
+        if self.empty:
+            return lambda x: x
+        mean, scale = (tensor.detach().double().cpu().numpy().copy() for tensor in (self.mean, self._scale()))
+        return lambda x: ((x - mean) * scale).clip(-LIMIT, LIMIT).astype(x.dtype)
+
+    @torch.no_grad()
+    def update(self, x: Tensor, total: Reduce = alone) -> None:
+        """Adds [N,O] observations of this worker; `total` sums over all workers. Source: Chan et al. 1979 (merging moments)."""
+        x = x.to(self.mean)
+        added = total(torch.cat([x.sum(0), x.new_tensor([len(x)])]))
+        count = added[-1]
+        if not bool(count):
+            return
+        mean = added[:-1] / count
+        squares = total(((x - mean) ** 2).sum(0))
+        every, shift = self.count + count, mean - self.mean
+        self.squares += squares + shift**2 * (self.count * count / every)
+        self.mean += shift * (count / every)
+        self.count.copy_(every)
