@@ -135,6 +135,6 @@ def described(actions: Actions) -> dict[str, Any]:
 def actions_from(type: str, **values: Any) -> Actions:
     """What `described` wrote. Raises KeyError or TypeError for anything else."""
     if type == "discrete":
-        return DiscreteActions(values["n"], values["start"], values["dtype"])
+        return DiscreteActions(values["n"], values["start"], values.get("dtype", "int64"))
     low, high = (tuple(limit if b is None else b for b in values[side]) for side, limit in (("low", -math.inf), ("high", math.inf)))
     return BoxActions(tuple(values["shape"]), low, high, values["dtype"])

@@ -259,7 +259,7 @@ class ActorCritic(Controller):
                 actions_from(**config["actions"]),
                 hidden=tuple(config["hidden"]),
                 activation=config["activation"],
-                normalize=config["normalize_observations"],
+                normalize=config.get("normalize_observations", False),
             )
             weights = load_file(folder / _WEIGHTS)
             policy.module.load_state_dict(weights)
