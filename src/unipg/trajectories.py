@@ -80,11 +80,14 @@ class Trajectories:
     """Free-form facts per row that advantages and reports read (extracted answers, strata, tool calls)."""
 
     def __post_init__(self) -> None:
-        rows, steps = self.mask.shape[:2]
+        self.mask = _tensor_of("mask", self.mask)
+        self.action = _tensor_of("action", self.action)
+        if self.mask.ndim != 2:
+            raise InputError(f"mask is {list(self.mask.shape)}; accepted: [B,T]")
+        rows, steps = self.mask.shape
         if self.action.shape[:2] != self.mask.shape:
             raise InputError(f"action is {list(self.action.shape)} but mask is {list(self.mask.shape)}; they must share [B,T]")
         device = self.mask.device
-        self.mask = self.mask.bool()
         if self.present is None:
             self.present = torch.ones(rows, steps, dtype=torch.bool, device=device)
         if self.group is None:
@@ -94,12 +97,18 @@ class Trajectories:
         self._check(_tensor_fields())
 
     def _check(self, names: Iterable[str]) -> None:
-        shape = self.mask.shape[:2]
+        """Takes lists and arrays as the tensors they stand for; refuses what has another shape or another kind of number."""
+        shape = self.mask.shape
         for name in names:
-            tensor = getattr(self, name)
+            value = getattr(self, name)
+            if value is None:
+                continue
+            tensor = _tensor_of(name, value, self.mask.device)
             want = shape[:1] if name in _ROW_FIELDS else shape
-            if tensor is not None and tensor.shape[: len(want)] != want:
-                raise InputError(f"{name} is {list(tensor.shape)} but must start with {list(want)}")
+            if tensor.shape != want and (name not in _WIDE_FIELDS or tensor.shape[:2] != want):
+                raise InputError(f"{name} is {list(tensor.shape)} but must {'start with' if name in _WIDE_FIELDS else 'be'} {list(want)}")
+            if tensor is not value:
+                setattr(self, name, tensor)
 
     def _with(self, changes: dict[str, Any]) -> Trajectories:
         """A shallow copy with some fields changed, not checked: checks cost a small controller's step a few percent."""
@@ -109,20 +118,23 @@ class Trajectories:
             changed.__dict__["_known"] = {}
         return changed
 
-    def _derived(self, key: object, tensor: Tensor, find: Callable[[], Any]) -> Any:
-        """What `find` makes of a field, found once for as long as the field is this tensor and nobody writes to it."""
+    def derived(self, key: object, tensors: Sequence[Tensor | None], find: Callable[[], Any]) -> Any:
+        """What `find` makes of some fields, found once for as long as they are these tensors and nobody writes to them."""
         known = self.__dict__.setdefault("_known", {})
-        version = None if tensor.is_inference() else tensor._version  # inference mode keeps no count of writes
-        of, at, value = known.get(key, (None, None, None))
-        if of is not tensor or at is None or at != version:
+        some = [tensor for tensor in tensors if tensor is not None]
+        # inference mode keeps no count of writes
+        versions = None if any(tensor.is_inference() for tensor in some) else [tensor._version for tensor in some]
+        of, at, value = known.get(key, ((), None, None))
+        same = len(of) == len(tensors) and all(a is b for a, b in zip(of, tensors, strict=True))
+        if not same or at is None or at != versions:
             value = find()
-            known[key] = tensor, version, value
+            known[key] = tuple(tensors), versions, value
         return value
 
     @property
     def full(self) -> bool:
         """Whether the policy chose at every step of every row."""
-        full: bool = self._derived("full", self.mask, lambda: bool(self.mask.all()))
+        full: bool = self.derived("full", (self.mask,), lambda: bool(self.mask.all()))
         return full
 
     @classmethod
@@ -149,7 +161,7 @@ class Trajectories:
             found = [source == int(wanted) for wanted in sources]
             return functools.reduce(torch.logical_or, found) if found else torch.zeros_like(source, dtype=torch.bool)
 
-        rows: Tensor = self._derived(sources, source, find)
+        rows: Tensor = self.derived(sources, (source,), find)
         return rows
 
     def total_reward(self) -> Tensor:
@@ -311,6 +323,10 @@ class Trajectories:
 
 
 _ROW_FIELDS = frozenset({"group", "source", "reward"})
+_WIDE_FIELDS = frozenset({"action", "observation"})
+_FLAGS = frozenset({"mask", "present", "terminated", "truncated"})
+_NUMBERS = frozenset({"group", "source"})
+_REWARDS = frozenset({"reward", "step_reward"})
 _FREE = frozenset({"planned", "annotations"})
 
 
@@ -321,6 +337,27 @@ def _tensor_fields() -> tuple[str, ...]:
 
 _DETAILS = frozenset({*_tensor_fields(), *_FREE}) - {"action", "mask", "present", "group", "source"}
 """Fields that may be exchanged by themselves: the others decide the shape, or have a default."""
+
+
+def _tensor_of(name: str, value: Any, device: torch.device | None = None) -> Tensor:
+    """A field's value as a tensor of its kind: flags as bool, rewards as floating-point numbers, groups and sources as whole ones."""
+    if not isinstance(value, Tensor):
+        try:
+            value = torch.as_tensor(value, device=device)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{name} is {_shortened(value)}; accepted: a tensor, or a list of numbers") from None
+    if name in _FLAGS:
+        return value if value.dtype == torch.bool else value.bool()
+    if name in _NUMBERS and (value.dtype == torch.bool or value.is_floating_point() or value.is_complex()):
+        raise InputError(f"{name} holds {str(value.dtype).removeprefix('torch.')}; accepted: whole numbers, one for each row")
+    if name in _REWARDS and not value.is_floating_point():
+        return value.to(torch.get_default_dtype())
+    return value
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _float_of(*tensors: Tensor | None) -> torch.dtype:

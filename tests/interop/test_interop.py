@@ -9,6 +9,7 @@ import torch
 from unipg import Evaluation, InputError, Planning, Source
 from unipg.algorithms import Setting, registered
 from unipg.algorithms.base import Algorithm
+from unipg.estimator import EntropyScaled, PolicyGradient, Progress
 from unipg.interop import advantage_function, loss_function, per_token_function, prime_rl, slime
 from unipg.lab import BigramPolicy
 from unipg.laws.cases import VOCABULARY, random_batch
@@ -72,8 +73,13 @@ def test_advantages_by_hand() -> None:
 
 
 def test_what_cannot_be_exported_says_so() -> None:
+
+    class Undecided(registered()["grpo"]):
+        def objective(self, setting):
+            return PolicyGradient(advantage=EntropyScaled())
+
     with pytest.raises(InputError, match="depends on the current policy"):
-        advantage_function(registered()["srft"]())
+        advantage_function(Undecided())
     with pytest.raises(InputError, match="reads whole next-token distributions"):
         loss_function(registered()["otr"](), 6)
     with pytest.raises(InputError, match="selects tokens by asking the policy"):
@@ -86,12 +92,73 @@ def test_what_must_be_given_instead_is_named() -> None:
     table = registered()
     with pytest.raises(InputError, match=r"'capo' selects tokens by asking the policy.*train with unipg"):
         per_token_function(table["capo"]())
-    with pytest.raises(InputError, match=r"'tppo' chooses its tokens from whole batches.*use loss_function"):
+    with pytest.raises(InputError, match=r"'tppo' chooses its rows and tokens from whole batches.*use loss_function"):
         per_token_function(table["tppo"]())
     with pytest.raises(InputError, match=r"'stratified_grpo' takes more than reward, mask and group: use loss_function.*annotations"):
         advantage_function(table["stratified_grpo"]())
     with pytest.raises(InputError, match=r"'ppo' takes more than.*old_value"):
         advantage_function(table["ppo"]())
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("d3s", {}, "chooses its rows and tokens from whole batches"),
+        ("hpt", {}, r"is a sum of policy gradients \(rollouts, sft\)"),
+        ("hpt_soft", {}, "is a sum of policy gradients"),
+        ("chord", {}, r"is a sum of policy gradients \(rollouts, sft\)"),
+        ("chord_mu", {}, "is a sum of policy gradients"),
+        ("luffy", {}, "is a sum of policy gradients"),
+        ("srft", {}, "is a sum of policy gradients"),
+        ("copo", {}, r"is a sum of policy gradients \(local, global\)"),
+        ("fdpg", {}, r"weighs its rows by what it finds in whole batches \(target/weight\)"),
+    ],
+)
+def test_algorithms_of_which_a_function_would_be_a_part_are_refused(name, settings, match) -> None:
+    algorithm = registered()[name](**settings)
+    for function in (advantage_function, per_token_function):
+        with pytest.raises(InputError, match=f"'{name}' {match}.*: use loss_function"):
+            function(algorithm)
+
+
+@pytest.mark.parametrize("name", list(registered()))
+def test_the_flag_says_whether_preparation_leaves_anything_out(name) -> None:
+    algorithm = registered()[name]()
+    batch = random_batch(algorithm, 3)
+    ready = algorithm.prepare(batch, Setting(6), Planning())
+    assert algorithm.selects == (len(ready) != len(batch) or not torch.equal(ready.mask, batch.mask))
+
+
+def test_what_is_done_to_the_reward_is_not_lost() -> None:
+    """DAPO's penalty on length: limit 5, buffer 2, so an answer of 5 tokens loses 1."""
+    dapo = registered()["dapo"]
+    with pytest.raises(InputError, match=r"'dapo' has a penalty on length.*give max_new_tokens, or turn it off"):
+        advantage_function(dapo())
+    mask = torch.arange(5) < torch.tensor([[5], [2]])
+    reward, group = torch.ones(2, dtype=torch.float64), torch.zeros(2, dtype=torch.long)
+    found = advantage_function(dapo(overlong_buffer=2), 5)(reward, mask, group)[:, 0]
+    torch.testing.assert_close(found, torch.tensor([-1.0, 1.0], dtype=torch.float64) / math.sqrt(2), rtol=1e-5, atol=0)
+    assert not advantage_function(dapo(overlong_factor=0.0))(reward, mask, group).any()
+    with pytest.raises(InputError, match="'rloo' takes more than reward, mask and group: use loss_function, which takes log-probabilities"):
+        advantage_function(registered()["rloo"](kl_in_reward=0.1))
+
+
+def test_schedules_read_where_training_stands() -> None:
+    """CHORD's mixture: at step 0 of its decay demonstrations have weight 0.9, at its end 0.05."""
+    log_prob, mask = torch.full((2, 1), -1.0, requires_grad=True), torch.ones(2, 1, dtype=torch.bool)
+    loss = loss_function(registered()["chord_mu"](), 1)
+    found = []
+    for step in (0, 200):
+        value = loss(
+            log_prob,
+            mask,
+            torch.ones(2),
+            demonstration=torch.tensor([False, True]),
+            old_log_prob=log_prob.detach(),
+            planning=Planning(Progress(step, 400)),
+        )
+        found.append(float(torch.autograd.grad(value, log_prob)[0][1]))
+    assert found == pytest.approx([-0.9, -0.05])
 
 
 @pytest.mark.parametrize(

@@ -349,7 +349,7 @@ def test_an_empty_demonstration_names_its_prompt() -> None:
 def test_a_source_for_every_row() -> None:
     _, batch = example()
     assert batch.source is not None
-    with pytest.raises(InputError, match=r"source is \[19\] but must start with \[20\]"):
+    with pytest.raises(InputError, match=r"source is \[19\] but must be \[20\]"):
         dataclasses.replace(batch, source=batch.source[1:])
 
 

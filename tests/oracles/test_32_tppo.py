@@ -570,7 +570,7 @@ def test_an_unknown_bootstrap() -> None:
 def test_values_that_are_not_finite_or_of_another_length() -> None:
     with pytest.raises(InputError, match=r"value is nan at row 0, position 3; accepted: finite numbers"):
         EGAE(response([0.1, 0.2, float("nan")]))
-    with pytest.raises(InputError, match=r"value is \[1, 4\] but must start with \[1, 5\]"):
+    with pytest.raises(InputError, match=r"value is \[1, 4\] but must be \[1, 5\]"):
         response(VALUES).replace(value=torch.zeros(1, 4))
 
 

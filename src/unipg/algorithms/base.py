@@ -69,6 +69,10 @@ class Algorithm:
 
     tracks_prompts: ClassVar[bool] = False
     """Whether it remembers what it knows of each prompt."""
+
+    selects: ClassVar[bool] = False
+    """Whether `prepare` leaves rows or tokens out of the batch."""
+
     scores: ClassVar[bool] = False
     """Whether what it trains gives a score to a whole answer (a reward model) instead of a probability to each token."""
 
@@ -88,6 +92,11 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.uses_rollouts and self.rollouts < self.needs_group:
             raise InputError(f"algorithm.rollouts is {self.rollouts}; accepted for {self.name}: {self.needs_group} or more per prompt")
+
+    @property
+    def penalises_length(self) -> bool:
+        """Whether `prepare` adds a penalty to the reward that depends on the limit on new tokens."""
+        return False
 
     @property
     def needs_demonstrations(self) -> bool:

@@ -51,6 +51,7 @@ class D3S(Algorithm):
         "The paper's normaliser, N and K are not published: mean over kept tokens, a quarter and a fifth are the library's choice.",
     )
     claim = "benchmarks/claims/d3s.py"
+    selects = True
     needs_group = 2
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2")

@@ -44,6 +44,10 @@ class DAPO(Algorithm):
     def most_sampling_rounds(self) -> int:
         return self.max_sampling_rounds if self.dynamic_sampling else 1
 
+    @property
+    def penalises_length(self) -> bool:
+        return self.overlong_factor != 0
+
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         if not self.overlong_factor:
             return batch

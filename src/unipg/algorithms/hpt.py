@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,6 +31,10 @@ from unipg.estimator import (
 from unipg.trajectories import Source, Trajectories
 
 DEMONSTRATIONS = (Source.DEMONSTRATION,)
+OFF_POLICY_SHARE = (
+    "The off-policy loss is a mean over the demonstrations of all prompts, as SFT's is, so that the gate's weights compare prompts; in the "
+    "released code a demonstration is one row beside the rollouts of its prompt, and counts 1 / (rollouts + 1) of them."
+)
 
 
 @register
@@ -47,7 +51,7 @@ class HPT(Algorithm):
     paper = "arXiv 2509.04419"
     equation = "P > gamma: (R_j − mean_G R) · r, sum / limit on new tokens;  else: 1 on the demonstration, token mean"
     bias = "Gated prompts follow the demonstration instead of the reward; the entropy bonus is added."
-    deviations = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "The paper's equation 11 prints a clip and a division by the std; the released scripts run neither: clip and use_std, default off.",
         "The released code averages SFT per micro-batch and sums RL over the padded width, so their ratio depends on the batch; here both "
         "are global means (see the docstring). sft_over: 'gated' divides SFT by the gated demonstrations' tokens alone, as the code does.",
@@ -135,6 +139,7 @@ class ThreeWayHPT(HPT):
     name = "hpt_three_way"
     title = "Hybrid post-training, three-way gate"
     paper = "released code of arXiv 2509.04419 (switch_gate_off)"
+    deviations = (*HPT.deviations, OFF_POLICY_SHARE)
     equation = "P <= gamma: SFT;  gamma < P <= gamma_off_policy: R · f'(pi_theta) · pi_theta on the demonstration;  else: rollouts"
     scores_demonstrations = True
 
@@ -175,6 +180,12 @@ class SoftHPT(HPT):
     name = "hpt_soft"
     title = "Hybrid post-training, soft gate"
     paper = "released code of arXiv 2509.04419 (unify_strategy: soft)"
+    deviations = (
+        *HPT.deviations,
+        OFF_POLICY_SHARE,
+        "The demonstration's advantage is its reward minus the mean of the ROLLOUTS, as in the released code, of which this is a part; the "
+        "table's LUFFY row, and algorithm luffy by default, take the mean over rollouts and demonstration.",
+    )
     equation = "alpha(P) · rollouts + omega(P) · off-policy demonstration + beta(P) · SFT"
     scores_demonstrations = True
 

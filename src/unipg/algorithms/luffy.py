@@ -34,7 +34,8 @@ class LUFFY(Algorithm):
     bias = "Demonstrations are not importance-corrected (pi_ref = 1) and enter the baseline."
     deviations = (
         "The table divides Â by the group's std; the scripts do not: use_std, default off as in the scripts.",
-        "The table takes the mean over rollouts and demonstrations, the released code over rollouts only: union_baseline, default on.",
+        "The table takes the mean over rollouts and demonstrations, the released code over rollouts only: union_baseline, default on. Over "
+        "rollouts only, with use_std, a std of 0 counts as 1: beside rollouts that all fail a right demonstration has advantage 1.",
         "The scripts run without the clip: clip, default off.",
     )
     demonstrations = "required"

@@ -25,6 +25,8 @@ from unipg.trajectories import Evaluation, Source, Trajectories
 ROLLOUTS = (Source.ROLLOUT,)
 DEMONSTRATIONS = (Source.DEMONSTRATION,)
 PREFERENCES = (Source.PREFERENCE,)
+ROUNDING = 1e-12
+"""Relative error of a mean of equal float64 values, with room to spare."""
 UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
 
 
@@ -48,8 +50,6 @@ class Planning:
     """This worker's place in that order."""
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run's optimiser by name (`kind`, `betas`, `eps` …); empty where no loop says."""
-    memo: dict[object, Tensor] = field(default_factory=dict, compare=False, repr=False)
-    """Results shared by terms that plan the same batch (a recursion is run once for the advantage and its value target)."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,8 @@ class GroupCentered(GroupAdvantage):
 class GroupStandardized(GroupAdvantage):
     """Â_j = (R_j − mean_G R) / (std_G R + eps), GRPO's advantage.
 
+    A std of 0 counts as 1: rewards that are all equal give 0, and a row that does not count in the statistics (a right demonstration
+    beside rollouts that all fail) about its distance from the mean, as in the released code of LUFFY and HPT.
     `unbiased`: divide the variance by n − 1, as the released code does; False for n.
     """
 
@@ -226,7 +228,7 @@ class GroupStandardized(GroupAdvantage):
         stats = group_statistics(reward, group, counted)
         several = stats.count > 1
         std = (stats.squares / (stats.count - int(self.unbiased)).clamp_min(1)).sqrt()
-        scaled = torch.where(std > 0, (reward - stats.mean) / (std + self.eps), 0)  # also with eps 0
+        scaled = (reward - stats.mean) / (torch.where(std > 0, std, 1) + self.eps)
         return torch.where(several, scaled, reward)
 
 
@@ -237,8 +239,8 @@ class LeaveOneOut(GroupAdvantage):
     def of_rewards(self, reward: Float[Tensor, " B"], group: Int[Tensor, " B"], counted: Bool[Tensor, " B"]) -> Float[Tensor, " B"]:
         stats = group_statistics(reward, group, counted)
         others = stats.count - counted.to(reward.dtype)
-        total = stats.mean * stats.count - torch.where(counted, reward, 0)
-        return reward - torch.where(others > 0, total / others.clamp_min(1), 0)
+        # from the mean of all, which is exact where all rewards are equal: then so is the 0
+        return torch.where(others > 0, (reward - stats.mean) * (stats.count / others.clamp_min(1)), reward)
 
 
 @dataclass(frozen=True)
@@ -276,7 +278,13 @@ def whiten(values: Float[Tensor, "B T"], mask: Bool[Tensor, "B T"], reduce: Redu
     count, mean = moments[0].clamp_min(1), moments[1] / moments[0].clamp_min(1)
     squares = reduce(torch.where(mask, (x - mean) ** 2, 0).sum())
     scale = (squares / (count - 1).clamp_min(1) + eps).rsqrt()
-    return torch.where(mask, (x - mean) * scale, 0).to(values.dtype)
+    return torch.where(mask & has_spread(squares, mean, count), (x - mean) * scale, 0).to(values.dtype)
+
+
+def has_spread(squares: Tensor, mean: Tensor, count: Tensor) -> Tensor:
+    """Whether the summed squared deviations of float64 values are more than rounding: values that are all equal have none, and must give
+    an advantage of exactly 0, which a rounded mean does not; an optimiser such as Adam makes a whole step of any number but 0."""
+    return squares > count * (ROUNDING * mean) ** 2
 
 
 def policy_steps_first(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
@@ -286,14 +294,13 @@ def policy_steps_first(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B T"]:
 
 def rewards_per_step(batch: Trajectories) -> Float[Tensor, "B T"]:
     """[B,T] step rewards with the outcome added at the last policy step; 0 where the policy did not act."""
-    some = batch.step_reward if batch.step_reward is not None else batch.reward
-    if some is None:
-        some = batch.require("reward", "the advantage")
-    steps = torch.zeros(batch.mask.shape, dtype=some.dtype, device=some.device)
+    given = [tensor for tensor in (batch.step_reward, batch.reward) if tensor is not None] or [batch.require("reward", "the advantage")]
+    dtype = torch.promote_types(given[0].dtype, given[-1].dtype)
+    steps = torch.zeros(batch.mask.shape, dtype=dtype, device=batch.mask.device)
     if batch.step_reward is not None:
-        steps = torch.where(batch.mask, batch.step_reward, 0)
+        steps = torch.where(batch.mask, batch.step_reward.to(dtype), steps)
     if batch.reward is not None:
-        outcome = torch.where(batch.mask.any(1), batch.reward, 0)
+        outcome = torch.where(batch.mask.any(1), batch.reward, 0).to(dtype)
         steps = steps.scatter_add(1, batch.last_step().unsqueeze(1), outcome.unsqueeze(1))
     return steps
 
@@ -385,15 +392,15 @@ class GAE(Advantage):
         if self.bootstrap not in get_args(Bootstrap):
             raise InputError(f"GAE.bootstrap '{self.bootstrap}' does not exist; {nearest(str(self.bootstrap), get_args(Bootstrap))}")
 
-    def raw(self, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
+    def raw(self, batch: Trajectories) -> Float[Tensor, "B T"]:
         """[B,T] without whitening."""
-        key = ("gae", self.gamma, self.lam, self.bootstrap)
-        if key not in planning.memo:
-            value = batch.require("value", "GAE")
+        value = batch.require("value", "GAE")
+
+        def find() -> Tensor:
             if bool((bad := batch.mask & ~torch.isfinite(value)).any()):
                 row, step = (int(i) for i in bad.nonzero()[0])
                 raise InputError(f"value is {float(value[row, step])} at row {row}, position {step}; accepted: finite numbers")
-            planning.memo[key] = generalized_advantage(
+            return generalized_advantage(
                 rewards_per_step(batch).to(value.dtype),
                 value,
                 batch.mask,
@@ -404,15 +411,18 @@ class GAE(Advantage):
                 bootstrap_value=batch.bootstrap_value,
                 bootstrap=self.bootstrap,
             )
-        return planning.memo[key]
+
+        # run once for the advantage and its value target
+        fields = (batch.reward, batch.step_reward, value, batch.mask, batch.terminated, batch.truncated, batch.bootstrap_value)
+        found: Tensor = batch.derived(("gae", self.gamma, self.lam, self.bootstrap), fields, find)
+        return found
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
-        planning = planning or Planning()
-        advantage = self.raw(batch, planning)
+        advantage = self.raw(batch)
         if not self.normalize:
             return advantage
         counted = batch.mask if self.tokens is None else batch.mask & batch.require(self.tokens, "GAE")
-        return whiten(advantage, counted, planning.reduce)
+        return whiten(advantage, counted, (planning or Planning()).reduce)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unipg.estimator.advantages import Advantage, Planning, group_statistics, spread
+from unipg.estimator.advantages import Advantage, Planning, group_statistics, has_spread, spread
 from unipg.estimator.parts import Reduce
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -27,7 +27,7 @@ def standardized(values: Float[Tensor, " N"], weight: Float[Tensor, " N"], reduc
     squares = reduce((weight * (values - mean) ** 2).sum())
     std = (squares / (count - 1).clamp_min(1)).sqrt()
     scale = 1.0 if eps is None else 1 / (std + eps)
-    return torch.where(std > NO_SPREAD, (values - mean) * scale, 0)
+    return torch.where((std > NO_SPREAD) & has_spread(squares, mean, count), (values - mean) * scale, 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import GAE, Planning
 from unipg.estimator.parts import Joint, furthest
-from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record, Term
+from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record, Term, check_log_probs
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -63,9 +63,14 @@ class KLPenalty(Term):
 
 
 def kl_in_reward(batch: Trajectories, weight: float, estimator: KLEstimator = "k1") -> Trajectories:
-    """The batch with `weight` · KL estimate subtracted from the reward of each policy step (old policy against anchor)."""
-    old = batch.require("old_log_prob", "kl_in_reward")
-    kl = kl_estimate(old, batch.require("anchor_log_prob", "kl_in_reward"), estimator)
+    """The batch with `weight` · KL estimate subtracted from the reward of each policy step (old policy against anchor).
+
+    Errors: `InputError` for a log-probability that is not finite where the policy acted.
+    """
+    old, anchor = (batch.require(name, "kl_in_reward") for name in ("old_log_prob", "anchor_log_prob"))
+    check_log_probs(old, batch, "old_log_prob")
+    check_log_probs(anchor, batch, "anchor_log_prob")
+    kl = kl_estimate(old, anchor, estimator)
     penalty = torch.where(batch.mask, weight * kl, 0)
     so_far = 0 if batch.step_reward is None else torch.where(batch.mask, batch.step_reward, 0)
     return batch.replace(step_reward=so_far - penalty)
@@ -107,7 +112,7 @@ class ValueLoss(Term):
         return furthest((super().reach, self.gae.reach))
 
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
-        return {"target": self.gae.raw(batch, planning) + batch.require("value", "ValueLoss")}
+        return {"target": self.gae.raw(batch) + batch.require("value", "ValueLoss")}
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if now.value is None:

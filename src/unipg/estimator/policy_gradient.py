@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -318,6 +319,16 @@ class Objective:
         return frozenset().union(*(t.reads for t in self.terms))
 
     @cached_property
+    def _log_probs_read(self) -> tuple[str, ...]:
+        return tuple(name for name in ("old_log_prob", "behaviour_log_prob", "anchor_log_prob") if name in self.reads)
+
+    def _check_given(self, batch: Trajectories) -> None:
+        """Refuses log-probabilities of the batch that are read and not finite, by name; they may also come later than the batch."""
+        for name in self._log_probs_read:
+            if (log_prob := getattr(batch, name)) is not None:
+                check_log_probs(log_prob, batch, name)
+
+    @cached_property
     def reads_entropy(self) -> bool:
         return any(t.reads_entropy for t in self.terms)
 
@@ -343,6 +354,7 @@ class Objective:
         """On the whole rollout batch: advantages, value targets. `planning` carries progress and the sum over workers."""
         planning = planning or Planning()
         check_rewards(batch)
+        self._check_given(batch)
         quiet = silence(batch)
         planned = {f"{name}/{k}": v for name, term in self.named() for k, v in term.prepared(quiet, planning).items()}
         return batch.replace(planned={**batch.planned, **planned})
@@ -354,6 +366,9 @@ class Objective:
         batch may then be cut anywhere. Without it they are taken from each micro-batch, which must hold what `reach` says.
         """
         planning = planning or Planning()
+        self._check_given(batch)
+        if now is not None:
+            check_log_probs(now.log_prob, batch, "log_prob")
         planned: dict[str, Tensor] = {}
         shares: dict[object, Tensor] = {}
         for name, term in self.named():
@@ -388,10 +403,15 @@ class Objective:
         Without `old_log_prob` in the batch the current policy is taken to be the old one: the ratio is 1, to the last bit.
         """
         planning = planning or Planning()
-        if now.log_prob.shape != batch.mask.shape:
-            raise InputError(f"log_prob is {list(now.log_prob.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
+        for read in ("log_prob", "entropy", "value"):
+            if (tensor := getattr(now, read)) is not None and tensor.shape != batch.mask.shape:
+                raise InputError(f"{read} is {list(tensor.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
         quiet = silence(batch)
         quiet_now = now if quiet is batch else now.where(batch.mask)
+        given = [tensor for name in self._log_probs_read if (tensor := getattr(quiet, name)) is not None]
+        if not math.isfinite(sum(float(tensor.detach().sum()) for tensor in (quiet_now.log_prob, *given))):  # some came after `plan`
+            check_log_probs(now.log_prob, batch, "log_prob")
+            self._check_given(batch)
         if quiet.old_log_prob is None and "old_log_prob" in self.reads:
             quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
         per_token: Tensor | None = None
@@ -408,10 +428,6 @@ class Objective:
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:
         """Prepare, plan and evaluate a whole batch at once: the estimator on tensors, without model or trainer."""
         planning = planning or Planning()
-        check_log_probs(now.log_prob, batch, "log_prob")
-        for name in ("old_log_prob", "behaviour_log_prob", "anchor_log_prob"):
-            if getattr(batch, name) is not None and name in self.reads:
-                check_log_probs(getattr(batch, name), batch, name)
         return self.loss(now, self.plan(self.prepare(batch, planning), planning, now), planning)
 
 
@@ -451,6 +467,9 @@ def check_rewards(batch: Trajectories) -> None:
     if batch.reward is not None and not bool(torch.isfinite(batch.reward).all()):
         row = int((~torch.isfinite(batch.reward)).nonzero()[0])
         raise InputError(f"the reward of row {row} is {float(batch.reward[row])}; accepted: finite numbers")
+    if batch.step_reward is not None and bool((bad := batch.mask & ~torch.isfinite(batch.step_reward)).any()):
+        row, step = (int(i) for i in bad.nonzero()[0])
+        raise InputError(f"step_reward is {float(batch.step_reward[row, step])} at row {row}, position {step}; accepted: finite numbers")
 
 
 def check_log_probs(log_prob: Tensor, batch: Trajectories, name: str) -> None:
@@ -460,6 +479,6 @@ def check_log_probs(log_prob: Tensor, batch: Trajectories, name: str) -> None:
     bad = batch.mask & ~torch.isfinite(log_prob.detach())
     if bad.any():
         row, step = (int(i) for i in bad.nonzero()[0])
-        value = float(log_prob[row, step])
+        value = float(log_prob.detach()[row, step])
         why = " (an action that was sampled cannot have probability 0)" if value == float("-inf") else ""
         raise InputError(f"{name} is {value} at row {row}, position {step}{why}")

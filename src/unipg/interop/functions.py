@@ -13,6 +13,7 @@ from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
 from unipg.estimator import Planning, PolicyGradient, Term
 from unipg.estimator.advantages import Advantage
+from unipg.estimator.policy_gradient import check_log_probs
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -25,7 +26,8 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
     all else being rollouts; and `[B,T]` each: `old_log_prob`, `behaviour_log_prob`, `anchor_log_prob`, `entropy`,
     `old_entropy`, `value`, `old_value`, and `action` (tokens) with `present` (not padding) for algorithms that compare what rows hold;
     `annotations`, lists of `B` facts by name (`stratum`, `tool_calls`, `answer` …), for those that read them.
-    The gradient is that of `unipg train` on the same batch. What an algorithm remembers over batches begins anew with every call.
+    The gradient is that of `unipg train` on the same batch. `planning` says where training stands, which schedules read, and keeps what
+    an algorithm remembers over batches: `Planning(Progress(step, total), memory=…)`; without it every call is the first step of one.
     Errors: `InputError` for an algorithm that reads whole next-token distributions, which these arguments do not hold, or selects tokens by
     asking the policy.
     """
@@ -49,37 +51,45 @@ def loss_function(algorithm: Algorithm, max_new_tokens: int) -> Callable[..., Fl
         value: Float[Tensor, "B T"] | None = None,
         old_value: Float[Tensor, "B T"] | None = None,
         annotations: dict[str, list[Any]] | None = None,
+        planning: Planning | None = None,
         **log_probs: Tensor,
     ) -> Float[Tensor, ""]:
-        source = torch.full(reward.shape, int(Source.ROLLOUT), device=reward.device)
+        planning = planning or Planning()
+        source = torch.full((len(mask),), int(Source.ROLLOUT), device=mask.device)
         kinds = {Source.DEMONSTRATION: demonstration, Source.PREFERENCE: completion, Source.MISMATCHED: mismatched}
         for kind, rows in kinds.items():
             source = source if rows is None else torch.where(rows, int(kind), source)
         told = _checked_annotations(annotations, len(mask))
         batch = _carrier(mask, reward=reward, group=group, source=source, value=old_value, annotations=told, **log_probs)
-        planning = Planning()
         return objective(Evaluation(log_prob, entropy, value), algorithm.prepare(batch, setting, planning), planning)
 
     return f
 
 
-def advantage_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T"]]:
+def advantage_function(algorithm: Algorithm, max_new_tokens: int | None = None) -> Callable[..., Float[Tensor, "B T"]]:
     """`f(reward [B], mask [B,T], group [B]) -> advantage [B,T]` of the algorithm's policy gradient on rollouts; 0 where the mask is 0.
 
-    Raises InputError for an algorithm whose advantage depends on the current policy, or on more than these three.
+    What the algorithm does to the reward first is done here too; `max_new_tokens` is the limit that a penalty on length begins at.
+    Raises InputError for an algorithm whose advantage depends on the current policy, or on more than these three, and for one that this is
+    only a part of: with other policy gradients beside it, gates on rows, or a choice among rows and tokens.
     """
-    term = _rollout_term(algorithm)
+    term = _whole_rollout_term(algorithm)
     if term.advantage.is_dynamic:
         raise InputError(f"the advantage of '{algorithm.name}' depends on the current policy; use loss_function")
-    if more := term.advantage.reads - {"reward", "mask", "group"}:
-        also = "old_value" if more == {"value"} else "annotations"
+    if more := (term.advantage.reads | algorithm.reads) - {"reward", "mask", "group"}:
+        also = "log-probabilities" if algorithm.reads else "old_value" if more == {"value"} else "annotations"
         raise InputError(
             f"the advantage of '{algorithm.name}' takes more than reward, mask and group: use loss_function, which takes {also} too"
         )
+    setting = Setting(max_new_tokens=max_new_tokens or 1)
+    if max_new_tokens is None and algorithm.penalises_length:
+        raise InputError(
+            f"the reward of '{algorithm.name}' has a penalty on length, which depends on the limit: give max_new_tokens, or turn it off"
+        )
 
     def f(reward: Float[Tensor, " B"], mask: Bool[Tensor, "B T"], group: Int[Tensor, " B"] | None = None) -> Float[Tensor, "B T"]:
-        advantage = term.advantage(_carrier(mask, reward=reward, group=group))
-        return torch.where(mask.bool(), advantage, 0)
+        batch = algorithm.prepare(_carrier(mask, reward=reward, group=group), setting, Planning())
+        return torch.where(batch.mask, term.advantage(batch), 0)
 
     return f
 
@@ -88,12 +98,10 @@ def per_token_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T
     """`f(log_prob, old_log_prob, advantage, mask) -> loss [B,T]` per token, before any aggregation: for frameworks that bring their own
     advantages and reduce themselves. Mask and reference are the algorithm's; the gradient flows through `log_prob` alone.
 
-    Raises InputError for an algorithm that chooses among the tokens of a batch.
+    Raises InputError for an algorithm that this is only a part of: with other policy gradients beside it, gates on rows, or a choice among
+    the rows and tokens of a batch; and for log-probabilities that are not finite where the mask is 1.
     """
-    term = _rollout_term(algorithm)
-    _check_selection(algorithm, term)
-    if term.tokens:
-        raise InputError(f"algorithm '{algorithm.name}' chooses its tokens from whole batches, with their rewards: use loss_function")
+    term = _whole_rollout_term(algorithm)
 
     def f(
         log_prob: Float[Tensor, "B T"],
@@ -104,6 +112,8 @@ def per_token_function(algorithm: Algorithm) -> Callable[..., Float[Tensor, "B T
         mask = mask.bool()
         quiet = torch.where(mask, old_log_prob, 0)
         batch = _carrier(mask, old_log_prob=quiet, behaviour_log_prob=quiet, anchor_log_prob=quiet)
+        for name, given_log_prob in (("log_prob", log_prob), ("old_log_prob", quiet)):
+            check_log_probs(given_log_prob, batch, name)
         given = dataclasses.replace(term, advantage=Given(torch.where(mask, advantage, 0)))
         loss, _ = given.per_token(Evaluation(torch.where(mask, log_prob, 0)), batch, "given", Planning())
         return loss
@@ -122,11 +132,24 @@ class Given(Advantage):
         return self.values
 
 
-def _rollout_term(algorithm: Algorithm) -> PolicyGradient:
-    for term in algorithm.terms(Setting()).terms:
-        if isinstance(term, PolicyGradient) and Source.ROLLOUT in term.rows:
-            return term
-    raise InputError(f"algorithm '{algorithm.name}' has no policy gradient on rollouts")
+def _whole_rollout_term(algorithm: Algorithm) -> PolicyGradient:
+    """The algorithm's policy gradient on rollouts, where that is all of what moves the policy by rewards or data."""
+    gradients = [(name, term) for name, term in algorithm.terms(Setting()).named() if isinstance(term, PolicyGradient)]
+    mine = [term for _, term in gradients if Source.ROLLOUT in term.rows]
+    if not mine:
+        raise InputError(f"algorithm '{algorithm.name}' has no policy gradient on rollouts")
+    term = mine[0]
+    _check_selection(algorithm, term)
+    lost = ""
+    if term.tokens or algorithm.selects:
+        lost = "chooses its rows and tokens from whole batches, with their rewards"
+    elif len(gradients) > 1:
+        lost = f"is a sum of policy gradients ({', '.join(name for name, _ in gradients)})"
+    elif term.row_weight is not None:
+        lost = f"weighs its rows by what it finds in whole batches ({term.row_weight})"
+    if lost:
+        raise InputError(f"algorithm '{algorithm.name}' {lost}: use loss_function")
+    return term
 
 
 def _check_selection(algorithm: Algorithm, term: Term) -> None:

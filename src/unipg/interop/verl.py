@@ -19,14 +19,17 @@ from unipg.errors import InputError
 from unipg.interop.functions import advantage_function, per_token_function
 
 
-def register(name: str, **hyper_parameters: Any) -> str:
-    """Registers algorithm `name` as policy loss and advantage estimator `unipg_<name>`; returns that name."""
+def register(name: str, max_new_tokens: int | None = None, **hyper_parameters: Any) -> str:
+    """Registers algorithm `name` as policy loss and advantage estimator `unipg_<name>`; returns that name.
+
+    `max_new_tokens`: verl's limit on a response, for algorithms whose reward has a penalty on length.
+    """
     try:
         from verl.trainer.ppo import core_algos
     except ImportError as error:
         raise InputError(f"registering in verl needs verl: {error}") from error
     algorithm: Algorithm = algorithm_named(name)(**hyper_parameters)
-    per_token, advantages = per_token_function(algorithm), advantage_function(algorithm)
+    per_token, advantages = per_token_function(algorithm), advantage_function(algorithm, max_new_tokens)
     known = f"unipg_{name}"
 
     def policy_loss(
