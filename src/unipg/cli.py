@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("first", help="an algorithm")
     diff.add_argument("second", help="another one")
     diff.add_argument(
-        "--on", metavar="RECIPE", help="a recipe or a run folder whose model and prompts to use (default: a tiny string problem)"
+        "--on", metavar="RECIPE", help="a recipe or a run folder whose model, prompts or environment to use (default: short strings)"
     )
     diff.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the recipe; may be repeated")
     diff.add_argument("--seed", type=int, help="of the batch (default: the recipe's)")
@@ -82,7 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--report", action="store_true", help="write the HTML report into the run folder at the end")
     train.set_defaults(run=_train)
 
-    evaluate = commands.add_parser("evaluate", help="pass@1, pass@k and maj@k with intervals on named tasks")
+    evaluate = commands.add_parser(
+        "evaluate", help="pass@1, pass@k and maj@k with intervals on named tasks; return and length of a controller's episodes"
+    )
     evaluate.add_argument("model", help="a hub name, a model folder or a run folder")
     evaluate.add_argument(
         "--task",
@@ -92,12 +94,13 @@ def _parser() -> argparse.ArgumentParser:
         help="a reasoning-gym task, or a data file, with options in YAML, e.g. 'chain_sum:{max_digits: 2, tools: [calculator]}'; "
         "may be repeated",
     )
-    evaluate.add_argument("--recipe", help="take held-out tasks and sampling settings from a recipe")
+    evaluate.add_argument("--recipe", help="take held-out tasks and sampling settings, or a controller's environment, from a recipe")
     evaluate.add_argument("--items", type=int, help="items of each task (default 200)")
     evaluate.add_argument("--samples", type=int, help="sampled answers per item, for pass@k and maj@k (default 0: greedy only)")
     evaluate.add_argument("--k", help="the k of pass@k and maj@k, e.g. 1,4,8 (default: 1 and all samples)")
     evaluate.add_argument("--temperature", type=float, help="of sampled answers (default 1)")
     evaluate.add_argument("--max-new-tokens", type=int, help="limit on an answer's tokens (default 64)")
+    evaluate.add_argument("--episodes", type=int, help="of a controller: episodes with its most likely actions (default: its recipe's)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--threads", type=int)
@@ -254,6 +257,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             k=None if options.k is None else _numbers(options.k),
             temperature=options.temperature,
             max_new_tokens=options.max_new_tokens,
+            episodes=options.episodes,
             seed=options.seed,
             device=options.device,
             threads=options.threads,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, Setting
+from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress
 from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
+from unipg.policies.actor_critic import is_controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -104,6 +106,9 @@ def shared_batch(
         seed=seed,
     )
     batch, _ = experience.collect(policy, demand)
+    if policy.memoryless:
+        batch = batch.as_episodes()
+        batch = batch.replace(annotations={**batch.annotations, "answer": [f"{steps} steps" for steps in batch.mask.sum(1).tolist()]})
     with torch.no_grad():
         now = policy.evaluate(batch, entropy=True, value=policy.has_value)
         anchored = (anchor or policy).evaluate(batch).log_prob
@@ -171,7 +176,7 @@ def measure(first: Algorithm, second: Algorithm, policy: Policy, batch: Trajecto
         {
             "rollouts": int(batch.rows_from(Source.ROLLOUT).sum()),
             "demonstrations": int(batch.rows_from(Source.DEMONSTRATION).sum()),
-            "tokens": int(batch.mask.sum()),
+            "steps" if policy.memoryless else "tokens": int(batch.mask.sum()),
         },
     )
 
@@ -196,7 +201,8 @@ def _rows(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor, shown: int) ->
     assert batch.source is not None
     by_row, everything = gap.sum(1), float(gap.sum())
     order = torch.argsort(by_row, descending=True, stable=True)[:shown].tolist()
-    reward = batch.reward if batch.reward is not None else torch.zeros(len(batch))
+    rewarded = batch.reward is not None or batch.step_reward is not None
+    reward = batch.total_reward() if rewarded else torch.zeros(len(batch))
 
     def note(key: str, row: int) -> str:
         values = batch.annotations.get(key)
@@ -233,7 +239,7 @@ def string_setting(seed: int) -> tuple[Policy, Experience]:
 def recipe_setting(
     recipe: str, first: Algorithm, second: Algorithm, overrides: Iterable[str]
 ) -> tuple[Policy, Experience, Policy | None, int]:
-    """Policy, experience, anchor and seed of a recipe, or of a run folder (its recipe, its trained model)."""
+    """Policy, experience, anchor and seed of a recipe, or of a run folder (its recipe, its trained model); language or control."""
     from unipg.training.recipe import load_recipe
     from unipg.training.run import build, pick_device
 
@@ -242,15 +248,19 @@ def recipe_setting(
     if place.is_dir():
         if not (place / "recipe.yaml").is_file():
             raise InputError(f"'{recipe}' is not a run folder: it has no recipe.yaml")
-        if (place / "model" / "config.json").is_file():
-            changes = ["policy.scratch=null", f"policy.model={place / 'model'}", *changes]
+        trained = json.dumps(str(place / "model"))
+        if is_controller(place / "model"):
+            changes = [f"controller.model={trained}", "controller.log_std=0.0", *changes]
+        elif (place / "model" / "config.json").is_file():
+            changes = ["policy.scratch=null", f"policy.model={trained}", *changes]
         place = place / "recipe.yaml"
     loaded = load_recipe(place, changes)
-    if loaded.policy is None:
-        raise InputError(f"'{recipe}' is a control recipe; unipg diff compares on language recipes, or on strings without one")
+    if loaded.environment is not None:
+        for algorithm in (first, second):
+            check_without_prompts(algorithm)
     if loaded.threads is not None:
         torch.set_num_threads(loaded.threads)
     needy = max((first, second), key=lambda a: "value" in a.terms(Setting()).reads)
     policy, experience = build(loaded, needy, pick_device(loaded.device))
-    anchor = loaded.policy.build_anchor(policy) if loaded.policy.anchor else None  # type: ignore[arg-type]
+    anchor = loaded.policy.build_anchor(policy) if loaded.policy and loaded.policy.anchor else None  # type: ignore[arg-type]
     return policy, experience, anchor, loaded.seed

@@ -333,15 +333,15 @@ class ActorCriticRecipe:
                 "controller.normalize_observations is false, but the environment is wrapped by NormalizeObservation, whose statistics are "
                 "in no saved model and not shared with evaluations; accepted: true, null, or an environment without that wrapper"
             )
+        actions = actions_of(action_space)
+        if self.model is not None:
+            return self._saved(Path(self.model), observation_space.shape, actions, normalized)
         if normalized and self.normalize_observations is None:
             warnings.warn(
                 "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
                 "and the saved model too; controller.normalize_observations: true says the same without this warning",
                 stacklevel=2,
             )
-        actions = actions_of(action_space)
-        if self.model is not None:
-            return self._saved(Path(self.model), observation_space.shape, actions, normalized)
         return ActorCritic(
             observation_space.shape,
             actions,
@@ -358,7 +358,7 @@ class ActorCriticRecipe:
         policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder)
         if (policy.observation_shape, policy.actions) != (tuple(observation_shape), actions):
             raise InputError(
-                f"controller.model '{folder}' reads observations {list(policy.observation_shape)} and gives {policy.actions}, but the "
+                f"the controller in '{folder}' reads observations {list(policy.observation_shape)} and gives {policy.actions}, but the "
                 f"environment has {list(observation_shape)} and {actions}"
             )
         default = ActorCriticRecipe()

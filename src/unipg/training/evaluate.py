@@ -1,4 +1,4 @@
-"""Evaluation of a saved model on named tasks: what `unipg evaluate` does."""
+"""Evaluation of a saved model, on named tasks or in its environment: what `unipg evaluate` does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError
+from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
@@ -33,22 +34,31 @@ def evaluate_model(
     k: tuple[int, ...] | None = None,
     temperature: float | None = None,
     max_new_tokens: int | None = None,
+    episodes: int | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
     progress: Callable[[str, float], None] | None = None,
 ) -> list[EvaluationResult]:
-    """Results of a hub model, a model folder or a run folder, one per task. A reward model is evaluated on preferences (`evaluate_pairs`).
+    """Results of a hub model, a model folder or a run folder, one per task. A reward model is evaluated on preferences (`evaluate_pairs`),
+    a controller in its environment (`evaluate_controller`).
 
     `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon. `recipe`: take the held-out tasks and the
-    sampling settings of a recipe; a run folder's own recipe is taken unasked. Arguments that are given win over it. `progress` is told the
-    task and its finished share.
+    sampling settings of a recipe, or its environment; a run folder's own recipe is taken unasked. Arguments that are given win over it.
+    `episodes` are those of a controller. `progress` is told the task and its finished share.
     """
     if threads is not None:
         torch.set_num_threads(threads)
+    if is_controller(folder := Path(saved_model(model))):
+        language = {"task": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
+        _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)
+        return [_evaluate_controller(folder, recipe, episodes, seed, device, progress)]
+    _refuse(f"'{model}' is no controller", episodes=episodes)
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
     own = Path(model) / "recipe.yaml"
+    if own.is_file() and not (Path(model) / "model").is_dir():
+        raise InputError(f"the run in '{model}' has no model yet; accepted: a run that is finished, or another model")
     if recipe is not None or own.is_file():  # a run folder knows how its model samples
         held = load_recipe(recipe or own)
         evaluation, sampling = held.evaluation, held.rollouts
@@ -67,7 +77,8 @@ def evaluate_model(
     place = saved_model(model)
     scorer = is_reward_model(place)
     if scorer:
-        _refuse_sampling(model, samples=samples, k=k, temperature=temperature, max_new_tokens=max_new_tokens)
+        given = {"samples": samples, "k": k, "temperature": temperature, "max_new_tokens": max_new_tokens}
+        _refuse(f"'{model}' is a reward model, which gives scores and no answers", **given)
     network, tokenizer = (load_reward_model(place, trained=True) if scorer else load_model(place)), load_tokenizer(place)
     policy = (SequenceScorer if scorer else CausalLanguageModel)(network.to(pick_device(device)), tokenizer)
     results = []
@@ -84,10 +95,31 @@ def evaluate_model(
     return results
 
 
-def _refuse_sampling(model: str, **options: Any) -> None:
+def _evaluate_controller(
+    folder: Path, recipe: str | None, episodes: int | None, seed: int, device: str, progress: Callable[[str, float], None] | None
+) -> EvaluationResult:
+    """A saved controller in the environment of a recipe: by default that of the run that it is in."""
+    own = folder.resolve().parent / "recipe.yaml"
+    if recipe is None and not own.is_file():
+        raise InputError(f"'{folder}' does not say which environment it acts in: give --recipe FILE with one, or the run folder")
+    environment = load_recipe(recipe or own).environment
+    if environment is None:
+        raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
+    if episodes is not None and episodes < 1:
+        raise InputError(f"--episodes is {episodes}; accepted: 1 or more")
+    environment = dataclasses.replace(environment, count=1, evaluation_episodes=episodes or environment.evaluation_episodes)
+    rollouts = environment.build(seed)
+    spaces = rollouts.observation_space, rollouts.action_space
+    controller = ActorCriticRecipe(model=str(folder)).build(*spaces, seed, normalized=rollouts.normalized)
+    controller.module.to(pick_device(device))
+    told = None if progress is None else lambda done: progress(environment.id, done)
+    return rollouts.evaluate(controller, seed, told)[0]
+
+
+def _refuse(why: str, **options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise InputError(f"'{model}' is a reward model, which gives scores and no answers: --{given[0].replace('_', '-')} does not apply")
+        raise InputError(f"{why}: --{given[0].replace('_', '-')} does not apply")
 
 
 def task_from_text(text: str, items: int) -> TaskRecipe:

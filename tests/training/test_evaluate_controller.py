@@ -1,0 +1,112 @@
+"""`unipg evaluate` and `unipg diff` on a control run: what they say is what the environment and the parts say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unipg import InputError
+from unipg.algorithms import registered
+from unipg.cli import main
+from unipg.lab.diff import measure, recipe_setting, shared_batch
+from unipg.training.evaluate import evaluate_model
+
+pytest.importorskip("gymnasium")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("control")
+    (folder / "recipe.yaml").write_text(
+        f"algorithm: {{name: ppo, gamma: 0.98}}\noutput: {folder}/run\nthreads: 1\nseed: 3\n"
+        "environment: {id: CartPole-v1, count: 2, steps: 32, vectorized: false, evaluation_episodes: 6, options: {max_episode_steps: 40}}\n"
+        "controller: {hidden: [8], log_std: -1, normalize_observations: true}\ntraining: {iterations: 2}\n",
+        encoding="utf-8",
+    )
+    assert main(["train", str(folder / "recipe.yaml")]) == 0
+    return folder / "run"
+
+
+def test_a_run_is_measured_in_its_own_environment(run: Path) -> None:
+    """As the last evaluation of the training was, with the run's seed; and longer where more episodes are asked for."""
+    shares: list[float] = []
+    (found,) = evaluate_model(str(run), seed=3, progress=lambda name, done: shares.append(done))
+    last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["results"][0]
+    assert found.metrics == last["metrics"]
+    assert found.task == "CartPole-v1"
+    assert shares[-1] == 1
+    (more,) = evaluate_model(str(run / "model"), episodes=9)
+    assert more.metrics["return"]["n"] == more.metrics["length"]["n"] == 9
+    assert more.metrics["length"]["high"] <= 40
+
+
+def test_the_command_shows_and_writes_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", str(run), "--episodes", "2", "--json", str(tmp_path / "found.json")]) == 0
+    shown = capsys.readouterr().out
+    assert "return" in shown
+    assert "95 % interval" in shown
+    assert json.loads((tmp_path / "found.json").read_text())["results"][0]["metrics"]["return"]["n"] == 2
+
+
+def test_a_model_folder_needs_an_environment(run: Path, tmp_path: Path) -> None:
+    (run / "model").rename(tmp_path / "bare")
+    try:
+        with pytest.raises(InputError, match=r"does not say which environment it acts in: give --recipe FILE"):
+            evaluate_model(str(tmp_path / "bare"))
+        assert evaluate_model(str(tmp_path / "bare"), recipe=str(run / "recipe.yaml"), episodes=1)[0].metrics["return"]["n"] == 1
+        with pytest.raises(InputError, match="the run in '.*' has no model yet"):
+            evaluate_model(str(run))
+    finally:
+        (tmp_path / "bare").rename(run / "model")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ["chain_sum"]}, "is a controller, which acts in an environment: --task does not apply"),
+        ({"samples": 4}, "--samples does not apply"),
+        ({"max_new_tokens": 4}, "--max-new-tokens does not apply"),
+        ({"episodes": 0}, "--episodes is 0; accepted: 1 or more"),
+        ({"recipe": "recipes/grpo.yaml"}, "has no environment for the controller in"),
+    ],
+)
+def test_what_does_not_apply_is_named(run: Path, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(InputError, match=message):
+        evaluate_model(str(run), **options)
+
+
+def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("algorithm: ppo\nenvironment: {id: Pendulum-v1}\n", encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"reads observations \[4\] and gives DiscreteActions.*but the environment has \[3\] and BoxActions"
+    ):
+        evaluate_model(str(run), recipe=str(other))
+
+
+def test_a_diff_on_a_run_is_of_its_policy_and_episodes(run: Path) -> None:
+    first, second = registered()["reinforce"](signed=False), registered()["ppo"]()
+    policy, experience, anchor, seed = recipe_setting(str(run), first, second, [])
+    assert (anchor, seed) == (None, 3)
+    saved = json.loads((run / "model" / "config.json").read_text())
+    assert policy.hidden == tuple(saved["hidden"])  # type: ignore[attr-defined]
+    batch = shared_batch(first, second, policy, experience, seed)
+    assert len(batch) > 2  # episodes, not windows
+    found = measure(first, second, policy, batch, experience.max_new_tokens, shown=len(batch))
+    assert found.batch == {"rollouts": len(batch), "demonstrations": 0, "steps": 64}
+    assert sum(row.reward for row in found.rows) == 64  # CartPole pays 1 for each step
+    for row in found.rows:  # REINFORCE puts the episode's outcome on each of its steps, in the mean over episodes
+        assert row.answer == f"{row.reward:.0f} steps"
+        assert row.first == pytest.approx(row.reward**2 / len(batch), rel=1e-5)
+    assert {group.name for group in found.groups} == {"layers.0", "layers.1", "critic"}
+
+
+def test_the_command_compares_on_a_control_recipe(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["diff", "ppo", "reinforce_plus_plus", "--on", str(run / "recipe.yaml"), "--set", "seed=1"]) == 0
+    assert "64 steps" in " ".join(capsys.readouterr().out.split())
+    assert main(["diff", "ppo", "grpo", "--on", str(run)]) == 2
+    assert "'grpo' compares several rollouts of one prompt" in capsys.readouterr().err
