@@ -57,7 +57,7 @@ def test_a_model_folder_needs_an_environment(run: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"does not say which environment it acts in: give --recipe FILE"):
             evaluate_model(str(tmp_path / "bare"))
         assert evaluate_model(str(tmp_path / "bare"), recipe=str(run / "recipe.yaml"), episodes=1)[0].metrics["return"]["n"] == 1
-        with pytest.raises(InputError, match="the run in '.*' has no model yet"):
+        with pytest.raises(InputError, match=r"the run in '.*' has no model yet"):
             evaluate_model(str(run))
     finally:
         (tmp_path / "bare").rename(run / "model")
@@ -83,7 +83,7 @@ def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("algorithm: ppo\nenvironment: {id: Pendulum-v1}\n", encoding="utf-8")
     with pytest.raises(
-        InputError, match=r"reads observations \[4\] and gives DiscreteActions.*but the environment has \[3\] and BoxActions"
+        InputError, match=r"reads observations \[4\] and gives Discrete.*but the environment has \[3\] and Box"
     ):
         evaluate_model(str(run), recipe=str(other))
 
