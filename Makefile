@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PEERS := .venv-peers
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint docs figures bench clean
+.PHONY: demo test lint docs architectures figures bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -45,6 +45,9 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python docs/generate.py
+
+architectures: $(VENV)/.installed-dev
+	$(BIN)/python docs/architectures.py
 
 figures: $(VENV)/.installed-dev
 	$(BIN)/python docs/figures.py

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
 
-COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "lab", "report")
+COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "lab", "report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +106,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--threads", type=int)
     evaluate.add_argument("--json", metavar="FILE", help="write the results, with sampled answers, to this file")
     evaluate.set_defaults(run=_evaluate)
+
+    check = commands.add_parser("check-model", help="what of packing, shared prompts and decoding is proved for a model")
+    check.add_argument("model", help="a hub name, a model folder, or an architecture of transformers, e.g. qwen3")
+    check.add_argument("--attention", help="transformers' attention implementation (sdpa, eager); default: its choice")
+    check.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
+    check.add_argument("--json", action="store_true", help="as an object")
+    check.set_defaults(run=_check_model)
 
     lab = commands.add_parser("lab", help="bias, variance and signal-to-noise of algorithms against the exact gradient")
     lab.add_argument("--algorithms", default="", metavar="A,B,…", help="names (default: all)")
@@ -266,6 +273,27 @@ def _evaluate(options: argparse.Namespace) -> None:
     console.print(evaluation_table(results))
     if options.json:
         _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
+
+
+def _check_model(options: argparse.Namespace) -> int:
+    import dataclasses
+
+    from rich.console import Console
+
+    from unipg.policies.check import proof_of_name
+    from unipg.terminal import proof_table
+
+    _quiet()
+    proof, longest = proof_of_name(options.model, options.attention, options.trust_remote_code)
+    if options.json:
+        print(json.dumps(dataclasses.asdict(proof) | {"longest": longest}, indent=1))
+    else:
+        console = Console()
+        console.print(proof_table(proof))
+        if longest is not None:
+            console.print(f"Right for rows of at most {longest} tokens alone; longer ones are refused.", highlight=False)
+    proof.require()
+    return 0
 
 
 def _numbers(text: str, option: str = "--k", kind: type[int] | type[float] = int) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The one error a user meets for bad input: it names the place and the accepted values."""
+"""The one error a user meets for bad input, which names the place and the accepted values; and what stops work on request."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Iterable
 
 class InputError(ValueError):
     """Bad input from outside (recipe, file, data, arguments). The command line prints it as one line and exits with code 2."""
+
+
+class Interrupted(Exception):
+    """Raised inside a collection or an evaluation when the user asked to stop; it is given up and can be repeated exactly."""
 
 
 def nearest(name: str, accepted: Iterable[str]) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from unipg.policies.proof import WAYS, Proof
 from unipg.rollouts.base import EvaluationResult
 
 SHOWN = (
@@ -152,3 +154,16 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
+
+
+def proof_table(proof: Proof) -> Table:
+    """What was tried on a model of an architecture, and what came of it."""
+    table = Table(title=f"{proof.architecture}: log-probabilities beside plain forward passes of single rows", title_justify="left")
+    for column in ("way", "what is tried", "largest difference", "used"):
+        table.add_column(column)
+    for way, what in WAYS.items():
+        trial = proof.trials[way]
+        off = trial.reason if trial.off is None else f"{trial.off:.1e} nats (tolerance {trial.tolerance:.0e})"
+        used = "yes" if trial.holds else "refused" if way in ("causal", "padded") else "no"
+        table.add_row(way, what, Text(off), used)
+    return table

@@ -14,7 +14,8 @@ from unipg.algorithms.tppo import TPPO
 from unipg.cli import main
 from unipg.estimator import GAE, OldPolicy, PolicyGradient, ValueLoss
 from unipg.policies import packing
-from unipg.policies.causal_lm import CausalLanguageModel, Lora, ModelRecipe, ScratchModel, add_lora, build_model, train_tokenizer
+from unipg.policies.causal_lm import CausalLanguageModel, Lora, ScratchModel, add_lora, build_model, train_tokenizer
+from unipg.policies.recipe import ModelRecipe
 from unipg.rollouts.prompts import PromptRollouts
 from unipg.rollouts.text import SamplingRecipe
 from unipg.samplers import UniformSampler

@@ -13,7 +13,8 @@ from torch import Tensor
 from unipg.algorithms import Setting, registered
 from unipg.errors import InputError
 from unipg.estimator import Planning
-from unipg.policies.causal_lm import Lora, ModelRecipe, ScratchModel, build_model, train_tokenizer
+from unipg.policies.causal_lm import Lora, ScratchModel, build_model, train_tokenizer
+from unipg.policies.recipe import ModelRecipe
 from unipg.policies.reward_model import SequenceScorer, build_reward_model, is_reward_model, load_reward_model, scored
 from unipg.rollouts.prompts import pack
 from unipg.trajectories import Source, Trajectories
@@ -226,7 +227,7 @@ def test_a_scratch_reward_model(architecture: str) -> None:
     policy = built(ModelRecipe(kind="reward", scratch=sizes(architecture), dtype="float64"))
     assert isinstance(policy, SequenceScorer)
     assert policy.model.config.num_labels == 1
-    assert policy.module.training
+    assert not policy.module.training  # there is no dropout in what is trained
     assert next(policy.module.parameters()).dtype == torch.float64
 
 

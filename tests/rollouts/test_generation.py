@@ -15,11 +15,12 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from unipg.errors import InputError
 from unipg.policies import packing
+from unipg.policies.decoding import proof_of
+from unipg.policies.fixed import FixedCache
+from unipg.policies.slots import ROOM
 from unipg.rollouts import generation
 from unipg.rollouts.base import Interrupted
-from unipg.rollouts.fixed import FixedCache
 from unipg.rollouts.generation import Completion, ContinuousBatch, sample
-from unipg.rollouts.slots import ROOM
 
 VOCABULARY = 24
 ENDS = [0, 2, 3]
@@ -28,6 +29,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "gpt2": {"num_key_value_heads": 4},
     "mistral": {"sliding_window": 5},  # its cache forgets: rows cannot join
     "bloom": {},  # takes no position ids
+    "diffllama": {},  # attention does more than its interface says
 }
 SHARING: dict[str, dict[str, Any]] = {"llama": {}, "qwen2": {}, "qwen3": {}, "gpt2": {}, "granite": {"attention_multiplier": 0.2}}
 """Architectures that can share prompts while they decode."""
@@ -57,7 +59,8 @@ def build(architecture: str = "qwen3", *, vocabulary: int = VOCABULARY, scale: f
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, scale)
-    packing.enable(model, model.base_model)  # as a policy does, where the model can
+    if proof_of(model).packs:  # as a policy does
+        packing.enable(model.base_model)
     return model
 
 
@@ -92,7 +95,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape: self.new_full(shape, math.nan))
 
 
-@pytest.fixture(params=["growing", "shared", "fixed"])
+@pytest.fixture(params=["growing", "shared", "fixed", "whole"])
 def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each way of holding the cache, taken where nothing else is said."""
     for function in (generation.sample.__wrapped__, generation.ContinuousBatch.__init__):
@@ -100,8 +103,7 @@ def decoding(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     return str(request.param)
 
 
-@pytest.mark.usefixtures("decoding")
-def test_sampled_distribution_is_the_models_with_refill_active() -> None:
+def test_sampled_distribution_is_the_models_with_refill_active(decoding: str) -> None:
     model = build(vocabulary=4, scale=0.15)
     prompts, limit, temperature, rollouts = [[1, 2, 3, 1, 1], [3, 1], [2, 2]], 3, 0.7, 1500
     shapes = watch(model)
@@ -115,8 +117,9 @@ def test_sampled_distribution_is_the_models_with_refill_active() -> None:
         batch_rows=600,
         max_total_tokens=64,
     )
-    decodes = [i for i, (_, columns) in enumerate(shapes) if columns == 1]
-    assert any(decodes[0] < i < decodes[-1] for i, (_, columns) in enumerate(shapes) if columns > 1)
+    if decoding != "whole":
+        decodes = [i for i, (_, columns) in enumerate(shapes) if columns == 1]
+        assert any(decodes[0] < i < decodes[-1] for i, (_, columns) in enumerate(shapes) if columns > 1)
     for prompt, group in zip(prompts, groups, strict=True):
         sequences: list[list[int]] = [[]]
         finished: list[list[int]] = []
@@ -315,7 +318,8 @@ def test_fixed_decoding_stays_in_place_and_grows_only_for_longer_rows() -> None:
     assert [tuple(layer.keys.shape[::2]) for layer in cache.cache.layers] == [(2, 64)] * len(places)
     batch.add([5] * 50, [9])
     finished = batch.run()
-    assert batch._cache is not cache
+    assert batch._cache is cache
+    assert [tuple(layer.keys.shape[::2]) for layer in cache.cache.layers] == [(2, 128)] * len(places)
     torch.testing.assert_close(torch.tensor(finished[9].log_probs), full_forward(model, [5] * 50, finished[9].tokens), atol=1e-5, rtol=1e-5)
 
 
@@ -439,18 +443,11 @@ def test_a_group_that_starts_in_parts_has_one_prompt() -> None:
         torch.testing.assert_close(torch.tensor(c.log_probs), full_forward(model, prompt, c.tokens), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["mistral", "bloom", "plain SDPA", "keeps arguments to itself"])
+@pytest.mark.parametrize("architecture", ["mistral", "bloom", "diffllama", "plain SDPA"])
 def test_what_cannot_share_prompts_decodes_without(architecture: str) -> None:
     model = build(architecture if architecture in ARCHITECTURES else "llama")
     if architecture == "plain SDPA":
-        model.config._attn_implementation = "sdpa"
-        forward = model.model.forward  # not all of these models' layers take what they do not know
-        model.model.forward = lambda input_ids, attention_mask, position_ids, past_key_values, inputs_embeds=None, use_cache=None: forward(
-            input_ids, attention_mask, position_ids, past_key_values, use_cache=use_cache
-        )
-    if architecture == "keeps arguments to itself":
-        forward = model.model.forward
-        model.model.forward = lambda *args, prompts=None, reached=None, **kwargs: forward(*args, **kwargs)
+        packing.disable(model.base_model)
     batch = ContinuousBatch(
         model, max_new_tokens=9, end_tokens=ENDS, pad_token=1, generator=torch.Generator().manual_seed(0), batch_rows=8, decoding="shared"
     )

@@ -20,7 +20,8 @@ class Policy(ABC):
     """A trainable policy: one `nn.Module` and how it evaluates a batch."""
 
     module: nn.Module
-    """Everything that is trained and checkpointed; the critic, where there is one, included."""
+    """Everything that is trained and checkpointed; the critic, where there is one, included. It stays in evaluation mode: with dropout, the
+    log-probabilities of one policy would differ from call to call."""
     memoryless: bool = False
     """Whether each step depends on its own observation alone, so that steps may be shuffled and split freely."""
     has_value: bool = False

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,9 @@ from unipg.estimator.likelihoods import (
 )
 from unipg.policies import packing
 from unipg.policies.base import Policy
+from unipg.policies.decoding import proof_of
+from unipg.policies.proof import bare, head_of, trunk_of
 from unipg.trajectories import Evaluation, Trajectories
-
-if TYPE_CHECKING:
-    from unipg.policies.reward_model import SequenceScorer
 
 Critic = Literal["shared", "detached", "separate"]
 CRITIC_WEIGHTS = "critic.safetensors"
@@ -47,14 +47,24 @@ class CausalLanguageModel(Policy):
                     with adapters the critic has adapters of its own on the same base.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, temperature: float = 1.0, critic: Critic | None = None) -> None:
-        self.model, self.tokenizer = model, tokenizer
+    def __init__(
+        self, model: Any, tokenizer: Any, *, temperature: float = 1.0, critic: Critic | None = None, compute: torch.dtype | None = None
+    ) -> None:
+        """`compute`: what products are computed in where that is less than what the weights are kept in (mixed precision)."""
+        self.model, self.tokenizer, self.compute = model, tokenizer, compute
         self.temperature = check_temperature(temperature)
         if critic not in (None, *get_args(Critic)):
             raise InputError(f"critic '{critic}' does not exist; {nearest(str(critic), get_args(Critic))}")
         self.critic, self.has_value = critic, critic is not None
-        self._trunk, self._head = _trunk_and_head(model)
-        self._packs = self._trunk is not None and packing.enable(model, self._trunk)
+        self.proof = proof_of(model)
+        self.proof.require()
+        self._longest = self.proof.longest(bare(model).config)
+        projects = self.proof.allows("projection")
+        self._trunk: Any = trunk_of(model) if projects else None
+        self._head: nn.Linear | None = head_of(model) if self._trunk is not None else None
+        self._packs = self.proof.packs and self._trunk is not None
+        if self._packs:
+            packing.enable(self._trunk)
         self._flex = self._packs and packing.flexible(self._trunk)
         self.module = nn.ModuleDict({"model": model})
         self._value_head: nn.Linear | None = None
@@ -65,7 +75,8 @@ class CausalLanguageModel(Policy):
             nn.init.zeros_(head.bias)
             self.module["value_head"] = self._value_head = head
         if critic == "separate":
-            self.module["critic"] = self._critic_trunk = _own_copy(_trunk_of(model))
+            self.module["critic"] = self._critic_trunk = _own_copy(trunk_of(model))
+        settle(self.module)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -77,7 +88,13 @@ class CausalLanguageModel(Policy):
 
         Rows are padded on the right, so causal attention alone keeps padding out of sight.
         """
+        with mixed_precision(self.device, self.compute):
+            return self._evaluate(batch, entropy, value, readings)
+
+    def _evaluate(self, batch: Trajectories, entropy: bool, value: bool, readings: Sequence[Reading]) -> Evaluation:
         mask, tokens = batch.mask, batch.action
+        if self._longest is not None and mask.shape[1] > self._longest:
+            self._check_length(batch)
         if bool(mask[:, 0].any()):
             raise InputError("the first token of a row has no context to be predicted from: its mask must be 0")
         chosen = mask[:, 1:]
@@ -94,12 +111,15 @@ class CausalLanguageModel(Policy):
             return packing.run(trunk, layout, self._flex).index_select(0, layout.predictor)
 
         if self._trunk is not None:
+            assert self._head is not None
             hidden = states(self._trunk)
+            weight, bias = (None if p is None else p.to(self.compute or p.dtype) for p in (self._head.weight, self._head.bias))
+            hidden = hidden.to(self.compute or hidden.dtype)
             log_prob, h, read = token_log_prob(
                 hidden,
-                self._head.weight,
+                weight,
                 target,
-                bias=self._head.bias,
+                bias=bias,
                 temperature=self.temperature,
                 entropy=entropy,
                 readings=readings,
@@ -130,6 +150,14 @@ class CausalLanguageModel(Policy):
             {reading: {name: placed(found, mask) for name, found in named.items()} for reading, named in read.items()},
         )
 
+    def _check_length(self, batch: Trajectories) -> None:
+        longest = int(self.cost(batch).max())
+        if longest - 1 > self._longest:  # type: ignore[operator]
+            raise InputError(
+                f"a row has {longest} tokens, but a model of type '{self.proof.architecture}' gives right log-probabilities within its "
+                f"original context of {self._longest} alone; accepted: shorter prompts and rollouts.max_new_tokens"
+            )
+
     def cost_together(self, batch: Trajectories, unit: Tensor, units: int) -> Tensor:
         """[units] tokens: without padding where the model can run packed, and a group's prompt once."""
         if not self._packs:
@@ -152,21 +180,22 @@ class CausalLanguageModel(Policy):
 
     @contextmanager
     def sampling(self) -> Iterator[Any]:
-        """The model in evaluation mode without gradients."""
-        was_training = self.model.training
+        """The model for sampling: without gradients, and without recomputing activations, which would forget the cache."""
         self.model.eval()
         try:
-            with torch.no_grad():
+            with torch.no_grad(), mixed_precision(self.device, self.compute):
                 yield self.model
         finally:
-            self.model.train(was_training)
+            settle(self.model)
 
     def frozen_copy(self) -> CausalLanguageModel:
-        """The policy as it is now, never to be trained: an anchor for KL penalties. With adapters, the base model without them."""
-        if hasattr(self.model, "disable_adapter"):
-            return _BaseOfAdapter(self.model, self.tokenizer, temperature=self.temperature)
-        model = copy.deepcopy(self.model).eval().requires_grad_(False)
-        return CausalLanguageModel(model, self.tokenizer, temperature=self.temperature)
+        """The policy as it is now, never to be trained: an anchor for KL penalties. Of new adapters, the base model without them."""
+        options: dict[str, Any] = {"temperature": self.temperature, "compute": self.compute}
+        if hasattr(self.model, "disable_adapter") and not getattr(self.model, CONTINUED, False):
+            return _BaseOfAdapter(self.model, self.tokenizer, **options)
+        # what is frozen is shared: below adapters that are trained on, that is the base model
+        model = _own_copy(self.model).requires_grad_(False)
+        return CausalLanguageModel(model, self.tokenizer, **options)
 
     def proposal(self) -> CausalLanguageModel:
         """A twin without the critic: answers are sampled and scored without values."""
@@ -226,10 +255,22 @@ def _hidden_size(model: Any) -> int:
     return int(config.hidden_size)
 
 
-def _trunk_of(model: Any) -> Any:
-    """The model without its output projection; None where it is not a part of its own."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return getattr(base, base.base_model_prefix, None)
+def settle(module: nn.Module) -> None:
+    """Evaluation mode throughout, because dropout and a router's noise would make log-probabilities random. Layers that recompute their
+    activations stay in training mode by themselves, which is what makes transformers do so, with whatever they drop at 0.
+    """
+    module.eval()
+    for layer in module.modules():
+        if getattr(layer, "gradient_checkpointing", False):
+            layer.training = True
+            for name, value in vars(layer).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(layer, name, 0.0)
+
+
+def mixed_precision(device: torch.device, compute: torch.dtype | None) -> Any:
+    """Products in `compute`, whatever the weights are kept in; None for none of this."""
+    return nullcontext() if compute is None else torch.autocast(device.type, dtype=compute)
 
 
 def _own_copy(trunk: Any) -> Any:
@@ -237,23 +278,6 @@ def _own_copy(trunk: Any) -> Any:
     if trunk is None:
         raise InputError("critic: this model's trunk is no part of its own that could be copied; accepted here: shared, detached")
     return copy.deepcopy(trunk, {id(p): p for p in trunk.parameters() if not p.requires_grad})
-
-
-def _trunk_and_head(model: Any) -> tuple[Any, Any]:
-    """The model without its output projection, and the projection; (None, None) where logits are not just one projection."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    trunk, head = _trunk_of(model), base.get_output_embeddings()
-    if trunk is None or not isinstance(head, nn.Linear):
-        return None, None
-    probe = torch.arange(4, device=base.device).unsqueeze(0) % base.get_input_embeddings().weight.shape[0]
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        expected = model(input_ids=probe, use_cache=False).logits
-        hidden = trunk(input_ids=probe, use_cache=False).last_hidden_state
-        same = torch.allclose(head(hidden).float(), expected.float(), rtol=1e-4, atol=1e-4)
-    model.train(was_training)
-    return (trunk, head) if same else (None, None)
 
 
 @dataclass(frozen=True)
@@ -279,81 +303,6 @@ class Lora:
     alpha: int = 32
     dropout: float = 0.0
     target: str | list[str] = "all-linear"
-
-
-@dataclass(frozen=True)
-class ModelRecipe:
-    """Which language model is trained."""
-
-    kind: Literal["causal", "reward"] = "causal"
-    """causal: a language model. reward: a sequence classifier with one output, which scores whole answers; it may start from a causal
-    model, with a new head."""
-    model: str | None = None
-    """A hub name or a local folder with a Hugging Face checkpoint."""
-    scratch: ScratchModel | None = None
-    """Instead of `model`: build a new one."""
-    tokenizer: str | None = None
-    """A hub name or folder; default: the model's own."""
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
-    attention: str | None = None
-    """transformers' attention implementation (sdpa, flash_attention_2, eager); default: its choice."""
-    lora: Lora | None = None
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    critic: Critic = "shared"
-    """Where the algorithm has one. shared: a head on the policy's trunk, which its loss moves too. detached: the same without gradient into
-    the trunk. separate: a trunk of its own, started as a copy; with `lora`, adapters of its own on the same base."""
-    anchor: str | None = None
-    """The model that KL penalties are measured against; default: the model as it is at the start."""
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        if (self.model is None) == (self.scratch is None):
-            raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
-        if self.kind == "reward" and self.anchor is not None:
-            raise InputError("policy.anchor is set, but a reward model has no probabilities to measure a KL of; accepted: null")
-        if self.kind == "reward" and self.critic != "shared":
-            raise InputError(f"policy.critic is '{self.critic}', but a reward model has no critic; accepted: leave it out")
-
-    def build(
-        self,
-        texts: Callable[[], list[str]],
-        *,
-        temperature: float,
-        value_head: bool,
-        device: torch.device | str,
-        seed: int,
-        tags: Sequence[str] = (),
-    ) -> CausalLanguageModel | SequenceScorer:
-        """The policy of this kind. `texts` gives the task's own text, where a tokenizer built from scratch learns from it; `tags` are
-        then tokens of their own.
-        """
-        from unipg.policies.reward_model import SequenceScorer, build_reward_model, load_reward_model
-
-        torch.manual_seed(seed)
-        scores = self.kind == "reward"
-        if self.scratch is not None:
-            tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else train_tokenizer(texts(), self.scratch.vocabulary, tags)
-            model = (build_reward_model if scores else build_model)(self.scratch, tokenizer).to(DTYPES[self.dtype])
-        else:
-            assert self.model is not None
-            tokenizer = load_tokenizer(self.tokenizer or self.model, self.trust_remote_code)
-            load = load_reward_model if scores else load_model
-            model = load(self.model, self.dtype, self.attention, self.trust_remote_code)
-        if self.gradient_checkpointing:
-            recompute_activations(model)
-        if self.lora is not None:
-            model = add_lora(model, self.lora, "SEQ_CLS" if scores else "CAUSAL_LM")
-        if scores:
-            return SequenceScorer(model.to(device), tokenizer)
-        return CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, critic=self.critic if value_head else None)
-
-    def build_anchor(self, policy: CausalLanguageModel) -> CausalLanguageModel:
-        """The frozen policy that KL penalties are measured against."""
-        if self.anchor is None:
-            return policy.frozen_copy()
-        model = load_model(self.anchor, self.dtype, self.attention, self.trust_remote_code).to(policy.device)
-        return CausalLanguageModel(model.eval().requires_grad_(False), policy.tokenizer, temperature=policy.temperature)
 
 
 def recompute_activations(model: Any) -> None:
@@ -465,11 +414,75 @@ def scratch_config(scratch: ScratchModel, tokenizer: Any) -> Any:
     return CONFIG_MAPPING[scratch.architecture](**sizes)
 
 
+class Adapter(NamedTuple):
+    """A folder or hub name that holds adapters alone."""
+
+    name: str
+    base: str
+    """The model that they belong to."""
+
+
+def adapter_of(name: str) -> Adapter | None:
+    """What is known of adapters under a name; None where there are none, or a whole model."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "adapter_config.json").is_file():
+        return None
+    check_folder(name)
+    try:
+        found = find_adapter_config_file(name)
+        base = None if found is None else json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the adapters '{name}' cannot be read: {first_line(error)}") from error
+    if found is not None and not base:
+        raise InputError(f"the adapters '{name}' do not say which model they belong to (base_model_name_or_path)")
+    return None if found is None else Adapter(name, str(base))
+
+
+CONTINUED = "_continued"
+"""Attribute of a model whose adapters were trained before: they are part of the policy as it is at the start."""
+
+
+def continue_lora(base: Any, adapter: Adapter, wanted: Lora | None) -> Any:
+    """The model with adapters that were trained before, to be trained on.
+
+    Errors: `InputError` where `wanted` (`policy.lora`) asks for others than they are.
+    """
+    try:
+        from peft import PeftModel
+    except ModuleNotFoundError:
+        raise missing_package("peft", "lora", f"the adapters '{adapter.name}'") from None
+    try:
+        model = PeftModel.from_pretrained(base, adapter.name, is_trainable=True)
+    except Exception as error:
+        raise InputError(f"the adapters '{adapter.name}' cannot be loaded: {first_line(error)}") from error
+    theirs = model.peft_config[model.active_adapter]
+    for key, of_theirs in (("r", "r"), ("alpha", "lora_alpha")):
+        mine = None if wanted is None else getattr(wanted, key)
+        if mine is not None and mine != (found := getattr(theirs, of_theirs, None)):
+            raise InputError(
+                f"policy.lora.{key} is {mine}, but the adapters '{adapter.name}', which are trained on, have {found}; accepted: {found}, "
+                "or no policy.lora"
+            )
+    setattr(model, CONTINUED, True)
+    return model
+
+
 def add_lora(model: Any, lora: Lora, task: str = "CAUSAL_LM") -> Any:
     """The model with adapters; `task` is peft's name for what it is used for."""
     try:
         from peft import LoraConfig, get_peft_model
     except ModuleNotFoundError:
         raise missing_package("peft", "lora", "policy.lora") from None
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.target, task_type=task)
+    from transformers.pytorch_utils import Conv1D
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target,
+        task_type=task,
+        fan_in_fan_out=any(isinstance(part, Conv1D) for part in model.modules()),  # GPT-2's weights are the other way round
+    )
     return get_peft_model(model, config)

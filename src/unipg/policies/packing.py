@@ -244,7 +244,6 @@ def attend(
     layout: Layout | None = None,
     flex: bool = False,
     prompts: Prompts | None = None,
-    reached: set[int | None] | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
@@ -252,10 +251,7 @@ def attend(
     """Attention in transformers' interface: `[1,heads,N,d]` in, `[1,N,heads,d]` out, along `layout`; plain SDPA without one.
 
     `flex`: by FlexAttention, which has no dropout, and on a CPU no gradient. `prompts`: a decode step of rows that share them.
-    `reached`: is given the number of each layer to which the model hands such keywords on.
     """
-    if reached is not None:
-        reached.add(getattr(module, "layer_idx", None))
     if prompts is not None:
         return prompts.attend(module.layer_idx, query, key, value, attention_mask, scaling), None
     if layout is None:
@@ -311,31 +307,15 @@ def register() -> None:
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 
 
-def enable(model: Any, trunk: Any) -> bool:
-    """Switches a model that uses SDPA to the attention above, and tells whether it can run packed: tried on a few tokens.
-
-    Models that look at a window of the past, or do more with attention than transformers' interface says, stay as they are.
-    """
-    config = trunk.config
-    if config._attn_implementation not in ("sdpa", ATTENTION) or getattr(config, "sliding_window", None):
-        return False
+def enable(trunk: Any) -> None:
+    """Switches a model that uses SDPA to the attention above. Whether it then runs packed, its proof says (`proof.py`)."""
     register()
-    config._attn_implementation = ATTENTION
-    probe = _probe(trunk)
-    was_training = trunk.training
-    trunk.eval()
-    try:
-        with torch.no_grad():
-            tokens = torch.where(probe.require("present", "a trial"), probe.action, 0)[:, :-1]
-            plain = trunk(input_ids=tokens, use_cache=False).last_hidden_state[probe.mask[:, 1:]]
-            layout = layout_of(probe, shared_prefixes(probe))
-            works = _alike(plain, run(trunk, layout)[layout.predictor])
-    except (TypeError, ValueError, RuntimeError):  # a model whose layers do not take what they are given
-        works = False
-    trunk.train(was_training)
-    if not works:
-        config._attn_implementation = "sdpa"
-    return works
+    trunk.config._attn_implementation = ATTENTION
+
+
+def disable(trunk: Any) -> None:
+    """Back to SDPA."""
+    trunk.config._attn_implementation = "sdpa"
 
 
 def flexible(trunk: Any) -> bool:
@@ -363,17 +343,18 @@ def flexible(trunk: Any) -> bool:
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    tolerance = 1e-3 if one.dtype in (torch.float32, torch.float64) else 3e-2
+    tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else 3e-2
     return bool(torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance * float(one.float().abs().max())))
 
 
 def _probe(trunk: Any) -> Trajectories:
-    """Three rows of two prompts, one of them shared."""
+    """Three rows of two prompts, one of them shared; longer than a block of FlexAttention."""
     device, vocabulary = next(trunk.parameters()).device, trunk.get_input_embeddings().weight.shape[0]
-    action = (torch.arange(24, device=device).reshape(3, 8) * 7 + 1) % vocabulary
-    action[1, :3] = action[0, :3]
-    present = torch.arange(8, device=device) < torch.tensor([[8], [6], [5]], device=device)
-    mask = present & (torch.arange(8, device=device) >= 3)
+    action = (torch.arange(600, device=device).reshape(3, 200) * 7 + 1) % vocabulary
+    action[1, :90] = action[0, :90]
+    present = torch.arange(200, device=device) < torch.tensor([[200], [170], [60]], device=device)
+    mask = present & (torch.arange(200, device=device) >= 90)
+    mask[2, 30:60] = True
     return Trajectories(action=action, mask=mask, present=present, group=torch.tensor([0, 0, 1], device=device))
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
 from unipg.policies.base import Policy
-from unipg.policies.causal_lm import DTYPES, ScratchModel, check_folder, first_line, scratch_config
+from unipg.policies.causal_lm import DTYPES, ScratchModel, check_folder, first_line, mixed_precision, scratch_config, settle
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -25,7 +25,7 @@ class SequenceScorer(Policy):
     As a policy it is unnormalised, pi(y | x) proportional to exp r(x, y), and the score stands in the place of the log-probability.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, compute: torch.dtype | None = None) -> None:
         if model.config.num_labels != 1:
             raise InputError(f"a reward model has one output, and this one has {model.config.num_labels}; accepted: num_labels 1")
         self.model, self.tokenizer = model, tokenizer
@@ -36,6 +36,8 @@ class SequenceScorer(Policy):
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
         self.module = nn.ModuleDict({"model": model})
+        self.compute = compute
+        settle(self.module)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """[B,T] the row's score at its last policy position, 0 elsewhere; the entropy is 0: there is no distribution over tokens.
@@ -50,7 +52,8 @@ class SequenceScorer(Policy):
             raise InputError(f"{what} needs a policy over tokens; a reward model gives one score to a whole answer")
         assert batch.present is not None
         tokens = torch.where(batch.present, batch.action, self.pad_token)
-        scores = self.model(input_ids=tokens, attention_mask=batch.present.long(), **self._options).logits.squeeze(-1)
+        with mixed_precision(self.device, self.compute):
+            scores = self.model(input_ids=tokens, attention_mask=batch.present.long(), **self._options).logits.squeeze(-1)
         steps = torch.arange(batch.mask.shape[1], device=tokens.device)
         last = batch.mask & (steps == batch.last_step().unsqueeze(1))
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
@@ -81,25 +84,20 @@ class SequenceScorer(Policy):
 def scored(
     policy: Policy, rows: Sequence[tuple[Sequence[int], int]], batch_rows: int = 64, progress: Callable[[float], None] | None = None
 ) -> list[float]:
-    """What a policy makes of whole rows: the sum of its log-probabilities from a position on, in evaluation mode, without gradient.
+    """What a policy makes of whole rows: the sum of its log-probabilities from a position on, without gradient.
 
     `rows`: token ids, and where the answer begins. For a `SequenceScorer` the sum is the score. Rows of similar length share a batch of at
     most `batch_rows`; `progress` is told the finished share.
     """
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))
     found = torch.zeros(len(rows), dtype=torch.float64)
-    was_training = policy.module.training
-    policy.module.eval()
-    try:
-        with torch.no_grad():
-            for start in range(0, len(order), batch_rows):
-                chosen = order[start : start + batch_rows]
-                batch = _padded([rows[i] for i in chosen]).to(policy.device)
-                found[chosen] = policy.evaluate(batch).log_prob.sum(1).double().cpu()
-                if progress is not None:
-                    progress((start + len(chosen)) / len(order))
-    finally:
-        policy.module.train(was_training)
+    with torch.no_grad():
+        for start in range(0, len(order), batch_rows):
+            chosen = order[start : start + batch_rows]
+            batch = _padded([rows[i] for i in chosen]).to(policy.device)
+            found[chosen] = policy.evaluate(batch).log_prob.sum(1).double().cpu()
+            if progress is not None:
+                progress((start + len(chosen)) / len(order))
     return found.tolist()
 
 

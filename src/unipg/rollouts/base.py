@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from unipg.errors import Interrupted as Interrupted
 from unipg.policies.base import Policy
 from unipg.trajectories import Trajectories
 
@@ -14,10 +15,6 @@ Completions = Literal["none", "pairs", "unpaired", "scored"]
 """Kinds of given completions: none; a chosen and a rejected one per prompt; single ones that were liked or not; several with scores."""
 FRESH = "fresh"
 """Name of a planned [B,T] bool tensor: the policy's tokens that were chosen in this collection. Where it is missing, all were."""
-
-
-class Interrupted(Exception):
-    """Raised inside `collect` when the user asked to stop; the iteration is given up and can be repeated exactly."""
 
 
 @dataclass(frozen=True)

@@ -92,14 +92,12 @@ class Learner:
         entropy: bool = False,
         readings: Sequence[Reading] = (),
     ) -> Evaluation:
-        """[B,T] under a frozen policy, micro-batch by micro-batch, in evaluation mode; 0 in rows that are left out."""
+        """[B,T] under a frozen policy, micro-batch by micro-batch; 0 in rows that are left out."""
         if readings:
             batch = batch.with_planned(position_key=position_keys(batch, self.seed + self.step))
         chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
         batch, size = batch.select(chosen), batch.mask.shape
         whole = Evaluation(*(torch.zeros(size, device=batch.mask.device) if asked else None for asked in (True, entropy, value)))  # type: ignore[arg-type]
-        was_training = policy.module.training
-        policy.module.eval()
 
         def put(all_rows: Tensor | None, piece: Tensor, index: Tensor) -> Tensor:
             all_rows = torch.zeros(size, dtype=piece.dtype, device=piece.device) if all_rows is None else all_rows.to(piece.dtype)
@@ -115,7 +113,6 @@ class Learner:
                 for reading, named in now.read.items():
                     kept = whole.read.setdefault(reading, {})
                     kept |= {name: put(kept.get(name), read, index) for name, read in named.items()}
-        policy.module.train(was_training)
         return whole
 
     # ------------------------------------------------------------------------------------------------ one step
@@ -135,8 +132,6 @@ class Learner:
             self.skipped["empty"] += 1
             self.step += 1
             return row
-        if not self.policy.module.training:
-            self.policy.module.train()
         self.forget_gradients()
         losses: list[Tensor] = []
         tokens = 0

@@ -92,6 +92,12 @@ class OptimizerRecipe:
         trained = [p for group in groups for p in group]
         if not trained:
             raise InputError("nothing to train: no parameter of the policy requires a gradient")
+        halves = [p.dtype for p in trained if p.dtype in (torch.bfloat16, torch.float16)]
+        if halves:
+            raise InputError(
+                f"trained weights are {str(halves[0]).removeprefix('torch.')}, in which small steps are lost; accepted: float32 weights; "
+                "policy.dtype: bfloat16 computes with them in half precision"
+            )
         named: list[dict[str, Any]] = [{"params": group} for group in groups]
         if self.kind == "sgd":
             return torch.optim.SGD(named, lr=self.learning_rate, weight_decay=self.weight_decay)

@@ -15,7 +15,7 @@ import yaml
 from unipg.algorithms.base import Algorithm, algorithm_named, check_without_prompts
 from unipg.errors import InputError, nearest
 from unipg.policies.actor_critic import ActorCriticRecipe
-from unipg.policies.causal_lm import ModelRecipe
+from unipg.policies.recipe import ModelRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.evaluation import EvaluationRecipe
 from unipg.rollouts.scoring import RewardRecipe

@@ -15,14 +15,17 @@ import torch
 from torch import Tensor
 
 from unipg.errors import one_line
+from unipg.policies.slots import Prefill, RowCache, Start
 
 COLUMNS = 64
 """The cache has a multiple of so many columns: a row that needs a little more finds it there."""
 WARM_UPS = 3
 
 
-class FixedCache:
+class FixedCache(RowCache):
     """Keys and values of `slots` rows of at most `columns` tokens, `[slots, heads, columns, D]` in each layer."""
+
+    moves = False
 
     def __init__(self, like: Any, slots: int, columns: int) -> None:
         self.slots, self.columns = slots, -(-columns // COLUMNS) * COLUMNS
@@ -31,24 +34,36 @@ class FixedCache:
         self.places = torch.zeros(slots, dtype=torch.long, device=device)
         """[slots] the column that the next token of each row is written to."""
         self.cache.layers = [_fixed_layer()(layer, self) for layer in like.layers]
+        self._step: FixedStep | None = None
 
-    def start(self, cache: Any, source: Tensor, slots: Tensor, lengths: Tensor) -> None:
-        """Writes the rows `source` of a prefill's cache, padded on the left, into `slots`; `lengths`: tokens of each."""
-        width = cache.layers[0].keys.shape[2]
+    def start(self, prefill: Prefill, source: Tensor, slots: Tensor, count: int, fed: Sequence[int], rows: Sequence[Start]) -> None:
+        """Writes the rows `source` of a prefill's cache, padded on the left, into `slots`."""
+        self._hold(max(row.longest for row in rows))
+        lengths = torch.tensor([row.prompt for row in rows], device=source.device)
+        width = prefill.cache.layers[0].keys.shape[2]
         steps = torch.arange(width, device=lengths.device)
         index = (steps + (width - lengths).unsqueeze(1)).clamp_max(width - 1)[:, None, :, None]
-        for mine, new in zip(self.cache.layers, cache.layers, strict=True):
+        for mine, new in zip(self.cache.layers, prefill.cache.layers, strict=True):
             for store, x in ((mine.keys, new.keys), (mine.values, new.values)):
-                rows = x[source]
-                store[slots, :, :width] = rows.gather(2, index.expand(-1, rows.shape[1], -1, rows.shape[3]))
+                found = x[source]
+                store[slots, :, :width] = found.gather(2, index.expand(-1, found.shape[1], -1, found.shape[3]))
 
-    def grow(self, columns: int) -> FixedCache:
-        """A cache with more columns and the same rows."""
-        larger = FixedCache(self.cache, self.slots, columns)
-        for mine, old in zip(larger.cache.layers, self.cache.layers, strict=True):
-            mine.keys[:, :, : self.columns] = old.keys
-            mine.values[:, :, : self.columns] = old.values
-        return larger
+    def step(self, model: Any, tokens: Tensor, fed: Sequence[int]) -> Tensor:
+        if self._step is None:
+            self._step = FixedStep(model, self)
+        return self._step(tokens, fed)
+
+    def _hold(self, columns: int) -> None:
+        """Has room for rows of so many tokens; the memory moves only where it has to grow."""
+        if columns <= self.columns:
+            return
+        before, self.columns, self._step = self.columns, -(-columns // COLUMNS) * COLUMNS, None
+        for layer in self.cache.layers:
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                larger = old.new_zeros(*old.shape[:2], self.columns, old.shape[3])
+                larger[:, :, :before] = old
+                setattr(layer, name, larger)
 
 
 @functools.cache
@@ -110,9 +125,11 @@ class FixedStep:
 
     def _run(self) -> Tensor:
         places = self.cache.places.unsqueeze(1)
-        visible = (self._columns <= places)[:, None, None, :]
+        # in numbers and not in bools: eager attention adds its mask
+        hidden = torch.zeros(len(places), 1, 1, self.cache.columns, dtype=self.model.dtype, device=places.device)
+        hidden.masked_fill_((self._columns > places)[:, None, None, :], torch.finfo(self.model.dtype).min)
         out = self.model(
-            input_ids=self._tokens, attention_mask=visible, position_ids=places, past_key_values=self.cache.cache, use_cache=True
+            input_ids=self._tokens, attention_mask=hidden, position_ids=places, past_key_values=self.cache.cache, use_cache=True
         )
         logits: Tensor = out.logits[:, -1]
         return logits
