@@ -82,9 +82,7 @@ def test_what_does_not_apply_is_named(run: Path, options: dict[str, Any], messag
 def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("algorithm: ppo\nenvironment: {id: Pendulum-v1}\n", encoding="utf-8")
-    with pytest.raises(
-        InputError, match=r"reads observations \[4\] and gives Discrete.*but the environment has \[3\] and Box"
-    ):
+    with pytest.raises(InputError, match=r"reads observations \[4\] and gives Discrete.*but the environment has \[3\] and Box"):
         evaluate_model(str(run), recipe=str(other))
 
 
