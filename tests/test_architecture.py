@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unipg"
 LAYERS = (
-    {"errors", "loading", "shapes", "seeding"},
+    {"errors", "hub", "loading", "shapes", "seeding"},
     {"trajectories"},
     {"estimator", "statistics"},
     {"policies", "tasks", "samplers", "rollouts"},

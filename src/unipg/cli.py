@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
+from unipg.hub import check_folder, saved_model
 
 COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "lab", "report")
 
@@ -245,6 +246,7 @@ def _status(folder: Path) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    check_folder(saved_model(options.model))  # before anything heavy is imported
     import dataclasses
 
     from rich.console import Console

@@ -57,7 +57,7 @@ def test_a_model_folder_needs_an_environment(run: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"does not say which environment it acts in: give --recipe FILE"):
             evaluate_model(str(tmp_path / "bare"))
         assert evaluate_model(str(tmp_path / "bare"), recipe=str(run / "recipe.yaml"), episodes=1)[0].metrics["return"]["n"] == 1
-        with pytest.raises(InputError, match=r"the run in '.*' has no model yet"):
+        with pytest.raises(InputError, match="is a run that has no model yet"):
             evaluate_model(str(run))
     finally:
         (tmp_path / "bare").rename(run / "model")

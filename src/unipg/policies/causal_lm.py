@@ -24,6 +24,7 @@ from unipg.estimator.likelihoods import (
     token_log_prob,
     wanted,
 )
+from unipg.hub import check_folder, loading
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.policies.decoding import proof_of
@@ -320,10 +321,8 @@ def load_model(name: str, dtype: str = "float32", attention: str | None = None, 
 
     check_folder(name)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
-    try:
+    with loading("the model", name):
         return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
-    except Exception as error:
-        raise InputError(f"the model '{name}' cannot be loaded: {first_line(error)}") from error
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -331,30 +330,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     check_folder(name)
-    try:
+    with loading("the tokenizer of", name):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise InputError(f"the tokenizer of '{name}' cannot be loaded: {first_line(error)}") from error
     if tokenizer.eos_token_id is None:
         raise InputError(f"the tokenizer of '{name}' has no end-of-sequence token: answers could never end")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def check_folder(name: str) -> None:
-    """Refuses what looks like a local folder and holds no checkpoint."""
-    path = Path(name)
-    looks_local = path.exists() or name.startswith((".", "/", "~", "runs/"))
-    if looks_local and not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
-        what = "has no config.json" if path.is_dir() else "does not exist" if not path.exists() else "is not a folder"
-        raise InputError(f"the model folder '{name}' {what}; accepted: a folder written by save_pretrained, or a hub name")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, for one-line messages."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
 
 
 def train_tokenizer(texts: list[str], vocabulary: int, tags: Sequence[str] = ()) -> Any:
@@ -430,11 +412,9 @@ def adapter_of(name: str) -> Adapter | None:
     if folder.is_dir() and not (folder / "adapter_config.json").is_file():
         return None
     check_folder(name)
-    try:
+    with loading("the adapters", name):
         found = find_adapter_config_file(name)
         base = None if found is None else json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError) as error:
-        raise InputError(f"the adapters '{name}' cannot be read: {first_line(error)}") from error
     if found is not None and not base:
         raise InputError(f"the adapters '{name}' do not say which model they belong to (base_model_name_or_path)")
     return None if found is None else Adapter(name, str(base))
@@ -453,10 +433,8 @@ def continue_lora(base: Any, adapter: Adapter, wanted: Lora | None) -> Any:
         from peft import PeftModel
     except ModuleNotFoundError:
         raise missing_package("peft", "lora", f"the adapters '{adapter.name}'") from None
-    try:
+    with loading("the adapters", adapter.name):
         model = PeftModel.from_pretrained(base, adapter.name, is_trainable=True)
-    except Exception as error:
-        raise InputError(f"the adapters '{adapter.name}' cannot be loaded: {first_line(error)}") from error
     theirs = model.peft_config[model.active_adapter]
     for key, of_theirs in (("r", "r"), ("alpha", "lora_alpha")):
         mine = None if wanted is None else getattr(wanted, key)

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError, nearest
-from unipg.policies.causal_lm import adapter_of, check_folder, first_line, load_model
+from unipg.hub import check_folder, first_line, loading
+from unipg.policies.causal_lm import adapter_of, load_model
 from unipg.policies.decoding import proof_of
 from unipg.policies.proof import Proof
 
@@ -53,7 +54,5 @@ def _config(name: str, trust_remote_code: bool) -> tuple[Any, str | None]:
     check_folder(name)
     adapter = adapter_of(name)
     where = name if adapter is None else adapter.base
-    try:
+    with loading("the configuration of", where):
         return AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code), where
-    except Exception as error:
-        raise InputError(f"the configuration of '{where}' cannot be read: {first_line(error)}") from error

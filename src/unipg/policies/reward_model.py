@@ -14,8 +14,9 @@ from torch import nn
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
+from unipg.hub import check_folder, is_checkpoint, loading
 from unipg.policies.base import Policy
-from unipg.policies.causal_lm import DTYPES, ScratchModel, check_folder, first_line, mixed_precision, scratch_config, settle
+from unipg.policies.causal_lm import DTYPES, ScratchModel, mixed_precision, scratch_config, settle
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -129,13 +130,10 @@ def load_reward_model(
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     if found.new_head:
         options["num_labels"] = 1
-    try:
-        with _unreported(found.new_head):
-            model = AutoModelForSequenceClassification.from_pretrained(
-                name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options
-            )
-    except Exception as error:
-        raise InputError(f"the reward model '{name}' cannot be loaded: {first_line(error)}") from error
+    with loading("the reward model", name), _unreported(found.new_head):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options
+        )
     if model.config.num_labels != 1:
         raise InputError(f"'{name}' has {model.config.num_labels} outputs; accepted for a reward model: 1")
     return model
@@ -174,12 +172,16 @@ def _described(name: str, trust_remote_code: bool) -> _Description:
     from transformers import AutoConfig
     from transformers.utils.peft_utils import find_adapter_config_file
 
+    if not is_checkpoint(name):
+        return _Description(False, False)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception:  # adapters alone have no configuration of a model
+        with loading("the model", name):
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except InputError:  # adapters alone have no configuration of a model
         try:
-            adapter = json.loads(Path(find_adapter_config_file(name) or "").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            with loading("the adapter", name):
+                adapter = json.loads(Path(find_adapter_config_file(name) or "").read_text(encoding="utf-8"))
+        except InputError:
             return _Description(False, False)
         return _Description(adapter.get("task_type") == "SEQ_CLS", True)
     classifier = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 
 from unipg.errors import InputError
+from unipg.hub import saved_model
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model, scored
 from unipg.rollouts.text import prompt_tokens
@@ -196,12 +197,6 @@ def row_tokens(tokenizer: Any, item: Item, answer: str, ended: bool = True, layo
     prompt = prompt_tokens(tokenizer, item, layout)
     tokens = tokenizer.encode(answer, add_special_tokens=False)
     return [*prompt, *tokens, *([tokenizer.eos_token_id] if ended else [])], len(prompt)
-
-
-def saved_model(name: str) -> str:
-    """Where the checkpoint is: a run folder keeps it in `model`."""
-    inside = Path(name) / "model"
-    return str(inside) if inside.is_dir() else name
 
 
 def _place(item: Item) -> str:

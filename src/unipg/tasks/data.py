@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unipg.errors import InputError, missing_package, nearest
+from unipg.hub import impatient
 from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier
 from unipg.tasks.tools import Tool, checked_conversation
 from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
@@ -215,10 +216,14 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 def _hub_rows(source: str, subset: str | None, split: str) -> Iterator[Row]:
     package = _datasets(f"the hub dataset '{source}'")
     title = f"{source}/{subset}" if subset else source
+    away = ""
     try:
-        rows = package.load_dataset(source, subset, split=split)
+        with impatient(source) as away:
+            rows = package.load_dataset(source, subset, split=split)
     except Exception as error:
-        raise InputError(f"cannot load the hub dataset '{title}', split '{split}': {type(error).__name__}: {_first_line(error)}") from error
+        missing = away and isinstance(error, OSError)
+        why = f"the hub cannot be reached ({away})" if missing else f"{type(error).__name__}: {_first_line(error)}"
+        raise InputError(f"cannot load the hub dataset '{title}', split '{split}': {why}") from error
     for number, row in enumerate(rows, 1):
         yield f"{title} [{split}] row {number}", row
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError
+from unipg.hub import check_folder, saved_model
 from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
-from unipg.rollouts.scoring import saved_model
 from unipg.rollouts.text import SamplingRecipe
 from unipg.training.recipe import TaskRecipe, load_recipe, parse_value, typed
 from unipg.training.run import pick_device
@@ -49,7 +49,8 @@ def evaluate_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    if is_controller(folder := Path(saved_model(model))):
+    check_folder(place := saved_model(model))
+    if is_controller(folder := Path(place)):
         language = {"task": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
         _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)
         return [_evaluate_controller(folder, recipe, episodes, seed, device, progress)]
@@ -57,8 +58,6 @@ def evaluate_model(
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
     own = Path(model) / "recipe.yaml"
-    if own.is_file() and not (Path(model) / "model").is_dir():
-        raise InputError(f"the run in '{model}' has no model yet; accepted: a run that is finished, or another model")
     if recipe is not None or own.is_file():  # a run folder knows how its model samples
         held = load_recipe(recipe or own)
         evaluation, sampling = held.evaluation, held.rollouts
@@ -74,7 +73,6 @@ def evaluate_model(
     if not wanted:
         raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
     built = [task.build() for task in wanted]
-    place = saved_model(model)
     scorer = is_reward_model(place)
     if scorer:
         given = {"samples": samples, "k": k, "temperature": temperature, "max_new_tokens": max_new_tokens}
