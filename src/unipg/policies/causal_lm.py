@@ -24,7 +24,7 @@ from unipg.estimator.likelihoods import (
     token_log_prob,
     wanted,
 )
-from unipg.hub import check_folder, loading
+from unipg.hub import check_folder, first_line, impatient, loading
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.policies.decoding import proof_of
@@ -412,9 +412,12 @@ def adapter_of(name: str) -> Adapter | None:
     if folder.is_dir() and not (folder / "adapter_config.json").is_file():
         return None
     check_folder(name)
-    with loading("the adapters", name):
-        found = find_adapter_config_file(name)
+    try:
+        with impatient(name):
+            found = find_adapter_config_file(name)
         base = None if found is None else json.loads(Path(found).read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (OSError, ValueError) as error:
+        raise InputError(f"the adapters '{name}' cannot be read: {first_line(error)}") from error
     if found is not None and not base:
         raise InputError(f"the adapters '{name}' do not say which model they belong to (base_model_name_or_path)")
     return None if found is None else Adapter(name, str(base))
