@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
-from unipg.hub import check_folder, saved_model
+from unipg.hub import check_place
 
 COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "lab", "report")
 
@@ -246,7 +246,7 @@ def _status(folder: Path) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    check_folder(saved_model(options.model))  # before anything heavy is imported
+    check_place(options.model)
     import dataclasses
 
     from rich.console import Console

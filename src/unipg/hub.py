@@ -37,6 +37,12 @@ def check_folder(name: str) -> None:
         raise InputError(f"the model folder '{name}' {what}; accepted: a folder written by save_pretrained, or a hub name (owner/name)")
 
 
+def check_place(name: str) -> None:
+    """Refuses what is not here and no repository's name: a typing error, which can be told before anything heavy is imported or read."""
+    if not Path(name).exists():
+        check_folder(name)
+
+
 def saved_model(name: str) -> str:
     """Where the checkpoint is: a run folder keeps it in `model`."""
     inside = Path(name) / "model"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError
-from unipg.hub import check_folder, saved_model
+from unipg.hub import check_folder, check_place, saved_model
 from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
@@ -49,7 +49,10 @@ def evaluate_model(
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    check_folder(place := saved_model(model))
+    check_place(model)
+    place, own = saved_model(model), Path(model) / "recipe.yaml"
+    if own.is_file():
+        check_folder(place)
     if is_controller(folder := Path(place)):
         language = {"task": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
         _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)
@@ -57,7 +60,6 @@ def evaluate_model(
     _refuse(f"'{model}' is no controller", episodes=episodes)
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
-    own = Path(model) / "recipe.yaml"
     if recipe is not None or own.is_file():  # a run folder knows how its model samples
         held = load_recipe(recipe or own)
         evaluation, sampling = held.evaluation, held.rollouts

@@ -20,7 +20,7 @@ import torch
 
 from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError
-from unipg.hub import check_folder, saved_model
+from unipg.hub import check_place
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.anchors import ANCHORS, AnchorCache
@@ -105,9 +105,9 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     if algorithm.scores != (recipe.policy.kind == "reward"):
         fits = "reward" if algorithm.scores else "causal"
         raise InputError(f"policy.kind is '{recipe.policy.kind}'; accepted for algorithm '{algorithm.name}': {fits}")
-    for name in (recipe.policy.model, recipe.policy.anchor, *(saved_model(reward.model) for reward in recipe.reward.models)):
+    for name in (recipe.policy.model, recipe.policy.anchor, *(reward.model for reward in recipe.reward.models)):
         if name is not None:
-            check_folder(name)  # a typing error is told before data is read
+            check_place(name)
     task = recipe.task.build()
     check_given(task, algorithm.completions)
     more, seconds = recipe.demonstrations, recipe.rollouts.verifier_seconds
