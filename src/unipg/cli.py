@@ -147,35 +147,32 @@ def _algorithms(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
+    from unipg.terminal import algorithm_table, plain_console
 
-    from unipg.terminal import algorithm_table
-
-    console = Console()
+    console = plain_console()
     console.print(algorithm_table(rows, console.width))
 
 
 def _explain(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.markdown import Markdown
 
     from unipg.algorithms.base import algorithm_named
     from unipg.reports.explain import explanation
+    from unipg.terminal import plain_console
 
     text = explanation(algorithm_named(options.name))
-    console = Console()
+    console = plain_console()
     console.print(Markdown(text)) if console.is_terminal else print(text)
 
 
 def _diff(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from unipg.algorithms.base import algorithm_named
     from unipg.lab import diff, diff_page
     from unipg.reports.html import write_page
+    from unipg.terminal import plain_console
 
     first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
-    console = Console()
+    console = plain_console()
     anchor = None
     if options.on is None:
         seed = options.seed or 0
@@ -202,16 +199,14 @@ def _quiet() -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from rich.console import Console
-
-    from unipg.terminal import TrainingDisplay
+    from unipg.terminal import TrainingDisplay, plain_console
     from unipg.training.recipe import load_recipe
     from unipg.training.run import run_recipe
     from unipg.training.trainer import Stopped
 
     _quiet()
     recipe = load_recipe(options.recipe, options.overrides)
-    console = Console()
+    console = plain_console()
     command = "unipg train " + shlex.join([options.recipe, *options.overrides, *(["--resume"] if options.resume else [])])
     folder = Path(recipe.output)
     if options.resume and _status(folder) == "finished":
@@ -249,13 +244,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     check_place(options.model)
     import dataclasses
 
-    from rich.console import Console
-
-    from unipg.terminal import evaluation_progress, evaluation_table
+    from unipg.terminal import evaluation_progress, evaluation_table, plain_console
     from unipg.training.evaluate import evaluate_model
 
     _quiet()
-    console = Console()
+    console = plain_console()
     with evaluation_progress(console) as progress:
         results = evaluate_model(
             options.model,
@@ -280,17 +273,15 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _check_model(options: argparse.Namespace) -> int:
     import dataclasses
 
-    from rich.console import Console
-
     from unipg.policies.check import proof_of_name
-    from unipg.terminal import proof_table
+    from unipg.terminal import plain_console, proof_table
 
     _quiet()
     proof, longest = proof_of_name(options.model, options.attention, options.trust_remote_code)
     if options.json:
         print(json.dumps(dataclasses.asdict(proof) | {"longest": longest}, indent=1))
     else:
-        console = Console()
+        console = plain_console()
         console.print(proof_table(proof))
         if longest is not None:
             console.print(f"Right for rows of at most {longest} tokens alone; longer ones are refused.", highlight=False)
@@ -314,17 +305,16 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _lab(options: argparse.Namespace) -> None:
-    from rich.console import Console
 
     from unipg.lab.page import terminal_tables, write
     from unipg.lab.run import run_lab, split_names
-    from unipg.terminal import evaluation_progress
+    from unipg.terminal import evaluation_progress, plain_console
 
     def several(name: str, kind: type[int] | type[float]) -> tuple[Any, ...] | None:
         text = getattr(options, name)
         return None if text is None else _numbers(text, f"--{name.replace('_', '-')}", kind)
 
-    console = Console()
+    console = plain_console()
     with evaluation_progress(console) as progress:
         findings = run_lab(
             algorithms=split_names(options.algorithms),

@@ -30,6 +30,11 @@ PLAIN_SECONDS = 10.0
 """Seconds between lines where the output is not a terminal."""
 
 
+def plain_console() -> Console:
+    """The terminal. What users wrote (prompts, names of tasks and folders) is shown as it is, and never read as markup."""
+    return Console(markup=False, emoji=False)
+
+
 class TrainingDisplay:
     """A live bar on a terminal; a line now and then elsewhere (a log file)."""
 
@@ -40,13 +45,13 @@ class TrainingDisplay:
         self.done_at_start = 0
         self.last_line = 0.0
         self.progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             console=console,
             transient=False,
         )
@@ -115,7 +120,7 @@ def algorithm_table(rows: list[dict[str, str]], width: int) -> Table:
 def evaluation_progress(console: Console) -> Iterator[Callable[[str, float], None]]:
     """A bar per task on a terminal; silent elsewhere, where the table follows."""
     with Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),

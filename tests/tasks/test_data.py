@@ -546,3 +546,12 @@ def test_a_broken_parquet_file(tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     (tmp_path / "a.parquet").write_bytes(b"PAR1 and then nothing")
     refused("a.parquet: not readable as Parquet", str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("value", ["a \ud83d b", ["x", "\ude00"]])
+def test_half_a_character_is_named(tmp_path, value) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [{"q": "fine", "a": "1", "d": "🙂"}, {"q": "fine", "a": "1", "d": value}]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(InputError, match=r"data.jsonl line 2: column 'd' holds half of a character \(the surrogate U\+D"):
+        data_task(str(path), prompt="q", answer="a", demonstration="d")

@@ -118,7 +118,9 @@ class ContinuousBatch:
             raise InputError(f"batch_rows is {batch_rows} and max_new_tokens {max_new_tokens}; accepted: 1 or more")
         self.model = model
         self.max_new_tokens, self.max_total_tokens = max_new_tokens, max_total_tokens
-        self.end_tokens, self.pad_token = frozenset(end_tokens), pad_token
+        self.end_tokens = frozenset(end_tokens)
+        # never looked at, but some tokenizers pad with a token that the model does not have
+        self.pad_token = pad_token if pad_token < model.get_input_embeddings().weight.shape[0] else 0
         self.temperature, self.generator, self.greedy = temperature, generator, greedy
         self.batch_rows, self.on_stop = batch_rows, on_stop
         base = proof.bare(model)

@@ -34,6 +34,11 @@ class SequenceScorer(Policy):
         for config in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
             if config.pad_token_id is None:
                 config.pad_token_id = tokenizer.pad_token_id
+        known = model.get_input_embeddings().weight.shape[0]
+        if self.pad_token >= known:
+            raise InputError(
+                f"the padding token {self.pad_token} of a reward model is none of its {known} tokens; accepted: one that it has"
+            )
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._options = {"use_cache": False} if "use_cache" in inspect.signature(base.forward).parameters else {}
         self.module = nn.ModuleDict({"model": model})

@@ -302,7 +302,7 @@ class Conversations:
     def __init__(self, model: Any, tokenizer: Any, tools: Sequence[Tool], sampling: SamplingRecipe) -> None:
         self.tokenizer, self.tools, self.sampling = tokenizer, tuple(tools), sampling
         self.recipe: ToolRecipe = sampling.tools
-        self.ends = frozenset(end_tokens(model, tokenizer))
+        self.ends = frozenset(end_tokens(model, tokenizer, sampling.chat_template))
         templated = has_template(tokenizer, sampling.chat_template)
         self.format: ToolFormat = TemplateFormat(tokenizer, tools, self.ends) if templated else TaggedFormat(tokenizer)
         limits = (self.recipe.row_tokens, getattr(model.config.get_text_config(), "max_position_embeddings", None))
@@ -406,7 +406,7 @@ def sample_answers(
         prompts,
         rollouts=rollouts,
         max_new_tokens=sampling.max_new_tokens,
-        end_tokens=[*end_tokens(model, tokenizer), *(tools.format.stops if tools else ())],
+        end_tokens=[*end_tokens(model, tokenizer, sampling.chat_template), *(tools.format.stops if tools else ())],
         pad_token=tokenizer.pad_token_id,
         temperature=temperature,
         generator=generator,

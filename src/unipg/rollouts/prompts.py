@@ -29,7 +29,7 @@ from unipg.rollouts.conversations import (
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
 from unipg.rollouts.generation import Completion, ContinuousBatch
 from unipg.rollouts.scoring import RewardSource
-from unipg.rollouts.text import SamplingRecipe, check_room, decode, end_tokens, prompt_text, prompt_tokens
+from unipg.rollouts.text import SamplingRecipe, answer_with_end, check_room, decode, end_tokens, prompt_text, prompt_tokens
 from unipg.rollouts.windows import Slot, advance
 from unipg.samplers.base import Sampler, UniformSampler
 from unipg.seeding import generator, seed_everything
@@ -203,7 +203,7 @@ class PromptRollouts(Experience):
             engine = ContinuousBatch(
                 model,
                 max_new_tokens=limit,
-                end_tokens=end_tokens(model, tokenizer),
+                end_tokens=end_tokens(model, tokenizer, self.sampling.chat_template),
                 pad_token=tokenizer.pad_token_id,
                 temperature=policy.temperature,
                 generator=generator(demand.seed, "sample", demand.iteration, demand.round, demand.worker, device=model.device),
@@ -347,7 +347,7 @@ class PromptRollouts(Experience):
         """The tokens of a given answer with its end token, which of them are the policy's, and whether all of them fit."""
         limit, item = self.max_new_tokens, given.item
         if given.messages is None:
-            tokens = [*tokenizer.encode(given.text, add_special_tokens=False), tokenizer.eos_token_id]
+            tokens = answer_with_end(tokenizer, given.text, item.place or f"item {item.index}", self.sampling.chat_template)
             chosen = [True] * len(tokens)
         else:
             if tools is None:

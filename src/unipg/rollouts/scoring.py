@@ -14,7 +14,7 @@ from unipg.errors import InputError
 from unipg.hub import saved_model
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model, scored
-from unipg.rollouts.text import prompt_tokens
+from unipg.rollouts.text import answer_with_end, prompt_tokens
 from unipg.tasks.base import Item, Verifier
 from unipg.tasks.verifiers import Failures, score
 
@@ -195,8 +195,7 @@ def row_tokens(tokenizer: Any, item: Item, answer: str, ended: bool = True, layo
         begin = len(prompt_tokens(tokenizer, item, "auto"))
         return list(tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)), begin
     prompt = prompt_tokens(tokenizer, item, layout)
-    tokens = tokenizer.encode(answer, add_special_tokens=False)
-    return [*prompt, *tokens, *([tokenizer.eos_token_id] if ended else [])], len(prompt)
+    return [*prompt, *answer_with_end(tokenizer, answer, _place(item), layout, ended)], len(prompt)
 
 
 def _place(item: Item) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -102,7 +103,8 @@ def prompt_tokens(tokenizer: Any, item: Item, chat_template: str, tools: Sequenc
         raise InputError(f"{item.place or f'item {item.index}'} is a conversation, but the tokenizer has no chat template")
     if not ids:
         raise InputError(f"{item.place or f'item {item.index}'}: the prompt is empty after tokenization")
-    return list(ids)
+    first = 1 if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2 else 0  # one is the text's own
+    return list(ids)[first:]
 
 
 def has_template(tokenizer: Any, chat_template: str) -> bool:
@@ -144,7 +146,14 @@ def _signature(tool: Tool) -> str:
 
 
 def check_room(model: Any, items: Sequence[Item], prompts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    """Refuses prompts that leave no room for an answer in the model's context."""
+    """Refuses prompts that leave no room for an answer in the model's context, and tokens that the model does not have."""
+    known = model.get_input_embeddings().weight.shape[0]
+    for item, prompt in zip(items, prompts, strict=True):
+        if max(prompt) >= known:
+            raise InputError(
+                f"{item.place or f'item {item.index}'}: the tokenizer gives token {max(prompt)}, but the model has {known}; accepted: the "
+                "model's own tokenizer"
+            )
     limit = getattr(model.config, "max_position_embeddings", None)
     for item, prompt in zip(items, prompts, strict=True):
         if limit is not None and len(prompt) + max_new_tokens > limit:
@@ -154,11 +163,49 @@ def check_room(model: Any, items: Sequence[Item], prompts: Sequence[Sequence[int
             )
 
 
-def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Every token that ends an answer: the tokenizer's, and those of the model's generation config."""
+def end_tokens(model: Any, tokenizer: Any, chat_template: str = "auto") -> list[int]:
+    """Every token that ends an answer: the tokenizer's, those of the model's generation config, and what ends a turn of the template."""
     configured = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     more = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    return sorted({tokenizer.eos_token_id, *more})
+    return sorted({tokenizer.eos_token_id, end_of_answer(tokenizer, chat_template), *more})
+
+
+def end_of_answer(tokenizer: Any, chat_template: str = "auto") -> int:
+    """The token that a given answer is ended with: what the chat template ends the assistant's turns with, else the tokenizer's own."""
+    if not has_template(tokenizer, chat_template):
+        return int(tokenizer.eos_token_id)
+    return _end_of_turn(tokenizer, str(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=16)
+def _end_of_turn(tokenizer: Any, template: str) -> int:
+    asked: Messages = [{"role": "user", "content": "x"}]
+    try:
+        before = templated_tokens(tokenizer, asked, answer=True)
+        whole = templated_tokens(tokenizer, [*asked, {"role": "assistant", "content": "y"}])
+    except Exception:  # a template for other conversations than this one
+        return int(tokenizer.eos_token_id)
+    special = set(tokenizer.all_special_ids) - {tokenizer.bos_token_id}
+    rest = whole[len(before) :] if whole[: len(before)] == before else whole
+    return next((token for token in rest if token in special), int(tokenizer.eos_token_id))
+
+
+def answer_with_end(tokenizer: Any, text: str, place: str, chat_template: str = "auto", ended: bool = True) -> list[int]:
+    """The tokens of a given answer with one end token behind it, whether the text had some already or not; `ended`: False for none.
+
+    Errors: `InputError` for an end token in the middle of the text, which a policy would be taught to write past.
+    """
+    end = end_of_answer(tokenizer, chat_template)
+    ends = {end, int(tokenizer.eos_token_id)}
+    tokens: list[int] = list(tokenizer.encode(text, add_special_tokens=False))
+    while tokens and tokens[-1] in ends:
+        tokens.pop()
+    inside = next((token for token in tokens if token in ends), None)
+    if inside is not None:
+        raise InputError(
+            f"{place}: an answer has the end token {tokenizer.decode([inside])!r} in its middle; accepted: at its end, or none"
+        )
+    return [*tokens, end] if ended else tokens
 
 
 def decode(tokenizer: Any, completion: Completion, begin: int = 0) -> str:

@@ -261,7 +261,22 @@ def _item(
 def _cell(columns: dict[str, Any], name: str, place: str) -> Any:
     if name not in columns:
         raise InputError(f"{place}: there is no column '{name}'; {nearest(name, columns)}")
+    broken = next((letter for text in _texts(columns[name]) for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if broken is not None:
+        raise InputError(
+            f"{place}: column '{name}' holds half of a character (the surrogate U+{ord(broken):04X}), which no tokenizer takes"
+        )
     return columns[name]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a cell that is not plain ASCII."""
+    if isinstance(value, str):
+        if not value.isascii():
+            yield value
+    elif isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _texts(part)
 
 
 def _prompt_alone(columns: dict[str, Any], place: str, prompt: str) -> tuple[Prompt, Completions]:
