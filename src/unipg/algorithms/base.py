@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from unipg.algorithms.rates import REWARDED, LearningRate
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
 from unipg.estimator.likelihoods import Reading
@@ -66,6 +67,8 @@ class Algorithm:
     """Whether rewards outside [0, 1] are refused by default."""
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
+    learning_rate: ClassVar[LearningRate] = REWARDED
+    """What `optimizer.learning_rate: auto` is, and why."""
 
     tracks_prompts: ClassVar[bool] = False
     """Whether it remembers what it knows of each prompt."""

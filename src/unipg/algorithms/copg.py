@@ -6,6 +6,7 @@ import torch
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.preparation import check_completions, prompt_of
+from unipg.algorithms.rates import PREFERRED
 from unipg.errors import InputError
 from unipg.estimator import PREFERENCES, Contrastive, GroupMeanTokenSum, Planning, PolicyGradient
 from unipg.estimator.advantages import group_statistics
@@ -30,6 +31,7 @@ class CoPG(Algorithm):
     claim = "benchmarks/claims/copg.py"
     uses_rollouts = False
     completions = "scored"
+    learning_rate = PREFERRED
 
     rollouts: int = setting(0, "rollouts per prompt: none")
     beta: float = setting(0.06, "strength of the KL to the anchor, in units of the score", "arXiv 2406.19185, best of the sweep")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.preparation import check_pairs
+from unipg.algorithms.rates import PREFERRED
 from unipg.estimator import PREFERENCES, GroupMeanTokenSum, Logistic, LogRatio, Objective, PairPreference, Planning, PolicyGradient, Term
 from unipg.trajectories import Trajectories
 
@@ -16,6 +17,7 @@ class PairAlgorithm(Algorithm):
 
     uses_rollouts = False
     completions = "pairs"
+    learning_rate = PREFERRED
     bias = BIAS
 
     rollouts: int = setting(0, "rollouts per prompt: none")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.preparation import prompt_of, success_rate, with_demonstration
+from unipg.algorithms.rates import GATED
 from unipg.errors import InputError
 from unipg.estimator import (
     UNION,
@@ -59,6 +60,7 @@ class HPT(Algorithm):
     claim = "benchmarks/claims/hpt.py"
     demonstrations = "required"
     counts_successes = True
+    learning_rate = GATED
 
     rollouts: int = setting(8, "rollouts per prompt", "arXiv 2509.04419")
     gamma: float = setting(0.0, "supervise where the success rate is at most this; −1: never, 1: always", "0 for Qwen2.5, 2/8 for Llama")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from unipg.algorithms.base import Algorithm, Setting, register, setting
 from unipg.algorithms.dpo import BIAS
 from unipg.algorithms.preparation import check_completions
+from unipg.algorithms.rates import PREFERRED
 from unipg.estimator import PREFERENCES, KahnemanTversky, Planning, PolicyGradient, SequenceMeanTokenSum
 from unipg.trajectories import Source, Trajectories
 
@@ -21,6 +22,7 @@ class KTO(Algorithm):
     bias = BIAS
     uses_rollouts = False
     completions = "unpaired"
+    learning_rate = PREFERRED
 
     rollouts: int = setting(0, "rollouts per prompt: none")
     beta: float = setting(0.1, "strength of the KL to the anchor", "arXiv 2402.01306")

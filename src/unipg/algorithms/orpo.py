@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from unipg.algorithms.base import Setting, register, setting
 from unipg.algorithms.dpo import PairAlgorithm
+from unipg.algorithms.rates import IMITATED
 from unipg.estimator import (
     PREFERENCES,
     Constant,
@@ -24,6 +25,7 @@ class ORPO(PairAlgorithm):
 
     name = "orpo"
     title = "Odds ratio preference optimisation"
+    learning_rate = IMITATED
     paper = "arXiv 2403.07691"
     equation = "1 / tokens on chosen;  ±weight · sigma(−z) / ((1 − p) · tokens),  z = log odds(chosen) − log odds(rejected)"
     deviations = (

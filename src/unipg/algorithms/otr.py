@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.algorithms.rates import DEMONSTRATED
 from unipg.errors import InputError
 from unipg.estimator import Constant, CurrentPolicy, Objective, PolicyGradient
 from unipg.estimator.advantages import ReadAdvantage
@@ -35,6 +36,7 @@ class OTR(Algorithm):
     claim = "benchmarks/claims/otr.py"
     demonstrations = "required"
     uses_rollouts = False
+    learning_rate = DEMONSTRATED
 
     rollouts: int = setting(0, "rollouts per prompt: none")
     draws: int | None = setting(256, "K, tokens drawn at each position; null for the exact expectation", "reviews of arXiv 2509.26313")

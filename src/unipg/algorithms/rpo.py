@@ -5,6 +5,7 @@ from typing import Literal
 
 from unipg.algorithms.base import Setting, register, setting
 from unipg.algorithms.dpo import DPO
+from unipg.algorithms.rates import IMITATED
 from unipg.errors import InputError
 from unipg.estimator import PREFERENCES, Constant, GroupMeanTokenSum, Objective, PolicyGradient, SequenceMeanTokenMean, Term
 
@@ -27,6 +28,7 @@ class RPO(DPO):
 
     name = "regularized_preference_optimization"
     title = "Regularised preference optimisation (RPO)"
+    learning_rate = IMITATED
     paper = "arXiv 2405.16436"
     equation = "beta · sigma(−z) + eta · beta on chosen,  −beta · sigma(−z) on rejected,  z as in DPO;  mean over pairs"
     deviations = (

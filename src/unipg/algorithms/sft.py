@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
+from unipg.algorithms.rates import DEMONSTRATED
 from unipg.estimator import Constant, CurrentPolicy, PolicyGradient
 from unipg.estimator.aggregation import AggregateName, aggregate_named
 from unipg.trajectories import Source
@@ -23,6 +24,7 @@ class SFT(Algorithm):
     equation = "coefficient = 1;  token mean over demonstrations"
     demonstrations = "required"
     uses_rollouts = False
+    learning_rate = DEMONSTRATED
 
     rollouts: int = setting(0, "rollouts per prompt: none")
     aggregate: AggregateName = setting("token_mean", "how tokens are averaged", "released code of HPT")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Evaluate, Setting, register, setting
+from unipg.algorithms.rates import TRACKED
 from unipg.errors import InputError
 from unipg.estimator import OldPolicy, Planning, PolicyGradient, RatioClip, TokenMean
 from unipg.estimator.baselines import RowsWhitened
@@ -55,6 +56,7 @@ class SPO(Algorithm):
     )
     claim = "benchmarks/claims/spo.py"
     unit_rewards = True
+    learning_rate = TRACKED
     tracks_prompts = True
 
     rollouts: int = setting(1, "rollouts per prompt", "arXiv 2509.13232")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from unipg.algorithms.base import Algorithm, Setting, documentation, hyper_parameters
+from unipg.algorithms.rates import LARGE, SMALL
 from unipg.estimator import PolicyGradient
 
 REPOSITORY = Path(__file__).parents[3]
@@ -33,6 +34,13 @@ def explanation(algorithm: type[Algorithm]) -> str:
             ]
         weight = f"{term.weight:g}" if isinstance(term.weight, int | float) else str(term.weight)
         lines += [f"    - aggregate: `{term.aggregate.symbol()}`, weight {weight}"]
+    rate = algorithm.learning_rate
+    lines += ["", "## Learning rate", ""]
+    lines += [
+        f"`optimizer.learning_rate: auto` is {rate.at(SMALL):g} for models of up to 10 M parameters and {rate.at(LARGE):g} from 300 M on, "
+        f"along a straight line in logarithms between them; {rate.at(LARGE, adapters=True):g} for adapters (`policy.lora`) of models from "
+        f"300 M on. {rate.why}"
+    ]
     lines += ["", "## Hyper-parameters", "", "| key | default | meaning | source |", "|---|---|---|---|"]
     for parameter in hyper_parameters(algorithm):
         lines.append("| `algorithm.{name}` | `{default}` | {help} | {source} |".format(**_escaped(parameter)))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from unipg.algorithms.base import Algorithm
+from unipg.algorithms.rates import CONTROLLED
 from unipg.errors import InputError
+from unipg.policies.base import Policy
+
+ADAPTER_SHARE = 0.25
+"""Where less of a policy's parameters is trained, it is adapters that are."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ class TrainingRecipe:
 class OptimizerRecipe:
     """The optimiser, its learning rate over time, and what guards a step."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float | Literal["auto"] = "auto"
+    """The highest. auto: what fits the algorithm and the size of the policy (`unipg explain NAME`); the run folder records the number."""
     critic_learning_rate: float | None = None
     """That of a critic which cannot move the policy (`policy.critic`: detached, separate), with the same schedule; null for the same."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -77,14 +84,33 @@ class OptimizerRecipe:
     """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate >= 0 or self.weight_decay < 0 or self.warmup < 0:
+        if (self.learning_rate != "auto" and not self.learning_rate >= 0) or self.weight_decay < 0 or self.warmup < 0:
             raise InputError("optimizer: learning_rate, weight_decay and warmup must not be negative")
+        if self.learning_rate == "auto" and self.kind == "sgd":
+            raise InputError("optimizer.learning_rate is auto, which is for adamw; accepted with optimizer.kind sgd: a number")
         if self.critic_learning_rate is not None and not self.critic_learning_rate >= 0:
             raise InputError(f"optimizer.critic_learning_rate is {self.critic_learning_rate}; accepted: 0 or more, or null for the same")
         for name in ("clip_norm", "skip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"optimizer.{name} is {value}; accepted: above 0, or null for none")
+
+    @property
+    def rate(self) -> float:
+        """The highest learning rate as a number."""
+        if isinstance(self.learning_rate, str):
+            raise InputError("optimizer.learning_rate is auto, which is a number only for an algorithm and a policy: see `settled`")
+        return self.learning_rate
+
+    def settled(self, algorithm: Algorithm, policy: Policy, *, controller: bool = False) -> OptimizerRecipe:
+        """The same with a number where `learning_rate` is auto. `controller`: whether the policy acts in an environment."""
+        if self.learning_rate != "auto":
+            return self
+        critic = {id(p) for p in policy.critic_parameters}
+        sizes = [(p.numel(), p.requires_grad) for p in policy.module.parameters() if id(p) not in critic]
+        parameters, trained = sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
+        fitting = CONTROLLED if controller else algorithm.learning_rate
+        return replace(self, learning_rate=fitting.at(parameters, adapters=trained < ADAPTER_SHARE * parameters))
 
     def build(self, *models: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """One optimiser; what is trained of each model is a parameter group, with a learning rate of its own."""
@@ -100,16 +126,16 @@ class OptimizerRecipe:
             )
         named: list[dict[str, Any]] = [{"params": group} for group in groups]
         if self.kind == "sgd":
-            return torch.optim.SGD(named, lr=self.learning_rate, weight_decay=self.weight_decay)
+            return torch.optim.SGD(named, lr=self.rate, weight_decay=self.weight_decay)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
-        adamw = torch.optim.AdamW(named, lr=self.learning_rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        adamw = torch.optim.AdamW(named, lr=self.rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
         if fused:
             adamw.register_step_post_hook(_count_versions)
         return adamw
 
     def learning_rate_at(self, step: int, total: int, *, critic: bool = False) -> float:
         """The learning rate of optimiser step `step` (from 0) of `total`; `critic`: that of a critic which cannot move the policy."""
-        highest = self.critic_learning_rate if critic and self.critic_learning_rate is not None else self.learning_rate
+        highest = self.critic_learning_rate if critic and self.critic_learning_rate is not None else self.rate
         if step < self.warmup:
             return highest * (step + 1) / self.warmup
         share = (step - self.warmup) / max(1, total - self.warmup)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import importlib.metadata
 import json
@@ -60,6 +61,8 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     if recipe.demonstrations is not None and algorithm.demonstrations == "none":
         raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
     policy, experience = build(recipe, algorithm, device)
+    asked = recipe.optimizer.learning_rate
+    recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=recipe.environment is not None))
     if workers.leads:
         _make_folder(folder)
     anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer or Silent())
@@ -88,6 +91,7 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
         if recipe.policy is not None and recipe.policy.scratch is not None:
             policy.save(folder / "initial")
     record = RunRecord(folder, recipe, algorithm, trainer, command, device, writes=workers.leads)
+    record.content["learning_rate"] = {"used": recipe.optimizer.rate, "asked": asked}
     with record.kept(), _stopping(trainer):
         return trainer.train()
 

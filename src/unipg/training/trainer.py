@@ -64,7 +64,8 @@ class Trainer:
             folder.mkdir(parents=True, exist_ok=True)
             self.tracker = tracker or Tracker(folder)
         self.setting = Setting(max_new_tokens=experience.max_new_tokens)
-        objective, recipe = algorithm.terms(self.setting), optimizer or OptimizerRecipe()
+        recipe = (optimizer or OptimizerRecipe()).settled(algorithm, policy, controller=not experience.has_prompts)
+        objective = algorithm.terms(self.setting)
         if self.training.overlap:
             self._check_overlap()
             objective = corrected(objective, self.training.overlap_limit)
