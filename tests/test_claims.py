@@ -402,3 +402,55 @@ def test_windows_of_the_counting_toy(scripts: Callable[[str], ModuleType]) -> No
         won = batch.terminated.any(1) & (length == counting.prompt + toy.smallest + 1)
         assert torch.equal(batch.reward, won.double())
         before = length
+
+
+TINY_RECIPE = """
+algorithm: {name: hpt, rollouts: 2}
+threads: 1
+policy: {model: none}
+task: {data: {source: ROWS.jsonl, prompt: q, answer: a, demonstration: a}}
+rollouts: {max_new_tokens: 2}
+evaluation: {items: 3, tasks: [{data: {source: HELD.jsonl, prompt: q, answer: a}}]}
+training: {iterations: 5, prompts: 4}
+"""
+
+
+def test_defaults_run_both_forms_with_nothing_overridden_but_their_length(
+    scripts: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defaults = scripts("defaults")
+    for name, count in (("ROWS", 8), ("HELD", 3)):
+        lines = [json.dumps({"q": f"{name} {number} =", "a": str(number)}) for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = TINY_RECIPE.replace("ROWS", str(tmp_path / "ROWS")).replace("HELD", str(tmp_path / "HELD"))
+    scratch = "{scratch: {hidden_size: 16, layers: 1, heads: 1, intermediate_size: 16, vocabulary: 262, max_positions: 32}}"
+    files = {
+        "demo-warm-start": text.replace("{name: hpt, rollouts: 2}", "sft").replace("{model: none}", scratch),
+        "demo": text,
+        "rloo": text.replace("{name: hpt, rollouts: 2}", "{name: rloo, rollouts: 3}"),
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.yaml").write_text(content, encoding="utf-8")
+    monkeypatch.setattr(defaults, "RECIPES", tmp_path)
+    monkeypatch.setattr(defaults, "MODEL", tmp_path / "start")
+    model = defaults.start(quick=False)
+    assert defaults.start(quick=False) == model  # it is there already
+    shares: list[float] = []
+    recipe, demo, short = (
+        defaults.trained(*run, shares.append, model, 24) for run in (("recipe/rloo", 0), ("demo/rloo", 0), ("demo/hpt", 1))
+    )
+    assert [run["iterations"] for run in (recipe, demo, short)] == [2, 1, 1]  # 12 and 32 rollouts in each
+    assert recipe["rate"] == pytest.approx(3.0)
+    assert short["rate"] == pytest.approx(10.0)
+    for run in (recipe, demo, short):
+        assert run["score"] == pytest.approx(run["after"] - run["before"])
+        assert list(run["tasks"]) == ["HELD"]
+    assert shares == [0.5, 1.0, 1.0, 1.0]
+    names = defaults.build.__globals__["registered"]()
+    chosen = {name for name, kind in names.items() if defaults.online(kind)}
+    assert {"grpo", "ppo", "hpt", "chord", "spo"} <= chosen
+    assert not chosen & {"sft", "dpo", "otr", "bradley_terry", "stratified_grpo"}
+    runs = [{"method": "demo/a", "seed": seed, "score": score} for seed, score in enumerate((0.1, -0.02, 0.0))]
+    (piece,) = defaults.checks(runs)
+    assert piece["passed"]
+    assert [seed["passed"] for seed in piece["per_seed"].values()] == [True, False, False]

@@ -401,7 +401,7 @@ def test_values_and_old_log_probs_come_of_one_pass(policy, tmp_path, monkeypatch
 def one_step(policy, folder: Path, **optimizer) -> tuple[Trainer, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """A step of plain SGD from random gradients: the trainer, the gradients, and how far each parameter went."""
     made = policy("separate")
-    trainer = run(PPO(), made, folder, OptimizerRecipe(kind="sgd", **optimizer))
+    trainer = run(PPO(), made, folder, OptimizerRecipe(kind="sgd", **{"learning_rate": 1e-3, **optimizer}))
     named = dict(made.module.named_parameters())
     for name, parameter in named.items():
         parameter.grad = torch.randn(parameter.shape, generator=generator(0, name)) * (10 if name.startswith("model.") else 1)
