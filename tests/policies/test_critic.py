@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from unipg import InputError, Trajectories
 from unipg.algorithms.ppo import PPO
@@ -510,6 +511,25 @@ def test_a_run_with_a_critic_of_its_own_while_the_next_batch_is_sampled(recipe, 
     assert not any(name.startswith(("critic.", "value_head.")) for name in checkpoint["proposal"])
 
 
+@pytest.mark.parametrize("critic", CRITICS)
+def test_a_run_starts_from_the_critic_of_another(critic, recipe, tmp_path, capsys, monkeypatch) -> None:
+    """With no learning at all it ends as that one did, and not as a new one starts."""
+    (tmp_path / "half_right.py").write_text("def judge(answer, item):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    task = {"data": {"source": str(tmp_path / "train.jsonl"), "prompt": "q", "answer": "a", "verifier": "half_right:judge"}}
+    path = recipe(policy={"critic": critic}, optimizer={"learning_rate": 0.05}, task=task)
+    assert main(["train", path]) == 0
+    for number, place in enumerate((tmp_path / "run", tmp_path / "run" / "critic")):
+        still = ["optimizer.learning_rate=0", f"policy.critic_from={place}", f"output={tmp_path}/{number}"]
+        assert main(["train", path, *still]) == 0
+        one, other = (load_file(folder / "critic" / "critic.safetensors") for folder in (tmp_path / "run", tmp_path / str(number)))
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert any(bool(tensor.any()) for name, tensor in one.items() if name.startswith("value_head."))
+    kind = "detached" if critic == "separate" else "separate"
+    assert main(["train", path, f"policy.critic={kind}", f"policy.critic_from={tmp_path / 'run'}", f"output={tmp_path}/no"]) == 2
+    assert f"holds a critic of another kind or size than this policy's, which is {kind}" in capsys.readouterr().err
+
+
 def test_algorithms_without_a_critic_build_none(recipe, tmp_path) -> None:
     path = recipe({"name": "rloo", "rollouts": 2}, policy={"critic": "separate"}, optimizer={"critic_learning_rate": 0.1})
     assert main(["train", path]) == 0
@@ -525,6 +545,8 @@ def test_algorithms_without_a_critic_build_none(recipe, tmp_path) -> None:
         (["algorithm.name=grpo", "optimizer.critic_learning_rate=0.1"], "policy.critic is 'shared'; accepted: null, or policy.critic"),
         (["policy.critic=separate", "optimizer.critic_learning_rate=-1"], "optimizer.critic_learning_rate is -1.0; accepted: 0 or more"),
         (["policy.critic=detached", "policy.kind=reward"], "policy.critic is 'detached', but a reward model has no critic"),
+        (["policy.critic_from=nowhere"], "policy.critic_from 'nowhere' holds no critic.safetensors; accepted: the folder of a run with a"),
+        (["algorithm.name=grpo", "policy.critic_from=nowhere"], "policy.critic_from is set, but this algorithm has no critic; accepted"),
     ],
 )
 def test_bad_input(recipe, tmp_path, capsys, overrides, said) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
 from unipg.errors import InputError
 from unipg.policies.causal_lm import (
+    CRITIC_WEIGHTS,
     DTYPES,
     CausalLanguageModel,
     Critic,
@@ -51,6 +53,8 @@ class ModelRecipe:
     critic: Critic = "shared"
     """Where the algorithm has one. shared: a head on the policy's trunk, which its loss moves too. detached: the same without gradient into
     the trunk. separate: a trunk of its own, started as a copy; with `lora`, adapters of its own on the same base."""
+    critic_from: str | None = None
+    """A run folder whose critic this one starts as, or its folder `critic`; both are of the same kind. Default: a head that starts at 0."""
     anchor: str | None = None
     """The model that KL penalties are measured against; default: the model as it is at the start."""
     trust_remote_code: bool = False
@@ -64,6 +68,20 @@ class ModelRecipe:
             raise InputError("policy.anchor is set, but a reward model has no probabilities to measure a KL of; accepted: null")
         if self.kind == "reward" and self.critic != "shared":
             raise InputError(f"policy.critic is '{self.critic}', but a reward model has no critic; accepted: leave it out")
+
+    def critic_folder(self, has_critic: bool) -> Path | None:
+        """Where the critic that `critic_from` names is. Errors: `InputError` where there is none, or an algorithm without a critic."""
+        if self.critic_from is None:
+            return None
+        if not has_critic:
+            raise InputError("policy.critic_from is set, but this algorithm has no critic; accepted here: null")
+        place = Path(self.critic_from)
+        folder = place / "critic" if (place / "critic").is_dir() else place
+        if not (folder / CRITIC_WEIGHTS).is_file():
+            raise InputError(
+                f"policy.critic_from '{place}' holds no {CRITIC_WEIGHTS}; accepted: the folder of a run with a critic, or its critic folder"
+            )
+        return folder
 
     def build(
         self,
@@ -106,9 +124,11 @@ class ModelRecipe:
         compute = DTYPES[self.dtype] if half else None
         if scores:
             return SequenceScorer(model.to(device), tokenizer, compute=compute)
-        return CausalLanguageModel(
-            model.to(device), tokenizer, temperature=temperature, critic=self.critic if value_head else None, compute=compute
-        )
+        critic, saved = self.critic if value_head else None, self.critic_folder(value_head)
+        policy = CausalLanguageModel(model.to(device), tokenizer, temperature=temperature, critic=critic, compute=compute)
+        if saved is not None:
+            policy.load_critic(saved)
+        return policy
 
     def build_anchor(self, policy: CausalLanguageModel) -> CausalLanguageModel:
         """The frozen policy that KL penalties are measured against."""

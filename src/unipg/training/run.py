@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from unipg.algorithms.base import Algorithm
+from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
 from unipg.hub import check_place
 from unipg.policies.base import Policy
@@ -109,6 +109,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     if algorithm.scores != (recipe.policy.kind == "reward"):
         fits = "reward" if algorithm.scores else "causal"
         raise InputError(f"policy.kind is '{recipe.policy.kind}'; accepted for algorithm '{algorithm.name}': {fits}")
+    recipe.policy.critic_folder("value" in algorithm.terms(Setting()).reads)
     for name in (recipe.policy.model, recipe.policy.anchor, *(reward.model for reward in recipe.reward.models)):
         if name is not None:
             check_place(name)
