@@ -14,6 +14,7 @@ from rich.text import Text
 
 from unipg.policies.proof import WAYS, Proof
 from unipg.rollouts.base import EvaluationResult
+from unipg.training.collapse import Finding
 
 SHOWN = (
     ("reward/mean", "reward"),
@@ -93,6 +94,9 @@ class TrainingDisplay:
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))
+
+    def warning(self, finding: Finding) -> None:
+        self.console.print(str(finding), highlight=False, soft_wrap=True)
 
 
 WIDE = 150

@@ -67,6 +67,8 @@ class Algorithm:
     """Whether rewards outside [0, 1] are refused by default."""
     needs_group: ClassVar[int] = 1
     """Fewest rollouts per prompt for which the advantage means anything."""
+    learns_from_equals: ClassVar[bool] = False
+    """Whether a prompt whose rollouts all earn the same teaches something, though the advantage compares them."""
     learning_rate: ClassVar[LearningRate] = REWARDED
     """What `optimizer.learning_rate: auto` is, and why."""
 

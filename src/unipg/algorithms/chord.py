@@ -54,6 +54,7 @@ class CHORD(Algorithm):
     claim = "benchmarks/claims/chord.py"
     demonstrations = "required"
     needs_group = 2
+    learns_from_equals = True
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2", "released recipe")
     mu_peak: float = setting(0.1, "mu after the warm-up", "released recipe, comments")

@@ -72,6 +72,7 @@ class COPO(Algorithm):
     claim = "benchmarks/claims/copo.py"
     unit_rewards = True
     needs_group = 2
+    learns_from_equals = True
 
     rollouts: int = setting(6, "rollouts per prompt, at least 2", "released script")
     variant: str = setting("only soft", f"one of: {', '.join(VARIANTS)}", "abstract; released script: soft with zero")

@@ -62,6 +62,7 @@ class FDPG(Algorithm):
     )
     claim = "benchmarks/claims/fdpg.py"
     needs_group = 2
+    learns_from_equals = True
 
     rollouts: int = setting(8, "rollouts per prompt, at least 2: the first estimate of Z", "released code: 1024")
     divergence: str = setting(

@@ -157,6 +157,7 @@ class ActorCritic(Controller):
         critic = _Perceptron([self.inputs, *hidden, 1], 1.0, activation, generator(seed, "critic"))
         spread = torch.full((actions.outputs,), log_std) if isinstance(actions, BoxActions) else None
         self.normalizes = normalize
+        self.has_densities = isinstance(actions, BoxActions)
         self.module: _Networks = _Networks(actor, critic, spread, RunningNormalizer(self.inputs) if normalize else None)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:

@@ -25,6 +25,8 @@ class Policy(ABC):
     memoryless: bool = False
     """Whether each step depends on its own observation alone, so that steps may be shuffled and split freely."""
     has_value: bool = False
+    has_densities: bool = False
+    """Whether its actions are real numbers, so that probabilities and entropies are those of densities."""
 
     @property
     def device(self) -> torch.device:

@@ -99,6 +99,7 @@ def read_run(folder: Path) -> Run:
         )
     run = Run(folder)
     run.info = _read_info(folder / "run.json")
+    run.notes += _warnings(run.info)
     run.recipe = _read_text(folder / "recipe.yaml")
     _read_metrics(run)
     _read_histograms(run)
@@ -138,6 +139,15 @@ def _read_info(path: Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(info).__name__}")
     return info
+
+
+def _warnings(info: dict[str, Any]) -> list[str]:
+    """What the run itself was told while it went on: a collapse, or that its task is solved."""
+    told = info.get("warnings")
+    known = [entry for entry in (told if isinstance(told, list) else []) if isinstance(entry, dict) and "text" in entry]
+    return [
+        f"{'Warning' if entry.get('collapse', True) else 'Note'}, iteration {entry.get('iteration')}: {entry['text']}" for entry in known
+    ]
 
 
 def _read_lines(path: Path, notes: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

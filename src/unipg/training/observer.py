@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from unipg.rollouts.base import EvaluationResult
+from unipg.training.collapse import Finding
 
 
 class Observer(Protocol):
@@ -16,6 +17,8 @@ class Observer(Protocol):
 
     def evaluation(self, results: list[EvaluationResult]) -> None: ...
 
+    def warning(self, finding: Finding) -> None: ...
+
 
 class Silent:
     """An observer that says nothing."""
@@ -25,6 +28,8 @@ class Silent:
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
 
     def evaluation(self, results: list[EvaluationResult]) -> None: ...
+
+    def warning(self, finding: Finding) -> None: ...
 
 
 class Stopped(Exception):

@@ -34,6 +34,7 @@ from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
 from unipg.training.checkpoints import NAME as CHECKPOINT
+from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.observer import Observer, Silent, Stopped
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
@@ -282,7 +283,9 @@ class RunRecord:
                 "threads": torch.get_num_threads(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             },
+            "warnings": [dataclasses.asdict(finding) for finding in trainer.watch.found],
         }
+        trainer.watch.listeners.append(self._warned)
 
     @contextmanager
     def kept(self) -> Iterator[None]:
@@ -298,6 +301,10 @@ class RunRecord:
         finally:
             self.content |= {"status": status, "finished": _now(), "seconds": round(self.trainer.seconds, 3)}
             self._write()
+
+    def _warned(self, finding: Finding) -> None:
+        self.content["warnings"].append(dataclasses.asdict(finding))
+        self._write()
 
     def _write(self) -> None:
         if self.writes:

@@ -47,6 +47,11 @@ class Tracker:
             numbers = {f"evaluation/{r.task}/{name}": m["value"] for r in results for name, m in r.metrics.items()}
             tracker.log(numbers, step=step)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """The metrics that were written so far, a row for each iteration."""
+        path = self.folder / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
     def rewind(self, iteration: int, evaluated_at: int) -> None:
         """Drops lines that a resumed run will write again: those from `iteration` on, and evaluations after that at `evaluated_at`."""
         for file, first in (("metrics.jsonl", iteration), ("histograms.jsonl", iteration), ("evaluations.jsonl", evaluated_at + 1)):

@@ -17,6 +17,7 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience, Interrupted
 from unipg.seeding import generator
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
+from unipg.training.collapse import Watch
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
@@ -81,6 +82,8 @@ class Trainer:
             seed=seed,
             folder=folder,
         )
+        self.watch = Watch.of(algorithm, policy)
+        self.watch.listeners.append(self.observer.warning)
         self.iteration = self.position = 0
         self.seconds = 0.0
         self.batch: Trajectories | None = None
@@ -340,6 +343,7 @@ class Trainer:
         if self.tracker:
             self.tracker.metrics(row)
             self.tracker.histograms(self.iteration, self.learner.diagnostics.histograms())
+            self.watch.read(row)
         if not self.training.overlap:
             self.experience.update(self.batch, self.learner.memory)
         elif self.experience.learns:
@@ -390,3 +394,5 @@ class Trainer:
         restore(self, read_checkpoint(self.folder))
         if self.tracker and self.workers.leads:
             self.tracker.rewind(self.iteration, self.evaluated_at)
+            for row in self.tracker.rows():
+                self.watch.read(row, again=True)
