@@ -18,6 +18,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.wrappers import NormalizeObservation, NormalizeReward, TransformObservation
+from gymnasium.wrappers.vector import NormalizeObservation as NormalizeArray
 
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
@@ -104,11 +105,16 @@ class Target(gymnasium.Env):
         return np.ones(1, np.float32), 1 - abs(float(action[0]) - wanted) / (self.high - self.low), self.steps >= 5, False, {}
 
 
+def normal_array(num_envs: int) -> gymnasium.vector.VectorEnv:
+    return NormalizeArray(gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point"))
+
+
 gymnasium.register("Odd-v0", entry_point=Odd)
 gymnasium.register("Real-v0", entry_point=Real)
 gymnasium.register("Far-v0", entry_point=Far)
 gymnasium.register("Target-v0", entry_point=Target)
 gymnasium.register("Normal-v0", entry_point=lambda: NormalizeObservation(Far()))
+gymnasium.register("NormalArray-v0", vector_entry_point=normal_array)
 gymnasium.register("Inside-v0", entry_point=lambda: TransformObservation(NormalizeObservation(Far()), lambda x: x.clip(-5, 5), None))
 gymnasium.register("Foreign-v0", entry_point=lambda: Foreign(Far()))
 gymnasium.register("Scaled-v0", entry_point=lambda: NormalizeReward(Odd(ends=4)), max_episode_steps=50)
@@ -145,6 +151,16 @@ def test_an_observation_that_only_a_value_is_taken_of_is_named_too() -> None:
     rollouts, policy = made(options={**options, "max_episode_steps": 6}, steps=9)
     with pytest.raises(InputError, match="in row 0 after step 5 of the window: nan"):
         rollouts.collect(policy, Demand(iteration=0, value=True))
+
+
+def test_an_environment_that_fails_by_itself_is_named_beside_its_error() -> None:
+    rollouts, policy = made(options={"what": "reward", "bad": "much", "at": 2})
+    with pytest.raises(ValueError, match="could not convert string to float") as failed:
+        rollouts.collect(policy, Demand(iteration=0))
+    assert failed.value.__notes__ == ["in environment 'Odd-v0', at step 2 of the window"]
+    with pytest.raises(ValueError, match="could not convert string to float") as failed:
+        rollouts.evaluate(policy, 0)
+    assert failed.value.__notes__ == ["in environment 'Odd-v0', in an evaluation"]
 
 
 # ------------------------------------------------------------------------------------------------ episodes without an end
@@ -309,6 +325,16 @@ def test_the_statistics_follow_one_batch_behind_and_resume(tmp_path: Path) -> No
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert one["normalizer.count"] == 5 * 4 * 64
     assert one["normalizer.mean"].tolist() == pytest.approx([1005, 1005], abs=0.2)
+
+
+def test_arrays_of_environments_may_come_normalised_too() -> None:
+    rollouts = EnvironmentRecipe("NormalArray-v0", count=3, steps=20).build(0)
+    assert rollouts.normalized
+    plain = EnvironmentRecipe("CartPole-v1", count=3, steps=20).build(0)
+    with pytest.warns(UserWarning, match="is switched off"):
+        policy = ActorCriticRecipe([4]).build(rollouts.observation_space, rollouts.action_space, 0, normalized=True)
+    one, other = (source.collect(policy, Demand(iteration=0))[0].observation for source in (rollouts, plain))
+    assert torch.equal(one, other)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -262,6 +262,20 @@ class Grouped(Experience):
         return batch.replace(old_log_prob=policy.evaluate(batch).log_prob.detach()), {}
 
 
+def test_groups_of_one_are_refused_whoever_gives_them(tmp_path: Path) -> None:
+    class Single(Grouped):
+        def collect(self, policy: Any, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+            batch, metrics = super().collect(policy, demand)
+            return dataclasses.replace(batch, group=None), metrics
+
+    environments = EnvironmentRecipe("CartPole-v1").build(0)
+    policy = ActorCriticRecipe([8]).build(environments.observation_space, environments.action_space, 0)
+    for name in ("grpo", "gspo", "rloo"):
+        made = Trainer(registered()[name](), policy, Single(), folder=tmp_path / name, training=TrainingRecipe(iterations=1))
+        with pytest.raises(InputError, match=f"'{name}' compares the rows of a group, but each row of this batch is one by itself"):
+            made.train()
+
+
 def test_an_experience_with_groups_of_its_own_may_compare_them(tmp_path: Path) -> None:
     environments = EnvironmentRecipe("CartPole-v1").build(0)
     policy = ActorCriticRecipe([8]).build(environments.observation_space, environments.action_space, 0)

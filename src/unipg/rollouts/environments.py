@@ -126,9 +126,15 @@ class EnvironmentRollouts(Experience):
         if demand.demonstrations:
             raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
         rows, steps = self.recipe.count, self.recipe.steps
+
+        def stop() -> None:
+            if demand.should_stop():
+                raise Interrupted
+
         if self._observation is None:
             seed = derived_seed(self.seed, "environments", demand.worker, self._steps) % _SEEDS
-            self._observation = flat(self._environments.reset(seed=seed)[0])
+            with at_once(stop):
+                self._observation = flat(self._environments.reset(seed=seed)[0])
         current = self._observation
         observation = np.empty((steps, rows, current.shape[1]), np.float32)
         reward = np.empty((steps, rows), np.float32)
@@ -138,11 +144,6 @@ class EnvironmentRollouts(Experience):
         noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round, demand.worker))
         act = policy.actor()
         same_step = resets_in_same_step(self._environments)
-
-        def stop() -> None:
-            if demand.should_stop():
-                raise Interrupted
-
         t = 0
         try:
             with at_once(stop):
@@ -158,8 +159,9 @@ class EnvironmentRollouts(Experience):
                         finals += [(row, t, flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(cut).tolist()]
         except Interrupted:
             raise
-        except Exception:  # an action that followed from NaN, say: what is wrong came before
-            self._check_finite(observation[: t + 1], reward[:t], [])
+        except Exception as error:
+            self._check_finite(observation[: t + 1], reward[:t], [])  # what follows from NaN may be refused: NaN came before
+            error.add_note(f"in environment '{self.recipe.id}', at step {t} of the window")
             raise
         ended = terminated | truncated
         truncated &= ~terminated  # an end is an end, also at the limit
@@ -294,21 +296,19 @@ def evaluate_controller(
         done = share
         told(share)
 
-    environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE))
-    show_own_rewards(environments)
-    try:
-        with at_once(lambda: told(done)):
-            found = play(
-                environments,
-                _controller(policy, recipe.id, normalized),
-                episodes,
-                derived_seed(seed, "evaluation") % _SEEDS,
-                tell,
-                name=recipe.id,
-                most_steps=_most_steps(recipe),
-            )
-    finally:
-        environments.close()
+    with at_once(lambda: told(done)):
+        environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE))
+        show_own_rewards(environments)
+        controller, seed = _controller(policy, recipe.id, normalized), derived_seed(seed, "evaluation") % _SEEDS
+        try:
+            found = play(environments, controller, episodes, seed, tell, name=recipe.id, most_steps=_most_steps(recipe))
+        except (Interrupted, InputError):
+            raise
+        except Exception as error:
+            error.add_note(f"in environment '{recipe.id}', in an evaluation")
+            raise
+        finally:
+            environments.close()
     values = {"return": found.returns, "length": found.lengths} | ({"cut fraction": found.cut} if any(found.cut) else {})
     return EvaluationResult(recipe.id, {name: mean_interval(numbers)._asdict() for name, numbers in values.items()})
 

@@ -124,6 +124,13 @@ class Trainer:
                     "dynamic sampling, go on from one iteration to the next; accepted here: null"
                 )
 
+    def _check_groups(self, batch: Trajectories) -> None:
+        """Of rows that came without prompts that they answer: whether there is anything to compare where something is compared."""
+        assert batch.group is not None
+        compares = self.algorithm.needs_group > 1 or self.objective.compares
+        if compares and len(batch.group.unique()) == len(batch):
+            raise InputError(f"algorithm '{self.algorithm.name}' compares the rows of a group, but each row of this batch is one by itself")
+
     def _check_overlap(self) -> None:
         algorithm = self.algorithm
         if not algorithm.uses_rollouts or algorithm.proposes:
@@ -200,6 +207,7 @@ class Trainer:
         batch = collected.batch.to(self.policy.device)
         if self.policy.memoryless and not self.learner.cuts_steps:
             batch = batch.as_episodes()  # its rows may be windows with several of them
+            self._check_groups(batch)
         batch = self._prepare(batch)
         metrics |= self.algorithm.metrics(batch)
         if self.algorithm.proposes and self.algorithm.adopts(batch, self.learner.planning()):
