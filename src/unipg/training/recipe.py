@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -189,7 +191,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"the recipe '{path}' does not exist" + (f"; {nearest(str(path), known)}" if known else ""))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
@@ -213,7 +215,16 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone means it."""
+    """YAML in which 1e-3 is a number, as everyone means it, and no key stands twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen and name != "<<":
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' stands twice in a section", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -227,8 +238,9 @@ def parse_value(text: str, where: str) -> Any:
     """A YAML value from the command line."""
     try:
         return yaml.load(text, _Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: '{text}' is not valid YAML") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = getattr(error, "problem", None)
+        raise InputError(f"{where}: '{text[:80]}' is not valid YAML{f': {reason}' if reason else ''}") from error
 
 
 def _override(values: dict[str, Any], text: str) -> None:
@@ -299,9 +311,33 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        return parser.parse_object({"value": value}).value
-    except (ArgumentError, TypeError, ValueError):
-        raise InputError(f"{where}: expected {_name(hint)}, got {value!r}") from None
+        found = parser.parse_object({"value": value}).value
+    except (ArgumentError, TypeError, ValueError, OverflowError):
+        raise InputError(f"{where}: expected {_name(hint)}, got {_shown(value)}") from None
+    for number in _numbers(found):
+        if isinstance(number, float) and not math.isfinite(number):
+            raise InputError(f"{where} is {number}; accepted: finite numbers")
+        if isinstance(number, int) and abs(number) > LARGEST:
+            raise InputError(f"{where} is {_shown(number)}; accepted: whole numbers of at most 63 bits")
+    return found
+
+
+LARGEST = 2**63 - 1
+
+
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, list | tuple | dict):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, int) and abs(value) > LARGEST:  # some are too long to be written out at all
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 def _name(hint: Any) -> str:
