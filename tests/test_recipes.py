@@ -17,7 +17,7 @@ def test_every_algorithm_has_a_recipe() -> None:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_it_runs(path: Path, tmp_path) -> None:
-    small = ["training.iterations=2", f"output={tmp_path / 'run'}", "training.evaluate_every=0", "threads=1"]
+    small = ["training.iterations=2", f"output={tmp_path / 'run'}", "training.evaluate_every=0", "optimizer.warmup=0", "threads=1"]
     recipe = load_recipe(path)
     if recipe.environment is not None:
         small += ["environment.evaluation_episodes=1", "environment.steps=16"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,11 @@ SECONDS = 3.0
 """How long the hub may take to answer at all."""
 CONFIGURATIONS = ("config.json", "adapter_config.json")
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
+
+
+def in_home(name: str) -> str:
+    """A path that begins with `~` is in the user's home, also where no shell says so; every other name as it is."""
+    return os.path.expanduser(name) if name.startswith("~") else name
 
 
 def is_repository(name: str) -> bool:

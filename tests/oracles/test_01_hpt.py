@@ -36,7 +36,7 @@ from unipg import (
 from unipg.algorithms import Setting, registered
 from unipg.estimator import coefficient
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
-from unipg.training import Trainer, TrainingRecipe
+from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 
 LOGITS = (0.2, -0.1, 0.4)
 
@@ -219,8 +219,8 @@ def test_u6_always_supervising_gives_the_parameters_of_sft_after_k_steps(tmp_pat
 
     def run(algorithm, folder):
         policy = BigramPolicy(4, seed=1)
-        options = TrainingRecipe(iterations=6)
-        Trainer(algorithm, policy, StringExperience(problem), folder=folder, training=options, seed=7).train()
+        options, steps = TrainingRecipe(iterations=6), OptimizerRecipe(learning_rate=1e-3)
+        Trainer(algorithm, policy, StringExperience(problem), folder=folder, training=options, optimizer=steps, seed=7).train()
         return policy.module["logits"].detach()
 
     assert torch.equal(run(table["hpt"](gamma=1.0, entropy=0.0), tmp_path / "a"), run(table["sft"](), tmp_path / "b"))

@@ -484,7 +484,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
                 raise FileNotFoundError("no such\n dataset")
             except FileNotFoundError as error:
                 raise RuntimeError("failed") from error
-        return ROWS
+        return [row | {"worse": "no idea"} for row in ROWS]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))  # type: ignore[arg-type]
     return calls
@@ -501,9 +501,9 @@ def test_a_hub_dataset(hub: list[tuple[Any, ...]]) -> None:
 
 def test_preferences_of_a_hub_dataset(hub: list[tuple[Any, ...]]) -> None:
     source = "trl-lib/ultrafeedback_binarized"
-    names = {"prompt": "question", "preferences": "pairs", "chosen": "question", "rejected": "question"}
+    names = {"prompt": "question", "preferences": "pairs", "chosen": "question", "rejected": "worse"}
     task = data_task(source, split="test", **names)  # type: ignore[arg-type]
-    assert [(c.text, c.score) for c in task.items[0].completions] == [("1 + 1 = ?", 1.0), ("1 + 1 = ?", 0.0)]
+    assert [(c.text, c.score) for c in task.items[0].completions] == [("1 + 1 = ?", 1.0), ("no idea", 0.0)]
     assert hub == [(source, None, "test")]
     refused(rf"{source} \[train\] row 2: column 'solution' holds a number; a completion", source, **(names | {"rejected": "solution"}))
 

@@ -106,7 +106,7 @@ def test_the_run_folder_records_the_number_and_goes_on_with_it(recipe, tmp_path)
     ("override", "message"),
     [
         ("optimizer.learning_rate=automatic", "optimizer.learning_rate: 'automatic' does not exist; did you mean 'auto'"),
-        ("optimizer.learning_rate=-1", "optimizer: learning_rate, weight_decay and warmup must not be negative"),
+        ("optimizer.learning_rate=-1", "optimizer.learning_rate is -1.0; accepted: 0 or more"),
         ("optimizer={kind: sgd}", "optimizer.learning_rate is auto, which is for adamw; accepted with optimizer.kind sgd: a number"),
     ],
 )

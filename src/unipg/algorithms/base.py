@@ -40,6 +40,13 @@ def setting(default: Any, help: str, source: str = "") -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "source": source})
 
 
+NEVER_NEGATIVE = (
+    *("kl", "kl_in_reward", "weight", "sft_weight", "on_policy_weight", "desirable_weight", "undesirable_weight", "overlong_factor"),
+    *("clip_low", "clip_high", "weight_low", "weight_high", "value_clip", "shape", "max_sampling_rounds", "overlong_buffer", "length"),
+)
+"""Hyper-parameters that mean the same wherever an algorithm has them, and that would turn its purpose round below 0."""
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """Base class. A subclass says its parts in `objective` and, where it needs any, its whole-batch work in `prepare`."""
@@ -97,6 +104,11 @@ class Algorithm:
     def __post_init__(self) -> None:
         if self.uses_rollouts and self.rollouts < self.needs_group:
             raise InputError(f"algorithm.rollouts is {self.rollouts}; accepted for {self.name}: {self.needs_group} or more per prompt")
+        if self.rollouts < 0:
+            raise InputError(f"algorithm.rollouts is {self.rollouts}; accepted: 0 or more")
+        given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+        check_range(self, 0, math.inf, *sorted(given & set(NEVER_NEGATIVE)))
+        check_range(self, 0, 0.5, *(given & {"label_smoothing"}))
 
     @property
     def penalises_length(self) -> bool:

@@ -295,6 +295,13 @@ class ScratchModel:
     vocabulary: int = 512
     """Largest number of tokens of the byte-level BPE tokenizer. Digits are always single tokens."""
 
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
+            if getattr(self, name) < 1:
+                raise InputError(f"policy.scratch.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.vocabulary < 260:
+            raise InputError(f"policy.scratch.vocabulary is {self.vocabulary}; accepted: 260 or more (256 bytes and the special tokens)")
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -303,7 +310,15 @@ class Lora:
     r: int = 16
     alpha: int = 32
     dropout: float = 0.0
+    """Kept in the adapter's configuration for other tools; here dropout is off."""
     target: str | list[str] = "all-linear"
+
+    def __post_init__(self) -> None:
+        for name in ("r", "alpha"):
+            if getattr(self, name) < 1:
+                raise InputError(f"policy.lora.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"policy.lora.dropout is {self.dropout}; accepted: a share in [0, 1)")
 
 
 def recompute_activations(model: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from unipg.errors import InputError
+from unipg.hub import in_home
 from unipg.policies.causal_lm import (
     CRITIC_WEIGHTS,
     DTYPES,
@@ -60,6 +61,9 @@ class ModelRecipe:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("model", "tokenizer", "anchor"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, in_home(value))
         if (self.model is None) == (self.scratch is None):
             raise InputError("policy: give either `model` (a hub name or a folder) or `scratch` (build a new one)")
         if self.dtype == "float16":

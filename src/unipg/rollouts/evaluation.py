@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,10 @@ class EvaluationRecipe:
     def __post_init__(self) -> None:
         if self.samples and (bad := [k for k in self.k if not 1 <= k <= self.samples]):
             raise InputError(f"evaluation.k holds {bad[0]}; accepted: from 1 to evaluation.samples ({self.samples})")
+        if self.samples < 0 or self.shown < 0:
+            raise InputError("evaluation.samples and evaluation.shown must not be negative")
+        if not (self.temperature > 0 and math.isfinite(self.temperature)):
+            raise InputError(f"evaluation.temperature is {self.temperature}; accepted: above 0")
         if self.items < 1:
             raise InputError(f"evaluation.items is {self.items}; accepted: 1 or more")
 

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,21 @@ def data_task(
     items = tuple(item(index, row) for index, row in enumerate(itertools.islice(rows, limit)))
     if not items:
         raise InputError(f"{source} is empty: it has no rows")
+    _check_differences(items)
     return DataTask(name or title, items, verifier)
+
+
+def _check_differences(items: Sequence[Item]) -> None:
+    """Completions of one prompt that are the same text teach nothing: said where there are some, refused where there is nothing else."""
+    compared = [item for item in items if len(item.completions) > 1]
+    same = [item for item in compared if len({completion.text for completion in item.completions}) == 1]
+    if same and len(same) == len(compared):
+        raise InputError(f"{same[0].place}: the completions are the same text, here and in every other row, so there is nothing to prefer")
+    if same:
+        warnings.warn(
+            f"{same[0].place}: the completions are the same text, as in {len(same)} of {len(compared)} rows: they teach nothing",
+            stacklevel=3,
+        )
 
 
 def with_system(prompt: Prompt, system: str | None, place: str) -> Prompt:

@@ -17,7 +17,7 @@ from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_re
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
 from unipg.rollouts.text import SamplingRecipe
-from unipg.training.recipe import TaskRecipe, load_recipe, parse_value, typed
+from unipg.training.recipe import TaskRecipe, check_threads, load_recipe, parse_value, typed
 from unipg.training.run import pick_device
 
 UNSEEN_SEED = 1_000_000
@@ -48,6 +48,7 @@ def evaluate_model(
     `episodes` are those of a controller. `progress` is told the task and its finished share.
     """
     if threads is not None:
+        check_threads(threads)
         torch.set_num_threads(threads)
     check_place(model)
     place, own = saved_model(model), Path(model) / "recipe.yaml"

@@ -46,6 +46,8 @@ class TrainingRecipe:
         for name in ("iterations", "prompts", "epochs", "minibatches", "micro_batch_tokens", "save_every"):
             if getattr(self, name) < 1:
                 raise InputError(f"training.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.evaluate_every < 0:
+            raise InputError(f"training.evaluate_every is {self.evaluate_every}; accepted: 1 or more, or 0 for before and after only")
         if self.overlap_limit is not None and not self.overlap_limit >= 1:
             raise InputError(f"training.overlap_limit is {self.overlap_limit}; accepted: a weight of 1 or more, or null for no truncation")
 
@@ -84,12 +86,18 @@ class OptimizerRecipe:
     """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
 
     def __post_init__(self) -> None:
-        if (self.learning_rate != "auto" and not self.learning_rate >= 0) or self.weight_decay < 0 or self.warmup < 0:
-            raise InputError("optimizer: learning_rate, weight_decay and warmup must not be negative")
+        for name in ("learning_rate", "weight_decay", "warmup"):
+            value = getattr(self, name)
+            if value != "auto" and not (value >= 0 and math.isfinite(value)):
+                raise InputError(f"optimizer.{name} is {value}; accepted: 0 or more")
         if self.learning_rate == "auto" and self.kind == "sgd":
             raise InputError("optimizer.learning_rate is auto, which is for adamw; accepted with optimizer.kind sgd: a number")
         if self.critic_learning_rate is not None and not self.critic_learning_rate >= 0:
             raise InputError(f"optimizer.critic_learning_rate is {self.critic_learning_rate}; accepted: 0 or more, or null for the same")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"optimizer.betas is {list(self.betas)}; accepted: two numbers in [0, 1)")
+        if not self.eps > 0:
+            raise InputError(f"optimizer.eps is {self.eps}; accepted: above 0")
         for name in ("clip_norm", "skip_norm"):
             value = getattr(self, name)
             if value is not None and not value > 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import types
 import typing
@@ -14,8 +15,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from unipg.algorithms.base import Algorithm, algorithm_named, check_without_prompts
+from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts
 from unipg.errors import InputError, nearest
+from unipg.hub import in_home
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.policies.recipe import ModelRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
@@ -27,6 +29,7 @@ from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.tracking import check_trackers
+from unipg.trajectories import Source
 
 T = TypeVar("T")
 LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluation", "anchor_cache")
@@ -121,6 +124,11 @@ class Recipe:
     logging: LoggingRecipe = field(default_factory=LoggingRecipe)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "output", in_home(self.output))
+        if not self.output.strip():
+            raise InputError("output is empty; accepted: a folder for the run")
+        if self.threads is not None:
+            check_threads(self.threads)
         language = self.policy is not None or self.task is not None
         if language == (self.environment is not None):
             raise InputError("give either `policy` and `task` (language) or `environment` (control)")
@@ -135,7 +143,20 @@ class Recipe:
         algorithm = build_algorithm(self.algorithm)
         if self.environment is not None:
             check_without_prompts(algorithm)
+        algorithm.terms(Setting(self.rollouts.max_new_tokens))  # its parts check their own settings
+        rows = self._rows(algorithm)
+        if rows is not None and self.training.minibatches > rows:
+            raise InputError(
+                f"training.minibatches is {self.training.minibatches}, but an iteration has {rows} rows; accepted: at most so many"
+            )
         return algorithm
+
+    def _rows(self, algorithm: Algorithm) -> int | None:
+        """Most rows of an iteration, where the recipe says how many."""
+        if self.environment is not None:
+            return self.environment.count * self.environment.steps
+        own = algorithm.sources()
+        return self.training.prompts * algorithm.rollouts if own == (Source.ROLLOUT,) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, every default written out."""
@@ -159,6 +180,13 @@ class Recipe:
         for name in ("save_every", "evaluate_every"):
             plain["training"].pop(name)
         return yaml.safe_dump(plain, sort_keys=True)
+
+
+def check_threads(threads: int) -> None:
+    """Refuses numbers of threads that torch cannot start: far more than there are cores end the process."""
+    most = max(64, 4 * (os.cpu_count() or 1))
+    if not 1 <= threads <= most:
+        raise InputError(f"threads is {threads}; accepted here: 1 to {most}")
 
 
 def build_algorithm(section: Any) -> Algorithm:
@@ -274,8 +302,17 @@ def typed(kind: type[T], values: Any, where: str) -> T:
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values:
             raise InputError(f"{prefix}{name}: this key is missing")
     arguments = {name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
+    own = {name: value for name, value in arguments.items() if hints[name] is not Any}  # what is read later is checked then
+    for name, value in own.items():
+        for number in _numbers(value):
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise InputError(f"{prefix}{name} is {_shown(number)}; accepted: whole numbers of at most 63 bits")
     try:
-        return kind(**arguments)
+        made = kind(**arguments)
+        for name, value in own.items():
+            if any(isinstance(number, float) and not math.isfinite(number) for number in _numbers(value)):
+                raise InputError(f"{prefix}{name} is {_shown(value)}; accepted: finite numbers")
+        return made
     except InputError as error:
         text = str(error)
         known = not where or text.startswith((where, where.rsplit(".", 1)[-1]))
@@ -311,15 +348,9 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
-        found = parser.parse_object({"value": value}).value
+        return parser.parse_object({"value": value}).value
     except (ArgumentError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: expected {_name(hint)}, got {_shown(value)}") from None
-    for number in _numbers(found):
-        if isinstance(number, float) and not math.isfinite(number):
-            raise InputError(f"{where} is {number}; accepted: finite numbers")
-        if isinstance(number, int) and abs(number) > LARGEST:
-            raise InputError(f"{where} is {_shown(number)}; accepted: whole numbers of at most 63 bits")
-    return found
 
 
 LARGEST = 2**63 - 1

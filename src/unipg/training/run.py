@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import types
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,9 +55,13 @@ def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | Non
     workers = Workers.from_environment()
     resume = _continues(folder, resume)
     if recipe.threads is not None:
-        if recipe.threads < 1:
-            raise InputError(f"threads is {recipe.threads}; accepted: 1 or more")
         torch.set_num_threads(recipe.threads)
+    if recipe.optimizer.warmup > recipe.training.total_steps:
+        warnings.warn(
+            f"optimizer.warmup is {recipe.optimizer.warmup}, but the run has {recipe.training.total_steps} optimiser steps: the learning "
+            "rate never gets to its highest",
+            stacklevel=2,
+        )
     device = pick_device(recipe.device)
     algorithm = recipe.build_algorithm()
     if recipe.demonstrations is not None and algorithm.demonstrations == "none":

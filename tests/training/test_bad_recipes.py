@@ -1,0 +1,100 @@
+"""Values that no run can have, in one line that names the key, before anything is built or written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unipg.cli import main
+from unipg.errors import InputError
+from unipg.rollouts.evaluation import EvaluationRecipe
+from unipg.tasks.data import data_task
+from unipg.training.recipe import check_threads, load_recipe, parse_value
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=1" + "0" * 30, "seed is a whole number of 100 bits; accepted: whole numbers of at most 63 bits"),
+        ("seed=" + "9" * 5000, "override 'seed': '9999.*is not valid YAML"),
+        ("training.iterations=-1" + "0" * 40, "iterations is a whole number of"),
+        ("optimizer.learning_rate=.nan", "optimizer.learning_rate is nan; accepted: 0 or more"),
+        ("optimizer.clip_norm=.inf", "optimizer.clip_norm is inf; accepted: finite numbers"),
+        ("optimizer.betas=[0.9, 1.0]", r"optimizer.betas is \[0.9, 1.0\]; accepted: two numbers in \[0, 1\)"),
+        ("optimizer.betas=[-0.1, 0.9]", "optimizer.betas is"),
+        ("optimizer.eps=0", "optimizer.eps is 0.*; accepted: above 0"),
+        ("policy.lora={r: 0}", "policy.lora.r is 0; accepted: 1 or more"),
+        ("policy.lora={dropout: 1.0}", r"policy.lora.dropout is 1.0; accepted: a share in \[0, 1\)"),
+        ("policy={scratch: {hidden_size: 0}}", "policy.scratch.hidden_size is 0; accepted: 1 or more"),
+        ("policy={scratch: {layers: -1}}", "policy.scratch.layers is -1; accepted: 1 or more"),
+        ("policy={scratch: {vocabulary: 3}}", "policy.scratch.vocabulary is 3; accepted: 260 or more"),
+        ("threads=100000", "threads is 100000; accepted here: 1 to"),
+        ("threads=0", "threads is 0; accepted here: 1 to"),
+        ("evaluation.temperature=0", "evaluation.temperature is 0.*; accepted: above 0"),
+        ("algorithm.kl=-1", "algorithm.kl is -1.*; accepted: 0 or more"),
+        ("algorithm.clip_low=-0.5", "algorithm.clip_low is -0.5; accepted: 0 or more"),
+        ("training.minibatches=100000", "training.minibatches is 100000, but an iteration has .* rows"),
+        ("training.evaluate_every=-1", "training.evaluate_every is -1"),
+        ("output=", "output"),
+        ("output='   '", "output is empty"),
+    ],
+)
+def test_impossible_values(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as found:
+        load_recipe(str(RECIPES / "grpo.yaml"), [override])
+    assert "\n" not in str(found.value)
+    assert len(str(found.value)) < 300
+
+
+def test_a_key_that_stands_twice(tmp_path: Path) -> None:
+    (tmp_path / "twice.yaml").write_text("algorithm: grpo\nseed: 1\nseed: 2\n")
+    with pytest.raises(InputError, match=r"twice.yaml' line 3 is not valid YAML: the key 'seed' stands twice in a section"):
+        load_recipe(str(tmp_path / "twice.yaml"))
+    with pytest.raises(InputError, match="the key 'kl' stands twice"):
+        parse_value("{kl: 0, kl: 1}", "override")
+
+
+def test_home_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe = load_recipe(str(RECIPES / "grpo.yaml"), ["output=~/runs/x", "policy.model=~/model", "policy.anchor=~/anchor"])
+    assert (recipe.output, recipe.policy.model, recipe.policy.anchor) == tuple(  # type: ignore[union-attr]
+        str(tmp_path / name) for name in ("runs/x", "model", "anchor")
+    )
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), 0.0, -1.0, float("inf")])
+def test_temperatures_of_evaluations(temperature: float) -> None:
+    with pytest.raises(InputError, match=r"evaluation.temperature is .*; accepted: above 0"):
+        EvaluationRecipe(temperature=temperature)
+
+
+def test_threads_that_cannot_be_started() -> None:
+    check_threads(2)
+    code = "from unipg.cli import main; import sys; sys.exit(main(['evaluate', '.', '--task', 'chain_sum', '--threads', '100000']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_completions_that_are_the_same(tmp_path: Path) -> None:
+    def written(*pairs: tuple[str, str]) -> str:
+        path = tmp_path / "pairs.jsonl"
+        path.write_text("".join(json.dumps({"prompt": "q", "chosen": a, "rejected": b}) + "\n" for a, b in pairs))
+        return str(path)
+
+    with pytest.warns(UserWarning, match="pairs.jsonl line 2: the completions are the same text, as in 1 of 2 rows"):
+        data_task(written(("a", "b"), ("c", "c")), preferences="pairs")
+    with pytest.raises(InputError, match=r"pairs.jsonl line 1: the completions are the same text, here and in every other row"):
+        data_task(written(("a", "a"), ("c", "c")), preferences="pairs")
+
+
+def test_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(RECIPES / "grpo.yaml"), f"output={tmp_path / 'run'}", "algorithm.kl=-1"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
