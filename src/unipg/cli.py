@@ -268,6 +268,11 @@ def _evaluate(options: argparse.Namespace) -> None:
     console.print(evaluation_table(results))
     if options.json:
         _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
+    for result in results:
+        if result.broken:
+            raise InputError(f"the verifier of {result.task} raised an error for every answer; the first: {result.trouble.splitlines()[0]}")
+        if result.trouble:
+            console.print(f"some answers of {result.task} could not be scored: {result.trouble.splitlines()[0]}", soft_wrap=True)
 
 
 def _check_model(options: argparse.Namespace) -> int:

@@ -55,6 +55,10 @@ class EvaluationResult:
     """By name (`pass@1`, `return`): `value`, `low`, `high` (95 % interval) and `n`."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few answers: `prompt`, `answer`, `expected`, `reward`."""
+    trouble: str = ""
+    """Why answers could not be scored, where there were any: to be read by a person."""
+    broken: bool = False
+    """Whether the verifier raised an error for every answer."""
 
 
 class Experience(ABC):
@@ -66,6 +70,8 @@ class Experience(ABC):
     """Whether rows answer prompts, several of them the same one where they are asked to; environments start each episode by itself."""
     anchored: bool = False
     """Whether its trajectories carry the anchor's log-probabilities already."""
+    trouble: str = ""
+    """Why rollouts could not be scored, the first time that this happened: to be read by a person."""
 
     @property
     def keeps_unfinished(self) -> bool:

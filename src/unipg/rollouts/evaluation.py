@@ -93,7 +93,8 @@ def evaluate_task(
         return found, [flat[i : i + rollouts] for i in range(0, len(flat), rollouts)], failures
 
     found, rewards, failures = answers(1, True, 0)
-    failed = failures.count
+    failed, trouble = failures.count, failures.trouble
+    broken = failures.kinds.get("raised", 0) == len(items)
     greedy = [r[0] for r in rewards]
     metrics = {"pass@1 (greedy)": _share(greedy)} | _tool_use([group[0] for group in found])
     samples = [
@@ -104,6 +105,7 @@ def evaluate_task(
     if recipe.samples:
         found, rewards, more = answers(recipe.samples, False, 1)
         failed += more.count
+        trouble = trouble or more.trouble
         texts = [[answer.text for answer in group] for group in found]
         correct = [[r >= 1 for r in group] for group in rewards]
         metrics["pass@1 (sampled)"] = mean_interval([sum(group) / len(group) for group in rewards])._asdict()
@@ -113,7 +115,7 @@ def evaluate_task(
                 metrics[f"maj@{k}"] = mean_interval([majority_at_k(t, c, k) for t, c in zip(texts, correct, strict=True)])._asdict()
     if failed:
         metrics["verifier failures"] = {"value": float(failed), "n": float(len(items) * (1 + recipe.samples))}
-    return EvaluationResult(task.name, metrics, samples)
+    return EvaluationResult(task.name, metrics, samples, trouble, broken)
 
 
 def evaluate_pairs(

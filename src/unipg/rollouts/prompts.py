@@ -270,10 +270,12 @@ class PromptRollouts(Experience):
         else:
             rewards, components, failures = self.rewards(asked, answers, [c.ended for c in flat])
         self.failures += failures.count
+        self.trouble = self.trouble or failures.trouble
         features = {}
         for name, verifier in self.features.items():
             values, missed = score(verifier, answers, asked, self.sampling.verifier_seconds)
             self.failures += missed.count
+            self.trouble = self.trouble or missed.trouble
             features[f"feature/{name}"] = torch.tensor(values, dtype=torch.float32)
         batch = sampled_rows(tokenizer, rows, rewards, answers, **tool_facts(found))
         lengths = [sum(c.chosen) for c in flat]
@@ -283,6 +285,7 @@ class PromptRollouts(Experience):
             "length/truncated_fraction": sum(not c.ended for c in flat) / len(flat),
             "tokens/rollout": float(sum(len(c.tokens) for c in flat)),
             "verifier/failures": float(failures.count),
+            "verifier/raised_fraction": failures.kinds.get("raised", 0) / len(rows),
         }
         told = {f"reward/{name}": values for name, values in components.items()} | {k: v.tolist() for k, v in features.items()}
         metrics |= {name: sum(values) / len(values) for name, values in told.items()}

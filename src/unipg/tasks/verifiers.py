@@ -7,6 +7,7 @@ import inspect
 import logging
 import math
 import string
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,11 +126,20 @@ class Failures:
     """How many failed by kind: `raised`, `timed_out`."""
     messages: dict[str, str] = field(default_factory=dict)
     """The first message of each kind, with the item it happened at."""
+    traceback: str = ""
+    """Of the first call that raised."""
 
     @property
     def count(self) -> int:
         """How many answers failed."""
         return len(self.rows)
+
+    @property
+    def trouble(self) -> str:
+        """What to read about it: the first message of each kind, then the traceback; empty where nothing failed."""
+        return "\n".join(
+            [*(f"{kind}: {message}" for kind, message in self.messages.items()), *([self.traceback] if self.traceback else [])]
+        )
 
     @property
     def first(self) -> str | None:
@@ -169,6 +179,7 @@ def score(
             raise
         except BaseException as error:
             failures.add("raised", row, f"{place}: {one_line(error)}")
+            failures.traceback = failures.traceback or f"{place}:\n{''.join(traceback.format_exception(error))}"
         else:
             number = _finite(result)
             if number is None:

@@ -45,7 +45,7 @@ class Finding:
     """What was found, and where."""
 
     kind: str
-    """no_signal, solved, entropy, length, reward, ratio or gradient."""
+    """no_signal, solved, entropy, length, reward, ratio, gradient, or verifier: answers that could not be scored."""
     iteration: int
     text: str
     """In one line, with what usually helps."""
@@ -74,6 +74,13 @@ class Watch:
     def of(cls, algorithm: Algorithm, policy: Policy) -> Watch:
         compares = algorithm.needs_group > 1 and not algorithm.learns_from_equals
         return cls(compares=compares, samples=algorithm.uses_rollouts, counts=not policy.has_densities)
+
+    def tell(self, finding: Finding) -> None:
+        """Something found elsewhere, once for its kind."""
+        if finding.kind not in {known.kind for known in self.found}:
+            self.found.append(finding)
+            for listener in self.listeners:
+                listener(finding)
 
     def read(self, row: Mapping[str, Any], *, again: bool = False) -> list[Finding]:
         """What this iteration's row shows for the first time. `again`: of a run that is resumed, where everyone was told."""

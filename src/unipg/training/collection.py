@@ -35,6 +35,8 @@ class Collected:
     batch: Trajectories
     metrics: dict[str, float]
     histograms: list[Histogram]
+    trouble: str = ""
+    """`Experience.trouble`."""
 
 
 def collect(algorithm: Algorithm, experience: Experience, policy: Policy, demand: Demand, total: Callable[[Tensor], Tensor]) -> Collected:
@@ -67,7 +69,7 @@ def collect(algorithm: Algorithm, experience: Experience, policy: Policy, demand
         if share <= 0:
             break
     batch = Trajectories.join([b for b in kept if len(b)] or kept[:1])
-    return Collected(batch, metrics | {"time/rollout": time.perf_counter() - began}, histograms)
+    return Collected(batch, metrics | {"time/rollout": time.perf_counter() - began}, histograms, experience.trouble)
 
 
 class CollectionProcess:

@@ -17,7 +17,7 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience, Interrupted
 from unipg.seeding import generator
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
-from unipg.training.collapse import Watch
+from unipg.training.collapse import Finding, Watch
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
@@ -29,6 +29,10 @@ from unipg.training.tracking import Tracker
 from unipg.trajectories import Trajectories
 
 __all__ = ["NonFinite", "Observer", "Silent", "Stopped", "Trainer", "TrainingRecipe"]
+
+
+TROUBLE = "verifier-error.txt"
+"""File of a run folder that says why answers could not be scored."""
 
 
 class Trainer:
@@ -204,6 +208,9 @@ class Trainer:
         metrics = collected.metrics
         if self.tracker:
             self.tracker.histograms(self.iteration, collected.histograms)
+        if collected.trouble:
+            broken = self.iteration == 0 and metrics.get("verifier/raised_fraction") == 1
+            self._tell_trouble(collected.trouble, "every rollout" if broken else "", "the rollouts")
         batch = collected.batch.to(self.policy.device)
         if self.policy.memoryless and not self.learner.cuts_steps:
             batch = batch.as_episodes()  # its rows may be windows with several of them
@@ -381,6 +388,21 @@ class Trainer:
         if results and self.tracker:
             self.tracker.evaluation(self.iteration, self.step, time.perf_counter() - began, results)
             self.observer.evaluation(results)
+        for result in results:
+            if result.trouble:
+                self._tell_trouble(result.trouble, "", f"the evaluation of {result.task}")
+
+    def _tell_trouble(self, trouble: str, broken: str, where: str) -> None:
+        """Keeps in the run folder why answers could not be scored, and says so once; ends a run in which none could be."""
+        path = self.folder / TROUBLE
+        if self.workers.leads and not path.exists():
+            path.write_text(f"iteration {self.iteration}, {where}\n{trouble}\n", encoding="utf-8")
+        first = trouble.splitlines()[0]
+        if broken:
+            raise InputError(f"the verifier raised an error for {broken}; the first: {first}; its traceback is in {path}")
+        self.watch.tell(
+            Finding("verifier", self.iteration, f"answers of {where} could not be scored and count as 0; the first: {first} (see {path})")
+        )
 
     def _evaluation_progress(self, done: float) -> None:
         self.observer.phase("evaluate", done)
