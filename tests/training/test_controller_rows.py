@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,6 +261,23 @@ class Grouped(Experience):
             reward=torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 0.0]),
         )
         return batch.replace(old_log_prob=policy.evaluate(batch).log_prob.detach()), {}
+
+
+def test_more_minibatches_than_there_are_rows(tmp_path: Path) -> None:
+    from unipg.training.recipe import load_recipe
+    from unipg.training.run import build
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text("algorithm: ppo\nenvironment: {id: CartPole-v1, count: 2, steps: 4}\ntraining: {minibatches: 8}\n", encoding="utf-8")
+    for changes, said in (
+        ([], ""),
+        (["algorithm.aggregate=constant_length"], "more than 2 episodes"),
+        (["training.minibatches=9"], "has 8 steps"),
+    ):
+        recipe = load_recipe(path, changes)
+        expected = pytest.warns(UserWarning, match=said) if "episodes" in said else pytest.raises(InputError, match=said)
+        with expected if said else contextlib.nullcontext():
+            build(recipe, recipe.build_algorithm(), torch.device("cpu"))
 
 
 def test_groups_of_one_are_refused_whoever_gives_them(tmp_path: Path) -> None:

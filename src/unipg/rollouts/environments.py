@@ -54,6 +54,7 @@ class EnvironmentRecipe:
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment (`max_episode_steps: 200`)."""
     evaluation_episodes: int = 20
+    """Episodes of an evaluation, with the most likely actions."""
     evaluation_steps: int | None = None
     """Most steps of an evaluation episode, which is cut there. null: the environment's own limit; where it has none, 10,000."""
     vectorized: bool | None = None

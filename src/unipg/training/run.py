@@ -109,6 +109,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         spaces, normalized = (environments.observation_space, environments.action_space), environments.normalized
         controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized)
         controller.module.to(device)
+        _check_minibatches(recipe, algorithm)
         return controller, environments
     assert recipe.policy is not None
     assert recipe.task is not None
@@ -144,6 +145,23 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         experience.texts, temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed, tags=tags
     )
     return policy, experience
+
+
+def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Whether every optimiser step of a control recipe has something to learn from: steps or, where a part looks at rows, episodes."""
+    environment, parts = recipe.environment, recipe.training.minibatches
+    assert environment is not None
+    if environment.count * environment.steps < parts:
+        raise InputError(
+            f"training.minibatches is {parts}, but a batch has {environment.count * environment.steps} steps (environment.count · steps); "
+            "accepted: at most that"
+        )
+    if algorithm.terms(Setting()).reach != "step" and environment.count < parts:
+        warnings.warn(
+            f"training.minibatches is {parts}, but a batch may hold no more than {environment.count} episodes (environment.count), which are "
+            f"the rows of '{algorithm.name}' here: optimiser steps without any are left out",
+            stacklevel=2,
+        )
 
 
 def _stream(recipe: DemonstrationsRecipe, seed: int) -> Stream:
