@@ -15,3 +15,9 @@ install_import_hook("unipg.estimator", "beartype.beartype").__enter__()
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The key that signs pickled environments is made outside the user's home; processes that tests start find it too."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))

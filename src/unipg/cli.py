@@ -7,11 +7,13 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
+from unipg.files import GENERATOR, check_output, disk_is_full, write_output
 from unipg.hub import check_place
 
 COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "lab", "report")
@@ -25,8 +27,9 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    """Runs a command; returns the exit code: 0 done, 2 bad input or a full disk, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
         if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
             raise InputError(f"command '{arguments[0]}' does not exist; {nearest(arguments[0], COMMANDS)}")
@@ -48,6 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output (head) has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        place = f": '{error.filename}' cannot be written" if error.filename else ""
+        print(f"unipg: the disk is full{place}", file=sys.stderr)
+        return 2
+    finally:
+        warnings.formatwarning = plain
+
+
+def _one_line_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    if category is not UserWarning:
+        return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+    return f"unipg: warning: {' '.join(str(message).split())}\n"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("recipe", help="a YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25")
     train.add_argument("--resume", action="store_true", help="continue the run in the recipe's output folder")
+    train.add_argument(
+        "--trust", action="store_true", help="with --resume: load environments that another user's run has pickled, which runs code"
+    )
     train.add_argument("--report", action="store_true", help="write the HTML report into the run folder at the end")
     train.set_defaults(run=_train)
 
@@ -168,10 +188,12 @@ def _explain(options: argparse.Namespace) -> None:
 def _diff(options: argparse.Namespace) -> None:
     from unipg.algorithms.base import algorithm_named
     from unipg.lab import diff, diff_page
-    from unipg.reports.html import write_page
     from unipg.terminal import plain_console
 
     first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
+    page = Path(options.output) if options.output else None
+    for path in (page, page.with_suffix(".json")) if page else ():
+        check_output(path)
     console = plain_console()
     anchor = None
     if options.on is None:
@@ -185,8 +207,8 @@ def _diff(options: argparse.Namespace) -> None:
         batch = diff.shared_batch(first, second, policy, experience, seed if options.seed is None else options.seed, anchor)
         found = diff.measure(first, second, policy, batch, experience.max_new_tokens)
     console.print(diff_page.tables(found))
-    if options.output:
-        page = write_page(diff_page.render(found), Path(options.output))
+    if page:
+        write_output(page, diff_page.render(found))
         _write_json(page.with_suffix(".json"), found.as_json())
         console.print(f"page  {page}", soft_wrap=True, highlight=False)
 
@@ -209,16 +231,19 @@ def _train(options: argparse.Namespace) -> int:
     console = plain_console()
     command = "unipg train " + shlex.join([options.recipe, *options.overrides, *(["--resume"] if options.resume else [])])
     folder = Path(recipe.output)
-    if options.resume and _status(folder) == "finished":
-        console.print(f"{folder} is finished: nothing left to do")
+    earlier = _record(folder)
+    if options.resume and earlier.get("status") == "finished" and earlier.get("iterations") == recipe.training.iterations:
+        console.print(f"{folder} is finished: nothing left to do (training.iterations=… trains it for longer)")
         return 0
+    if options.report:
+        check_output(folder / "report.html")
     try:
         with TrainingDisplay(console, recipe.build_algorithm().name) as display:
-            run_recipe(recipe, resume=options.resume, observer=display, command=command)
-    except Stopped:
+            run_recipe(recipe, resume=options.resume, trust=options.trust, observer=display, command=command)
+    except Stopped as stopped:
         resume = shlex.join(["unipg", "train", options.recipe, *options.overrides, "--resume"])
         console.print(f"stopped; nothing is lost. Continue with:  {resume}", soft_wrap=True)
-        return 130
+        return 128 + stopped.signal
     if os.environ.get("RANK", "0") != "0":
         return 0
     shown = [("metrics", folder / "metrics.jsonl"), ("model", folder / "model")]
@@ -233,11 +258,12 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _status(folder: Path) -> str:
+def _record(folder: Path) -> dict[str, Any]:
     try:
-        return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError):
-        return ""
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -249,6 +275,8 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     _quiet()
     console = plain_console()
+    if options.json:
+        check_output(Path(options.json))
     with evaluation_progress(console) as progress:
         results = evaluate_model(
             options.model,
@@ -302,16 +330,13 @@ def _numbers(text: str, option: str = "--k", kind: type[int] | type[float] = int
         raise InputError(f"{option} is '{text}'; accepted: {what} separated by commas") from None
 
 
-def _write_json(path: Path, content: Any) -> None:
-    try:
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be written: {error.strerror}") from error
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_output(path, json.dumps({"generator": GENERATOR, **content}, indent=1))
 
 
 def _lab(options: argparse.Namespace) -> None:
 
-    from unipg.lab.page import terminal_tables, write
+    from unipg.lab.page import check_folder, terminal_tables, write
     from unipg.lab.run import run_lab, split_names
     from unipg.terminal import evaluation_progress, plain_console
 
@@ -320,6 +345,7 @@ def _lab(options: argparse.Namespace) -> None:
         return None if text is None else _numbers(text, f"--{name.replace('_', '-')}", kind)
 
     console = plain_console()
+    check_folder(Path(options.output))
     with evaluation_progress(console) as progress:
         findings = run_lab(
             algorithms=split_names(options.algorithms),

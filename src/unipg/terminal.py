@@ -67,6 +67,9 @@ class TrainingDisplay:
         if self.live:
             self.progress.stop()
 
+    def note(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def phase(self, name: str, done: float) -> None:
         shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}
         if self.live and name in shown:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unipg.errors import InputError
+from unipg.files import GENERATOR, Content, check_output, write_output
 from unipg.lab import charts
 from unipg.lab.exact import ExactProblem
 from unipg.lab.grid import Grid
@@ -23,6 +21,7 @@ from unipg.reports import page
 from unipg.reports.html import document
 from unipg.statistics import Interval
 
+FILES = ("lab.html", "lab.png", "lab.json")
 MOST_ROWS = 10
 """Combinations of the grid shown on the terminal; the page has them all."""
 AXES = {"group_size": "rollouts", "lag": "lag", "clip": "clip", "noise": "noise"}
@@ -42,37 +41,31 @@ class Findings:
 
 
 def write(findings: Findings, folder: Path) -> list[Path]:
-    """Writes lab.html, lab.png and lab.json; each is replaced only once it is complete.
+    """Writes lab.html, lab.png and lab.json; each is replaced only once it is complete, and only where unipg wrote it.
 
-    Raises `InputError` for a folder that cannot be written.
+    Raises `InputError` for a folder that cannot be written, or holds something else under these names.
     """
     title = f"unipg lab: {findings.problem.title}"
 
     def png(path: Path) -> None:
         charts.draw_png(path, title, findings.study, findings.mismatch, findings.grid)
 
-    makers: dict[str, Callable[[Path], Any]] = {
-        "lab.html": lambda path: path.write_text(render(findings), encoding="utf-8"),
-        "lab.png": png,
-        "lab.json": lambda path: path.write_text(json.dumps(as_json(findings), indent=1, allow_nan=False), encoding="utf-8"),
-    }
-    for name, make in makers.items():
-        unfinished = folder / f".{os.getpid()}.{name}"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            make(unfinished)
-            unfinished.replace(folder / name)
-        except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink()
-            raise InputError(f"{folder / name}: cannot be written ({error.strerror})") from error
-    return [folder / name for name in makers]
+    check_folder(folder)
+    contents: tuple[Content, ...] = (render(findings), png, json.dumps(as_json(findings), indent=1, allow_nan=False))
+    return [write_output(folder / name, content) for name, content in zip(FILES, contents, strict=True)]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuses a folder in which `write` would write over what unipg did not write."""
+    for name in FILES:
+        check_output(folder / name)
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
     """Every number, with NaN and infinity as null."""
     problem = findings.problem
     content: dict[str, Any] = {
+        "generator": GENERATOR,
         "command": findings.command,
         "seed": findings.seed,
         "problem": {"name": problem.name, "title": problem.title, "contexts": problem.contexts, "trajectories": len(problem.rows)},

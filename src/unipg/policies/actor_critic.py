@@ -23,6 +23,7 @@ from unipg.estimator.parts import Reduce
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, actions_from, actions_of, described
 from unipg.policies.base import Policy
 from unipg.policies.normalization import RunningNormalizer
+from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -270,9 +271,8 @@ class ActorCritic(Controller):
             ) from error
         except (TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"the controller in '{folder}' cannot be read: {one_line(error)}") from error
-        for name, tensor in weights.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"the controller in '{folder}' has weights that are not finite, in '{name}'")
+        if wrong := nonfinite(weights.items()):
+            raise InputError(f"the controller in '{folder}' cannot be used: {wrong}")
         return policy
 
 

@@ -29,6 +29,7 @@ from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.policies.decoding import proof_of
 from unipg.policies.proof import bare, head_of, trunk_of
+from unipg.policies.weights import check_finite, nonfinite
 from unipg.trajectories import Evaluation, Trajectories
 
 Critic = Literal["shared", "detached", "separate"]
@@ -236,6 +237,8 @@ class CausalLanguageModel(Policy):
         if not path.is_file():
             raise InputError(f"{folder} holds no {CRITIC_WEIGHTS}; accepted: a folder that save_critic wrote")
         found = load_file(path)
+        if wrong := nonfinite(found.items()):
+            raise InputError(f"the critic '{path}' cannot be used: {wrong}")
         if {n: t.shape for n, t in found.items()} != {n: t.shape for n, t in state.items()}:
             raise InputError(f"'{path}' holds a critic of another kind or size than this policy's, which is {self.critic or 'none'}")
         with torch.no_grad():
@@ -337,7 +340,9 @@ def load_model(name: str, dtype: str = "float32", attention: str | None = None, 
     check_folder(name)
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     with loading("the model", name):
-        return AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
+    check_finite(model, f"the model '{name}'")
+    return model
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:

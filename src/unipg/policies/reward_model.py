@@ -17,6 +17,7 @@ from unipg.estimator.likelihoods import Reading
 from unipg.hub import check_folder, is_checkpoint, loading
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import DTYPES, ScratchModel, mixed_precision, scratch_config, settle
+from unipg.policies.weights import check_finite
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -141,6 +142,7 @@ def load_reward_model(
         )
     if model.config.num_labels != 1:
         raise InputError(f"'{name}' has {model.config.num_labels} outputs; accepted for a reward model: 1")
+    check_finite(model, f"the reward model '{name}'")
     return model
 
 

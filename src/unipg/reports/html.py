@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -13,37 +11,25 @@ from typing import Any
 
 import numpy
 
-from unipg.errors import InputError
+from unipg.files import GENERATOR, check_output, write_output
 from unipg.reports import page, panels, theme
 from unipg.reports.charts import MOST_POINTS, finite, thinned
 from unipg.reports.run import Run, read_runs
 
 NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 """The browser itself then refuses to load anything, whatever a run's text contains."""
+GENERATOR_TAG = f'<meta name="generator" content="{GENERATOR}">'
 THINNED = '<p class="soft">Of long curves the lowest and the highest point of each stretch of iterations are drawn.</p>'
 
 
 def write_report(runs: Sequence[Path], output: Path) -> Path:
     """Writes the report of one run folder, or of several side by side, and returns where it is.
 
-    The file is replaced only once it is complete. Raises `InputError` for a folder that is not a run's, for a file in it that cannot be
-    read, and for an output that cannot be written.
+    The file is replaced only once it is complete, and only where unipg wrote it. Raises `InputError` for a folder that is not a run's, for
+    a file in it that cannot be read, and for an output that cannot be written or holds something else.
     """
-    return write_page(render(read_runs([Path(folder) for folder in runs])), Path(output))
-
-
-def write_page(text: str, output: Path) -> Path:
-    """Puts the text into a file that is replaced only once it is complete; InputError where it cannot be written."""
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
-        unfinished.replace(output)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-    return output
+    check_output(Path(output))
+    return write_output(Path(output), render(read_runs([Path(folder) for folder in runs])))
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -74,6 +60,7 @@ def document(title: str, main: str, charts: page.Charts | None = None, clocks: S
 <html lang="en">
 <head>
 <meta charset="utf-8">
+{GENERATOR_TAG}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
 <title>{escape(title)}</title>

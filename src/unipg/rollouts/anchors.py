@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from unipg.errors import InputError
+from unipg.files import write_file
 from unipg.policies.base import Policy
 from unipg.trajectories import Trajectories
 
@@ -58,10 +59,7 @@ class AnchorCache:
             kept = load_file(path)["log_prob"]
         else:
             kept = _computed(anchor, rows, total, progress)
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".writing")
-            save_file({"log_prob": kept}, temporary)
-            temporary.replace(path)
+            write_file(path, lambda place: save_file({"log_prob": kept}, place))
         pieces = kept.split([int(row.mask.sum()) for _, row in rows])
         return cls({key: piece for (key, _), piece in zip(rows, pieces, strict=True)})
 

@@ -46,6 +46,15 @@ class Demand:
     """Polled during long sampling; when true, raise `Interrupted`."""
 
 
+@dataclass(frozen=True)
+class Pickled:
+    """Bytes in an experience's state that run code when they are unpickled: kept apart from the checkpoint, which runs none."""
+
+    data: bytes
+    own: bool = True
+    """Whether this user's own runs wrote them; others are refused by `resume`, unless it is told to trust them."""
+
+
 @dataclass
 class EvaluationResult:
     """Held-out performance on one task."""
@@ -95,8 +104,13 @@ class Experience(ABC):
         return []
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly (sampler position, running environments)."""
+        """Everything needed to continue exactly (sampler position, running environments): tensors, arrays and plain values, which are read
+        without running code; what can only be pickled as `Pickled`."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
+
+    def fingerprint(self) -> dict[str, str]:
+        """Of what it draws from, by name: a run is continued with the same data, or not at all."""
+        return {}

@@ -21,7 +21,7 @@ from unipg.estimator.policy_gradient import check_log_probs
 from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
-from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted
+from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
 from unipg.rollouts.playing import at_once, flat, not_finite, play, resets_in_same_step
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
@@ -240,7 +240,7 @@ class EnvironmentRollouts(Experience):
         return [evaluate_controller(policy, self.recipe, seed, progress)]
 
     def state_dict(self) -> dict[str, Any]:
-        """`environments` are bytes (None where they cannot be pickled, or have not started), everything else plain values."""
+        """`environments` are `Pickled` (None where they cannot be, or have not started), everything else plain values."""
         started = self._observation is not None
         return {
             "environments": self._pickled() if started and self._picklable else None,
@@ -261,15 +261,15 @@ class EnvironmentRollouts(Experience):
             self._observation = None
             self._forget_episodes()
             return
-        self._environments = pickle.loads(state["environments"])
+        self._environments = pickle.loads(state["environments"].data)
         self._observation = state["observation"].numpy().copy()
         self._resetting = np.array(state["resetting"], bool)
         self._return = np.array(state["return"])
         self._length = np.array(state["length"], np.int64)
 
-    def _pickled(self) -> bytes | None:
+    def _pickled(self) -> Pickled | None:
         try:
-            return _snapshot(self._environments)
+            return Pickled(_snapshot(self._environments))
         except Exception as error:  # whatever a foreign object raises, training goes on
             self._picklable = False
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

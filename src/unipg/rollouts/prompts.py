@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError
+from unipg.policies import weights
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.policies.reward_model import SequenceScorer
@@ -33,7 +34,7 @@ from unipg.rollouts.text import SamplingRecipe, answer_with_end, check_room, dec
 from unipg.rollouts.windows import Slot, advance
 from unipg.samplers.base import Sampler, UniformSampler
 from unipg.seeding import generator, seed_everything
-from unipg.tasks.base import Item, Messages, Task, Verifier
+from unipg.tasks.base import Item, Messages, Task, Verifier, fingerprint
 from unipg.tasks.tools import final_text, tools_of
 from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
@@ -407,6 +408,14 @@ class PromptRollouts(Experience):
             elif isinstance(policy, CausalLanguageModel):
                 results.append(evaluate_task(policy, task, self.evaluation, self.sampling, seed, share))
         return results
+
+    def fingerprint(self) -> dict[str, str]:
+        found = {"task": fingerprint(self.task.items)}
+        if self.demonstrations is not None:
+            found["demonstrations.task"] = fingerprint(self.demonstrations.task.items)
+        for model in self.rewards.models if self.rewards is not None else ():
+            found[f"the reward model '{model.name}'"] = weights.fingerprint(model.policy.module)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         own: dict[str, Any] = {} if self.demonstrations is None else {"demonstrations": self.demonstrations.sampler.state_dict()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -36,6 +38,27 @@ class Item:
     """Where it came from, for errors: `train.jsonl line 7`."""
     completions: tuple[ScoredCompletion, ...] = ()
     """Given answers with their scores, for methods that learn from preferences."""
+
+
+def fingerprint(items: Sequence[Item]) -> str:
+    """How many items there are, and a checksum of what they say; files that differ in nothing that is read have the same."""
+    digest = hashlib.sha256()
+    for item in items:
+        said = [item.prompt, item.demonstrations, item.expected, item.fields, [(c.text, c.score) for c in item.completions]]
+        text = json.dumps(said, skipkeys=True, default=_stable)
+        digest.update(text.encode() + b"\n")
+    return f"{len(items)} items, {digest.hexdigest()[:12]}"
+
+
+def _stable(value: Any) -> Any:
+    """Something that is the same in every process, for a value that JSON does not know."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return type(value).__qualname__
 
 
 class Verifier(Protocol):

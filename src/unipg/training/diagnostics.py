@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,16 +44,20 @@ class UpdateDiagnostics:
             sampled = batch.mask & batch.rows_from(Source.ROLLOUT).unsqueeze(1) & batch.planned.get(FRESH, batch.mask)
             self.mismatches.append((log_prob.detach() - batch.behaviour_log_prob)[sampled])
 
-    def to(self, device: torch.device) -> UpdateDiagnostics:
-        """The same on another device."""
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values for a checkpoint."""
+        return {**vars(self), "records": [vars(record) for record in self.records]}
 
-        def moved(record: Record) -> Record:
-            facts = {name: value.to(device) for name, value in record.facts.items()}
-            there = {name: getattr(record, name).to(device) for name in ("log_ratio", "advantage", "stable")}
-            return replace(record, **there, facts=facts)
-
-        lists = ([tensor.to(device) for tensor in tensors] for tensors in (self.entropies, self.counts, self.mismatches))
-        return UpdateDiagnostics([moved(record) for record in self.records], *lists)
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> UpdateDiagnostics:
+        """What `state_dict` was taken of, on any device."""
+        lists = {name: [tensor.to(device) for tensor in state[name]] for name in ("entropies", "counts", "mismatches")}
+        records = []
+        for record in state["records"]:
+            there = {name: record[name].to(device) for name in ("log_ratio", "advantage", "stable")}
+            facts = {name: value.to(device) for name, value in record["facts"].items()}
+            records.append(Record(record["term"], **there, facts=facts))
+        return cls(records, **lists)
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:

@@ -17,7 +17,9 @@ from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, Progress
 from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.parts import beyond_row
+from unipg.files import write_file
 from unipg.policies.base import Policy
+from unipg.policies.weights import all_finite, nonfinite
 from unipg.seeding import seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
@@ -27,7 +29,7 @@ from unipg.trajectories import Evaluation, Trajectories
 
 
 class NonFinite(InputError):
-    """A NaN or infinite gradient; the offending batch was dumped."""
+    """A NaN or infinite gradient, whose batch was dumped; or such weights."""
 
 
 class Learner:
@@ -214,13 +216,25 @@ class Learner:
         self.optimizer.step()
         return row
 
+    def check_weights(self) -> None:
+        """Raises NonFinite where a step has made weights that are no numbers; for before they are sampled from, or saved."""
+        if not all_finite([p for model in self._models.values() for p in model]):
+            found = nonfinite((name, p) for name, p in self.policy.module.named_parameters() if p.requires_grad)
+            iteration = max(0, self.step - 1) // self.training.steps_per_batch
+            raise NonFinite(
+                f"the weights are no numbers any more after optimiser step {self.step - 1} (iteration {iteration}): {found}; the last "
+                f"checkpoint is from before; optimizer.learning_rate, {self.recipe.rate:g}, may be too large"
+            )
+
     def _fit(self, length: float, name: str, batch: Trajectories) -> bool:
         """Whether the gradient of a model, of norm `length`, may be applied. `name`: what its metrics begin with."""
         recipe = self.recipe
         if not math.isfinite(length):
+            self.check_weights()  # also where such steps are skipped: none would ever be taken again
             if recipe.on_nonfinite == "stop":
                 path = self.folder / f"nonfinite-batch-step{self.step}.pt"
-                torch.save(batch.select(torch.arange(len(batch))).to("cpu").state_dict(), path)  # copies: it may be a view of a larger one
+                kept = batch.select(torch.arange(len(batch))).to("cpu").state_dict()  # copies: it may be a view of a larger one
+                write_file(path, lambda place: torch.save(kept, place))
                 raise NonFinite(
                     f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self._place()[0]}) is "
                     f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps"

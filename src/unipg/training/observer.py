@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any, Protocol
 
 from unipg.rollouts.base import EvaluationResult
@@ -10,6 +11,8 @@ from unipg.training.collapse import Finding
 
 class Observer(Protocol):
     """What is told of progress (the terminal's display)."""
+
+    def note(self, text: str) -> None: ...
 
     def phase(self, name: str, done: float) -> None: ...
 
@@ -23,6 +26,8 @@ class Observer(Protocol):
 class Silent:
     """An observer that says nothing."""
 
+    def note(self, text: str) -> None: ...
+
     def phase(self, name: str, done: float) -> None: ...
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None: ...
@@ -34,3 +39,6 @@ class Silent:
 
 class Stopped(Exception):
     """Training was stopped on request; the checkpoint is written and `--resume` continues."""
+
+    signal: int = signal.SIGINT
+    """What asked for it."""

@@ -173,11 +173,11 @@ class Recipe:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
 
     def identity(self) -> str:
-        """What must be the same for a checkpoint to be continued: everything but where and how results are written."""
+        """What must be the same for a checkpoint to be continued: everything but where and how results are written, and how long."""
         plain = self.as_dict()
         for name in ("output", "logging", "threads", "evaluation", "anchor_cache"):
             plain.pop(name, None)
-        for name in ("save_every", "evaluate_every"):
+        for name in ("iterations", "save_every", "evaluate_every"):
             plain["training"].pop(name)
         return yaml.safe_dump(plain, sort_keys=True)
 

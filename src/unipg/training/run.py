@@ -13,8 +13,8 @@ import sys
 import threading
 import types
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError
+from unipg.files import write_file, write_folder, writing
 from unipg.hub import check_place
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
@@ -34,9 +35,9 @@ from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
-from unipg.training.checkpoints import NAME as CHECKPOINT
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
+from unipg.training.folder import LOCK, UNTOUCHED, holds_checkpoint, locked, trained
 from unipg.training.observer import Observer, Silent, Stopped
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
@@ -46,60 +47,94 @@ from unipg.trajectories import Source
 PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "bm25s", "numpy")
 
 
-def run_recipe(recipe: Recipe, *, resume: bool = False, observer: Observer | None = None, command: str = "") -> dict[str, Any]:
+def run_recipe(
+    recipe: Recipe, *, resume: bool = False, trust: bool = False, observer: Observer | None = None, command: str = ""
+) -> dict[str, Any]:
     """Trains what the recipe says into its output folder, and returns the last metrics row.
+
+    `resume`: continue the run that is in the folder. `trust`: load what another user's or machine's run has pickled, which runs code.
 
     Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
     """
-    folder = Path(recipe.output)
+    folder, observer = Path(recipe.output), observer or Silent()
     workers = Workers.from_environment()
-    resume = _continues(folder, resume)
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    if recipe.optimizer.warmup > recipe.training.total_steps:
-        warnings.warn(
-            f"optimizer.warmup is {recipe.optimizer.warmup}, but the run has {recipe.training.total_steps} optimiser steps: the learning "
-            "rate never gets to its highest",
-            stacklevel=2,
+    with ExitStack() as stack:
+
+        def claimed() -> bool:
+            if folder.is_dir():
+                stack.enter_context(locked(folder))
+            return _continues(folder, resume)
+
+        goes_on = _leader_says(workers, claimed)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        if recipe.optimizer.warmup > recipe.training.total_steps:
+            warnings.warn(
+                f"optimizer.warmup is {recipe.optimizer.warmup}, but the run has {recipe.training.total_steps} optimiser steps: the learning "
+                "rate never gets to its highest",
+                stacklevel=2,
+            )
+        device = pick_device(recipe.device)
+        algorithm = recipe.build_algorithm()
+        if recipe.demonstrations is not None and algorithm.demonstrations == "none":
+            raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
+        policy, experience = build(recipe, algorithm, device)
+        asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
+        recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control))
+        if workers.leads:
+            _make_folder(folder)
+            stack.enter_context(locked(folder))
+            _continues(folder, resume)  # another run may have been here since
+        record = RunRecord(folder, recipe, algorithm, policy, command, device, continues=goes_on, writes=workers.leads)
+        record.content["learning_rate"] = {"used": recipe.optimizer.rate, "asked": asked}
+        if not goes_on:  # whatever fails from here on leaves a folder in which the run can be started again
+            stack.enter_context(record.kept())
+        anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer)
+        names, project = recipe.logging.trackers, recipe.logging.project
+        tracker = Tracker(folder, names, project=project, config=recipe.as_dict()) if workers.leads else None
+        trainer = Trainer(
+            algorithm,
+            policy,
+            experience,
+            folder=folder,
+            training=recipe.training,
+            optimizer=recipe.optimizer,
+            anchor=anchor,
+            seed=recipe.seed,
+            tracker=tracker,
+            observer=observer,
+            workers=workers,
+            identity=recipe.identity(),
         )
-    device = pick_device(recipe.device)
-    algorithm = recipe.build_algorithm()
-    if recipe.demonstrations is not None and algorithm.demonstrations == "none":
-        raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
-    policy, experience = build(recipe, algorithm, device)
-    asked = recipe.optimizer.learning_rate
-    recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=recipe.environment is not None))
-    if workers.leads:
-        _make_folder(folder)
-    anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer or Silent())
-    tracker = Tracker(folder, recipe.logging.trackers, project=recipe.logging.project, config=recipe.as_dict()) if workers.leads else None
-    trainer = Trainer(
-        algorithm,
-        policy,
-        experience,
-        folder=folder,
-        training=recipe.training,
-        optimizer=recipe.optimizer,
-        anchor=anchor,
-        seed=recipe.seed,
-        tracker=tracker,
-        observer=observer or Silent(),
-        workers=workers,
-        identity=recipe.identity(),
-    )
-    if resume:
-        trainer.resume()
-    elif workers.leads:
+        if goes_on:
+            trainer.resume(trust=trust)
+        record.follow(trainer)
+        if goes_on:
+            stack.enter_context(record.kept())
         if tracker is not None:
-            tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
-        (folder / "run.json").unlink(missing_ok=True)  # of a run that began here, and is not continued
-        (folder / "recipe.yaml").write_text(recipe.as_yaml(), encoding="utf-8")
-        if recipe.policy is not None and recipe.policy.scratch is not None:
-            policy.save(folder / "initial")
-    record = RunRecord(folder, recipe, algorithm, trainer, command, device, writes=workers.leads)
-    record.content["learning_rate"] = {"used": recipe.optimizer.rate, "asked": asked}
-    with record.kept(), _stopping(trainer):
+            write_file(folder / "recipe.yaml", recipe.as_yaml(), UNTOUCHED)
+            if not goes_on:
+                tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
+                if recipe.policy is not None and recipe.policy.scratch is not None:
+                    write_folder(folder / "initial", policy.save)
+        stack.enter_context(_stopping(trainer))
         return trainer.train()
+
+
+def _leader_says(workers: Workers, decide: Callable[[], bool]) -> bool:
+    """What one worker finds of the folder, for all of them; or its refusal."""
+    if workers.world == 1:
+        return decide()
+    found, refused = False, ""
+    if workers.leads:
+        try:
+            found = decide()
+        except InputError as error:
+            refused = str(error)
+    found, refused = workers.gather((found, refused))[0]
+    if refused:
+        raise InputError(refused)
+    return found
 
 
 def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[Policy, Experience]:
@@ -224,36 +259,33 @@ def pick_device(name: str) -> torch.device:
 
 def _continues(folder: Path, resume: bool) -> bool:
     """Whether there is a checkpoint to continue from. A run that ended before its first one starts again: nothing is lost."""
-    started = folder.exists() and (not folder.is_dir() or any(not f.name.startswith(ANCHORS) for f in folder.iterdir()))
+    beside = (ANCHORS, LOCK)
+    started = folder.exists() and (not folder.is_dir() or any(not f.name.startswith(beside) for f in folder.iterdir()))
     if not resume:
         if started and not _untrained(folder):
             raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
         return False
     if not folder.is_dir():
         raise InputError(f"there is nothing to resume: the run folder '{folder}' does not exist")
-    if (folder / CHECKPOINT).is_file():
+    if holds_checkpoint(folder):
         return True
-    if started and not (folder / "recipe.yaml").is_file():
+    if started and not (folder / "recipe.yaml").is_file() and not _untrained(folder):
         raise InputError(f"there is nothing to resume: '{folder}' holds no run")
     return False
 
 
 def _untrained(folder: Path) -> bool:
-    """Whether a folder holds a run that ended, without a model, before its first iteration did."""
-    ended = _earlier(folder / "run.json").get("status") in ("failed", "interrupted")
-    metrics = folder / "metrics.jsonl"
-    kept = (folder / CHECKPOINT).exists() or (folder / "model").exists() or (metrics.exists() and metrics.stat().st_size > 0)
-    return ended and not kept
+    """Whether a folder holds a run that ended, however that was, before its first iteration did. It is locked, so no run is in it now."""
+    record = _earlier(folder / "run.json")
+    return "unipg" in record.get("versions", ()) and record.get("status") != "finished" and not trained(folder)
 
 
 def _make_folder(folder: Path) -> None:
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        raise InputError(f"the run folder '{folder}' cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -263,14 +295,20 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
         yield
         return
 
+    received = [signal.SIGINT]
+
     def ask(number: int, frame: types.FrameType | None) -> None:
         if trainer.stop_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         trainer.stop_requested = True
+        received.append(signal.Signals(number))
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except Stopped as stopped:
+        stopped.signal = received[-1]
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -279,12 +317,23 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
 class RunRecord:
     """Keeps `run.json`: what ran, on what, and how it ended."""
 
+    trainer: Trainer | None = None
+
     def __init__(
-        self, folder: Path, recipe: Recipe, algorithm: Algorithm, trainer: Trainer, command: str, device: torch.device, writes: bool = True
+        self,
+        folder: Path,
+        recipe: Recipe,
+        algorithm: Algorithm,
+        policy: Policy,
+        command: str,
+        device: torch.device,
+        *,
+        continues: bool = False,
+        writes: bool = True,
     ) -> None:
-        self.path, self.trainer, self.writes = folder / "run.json", trainer, writes
-        earlier = _earlier(self.path)
-        parameters = list(trainer.policy.module.parameters())
+        self.path, self.writes = folder / "run.json", writes
+        earlier = _earlier(self.path) if continues else {}
+        parameters = list(policy.module.parameters())
         self.content: dict[str, Any] = {
             "name": folder.name,
             "algorithm": algorithm.name,
@@ -297,7 +346,7 @@ class RunRecord:
             "policy": {
                 "parameters": sum(p.numel() for p in parameters),
                 "trained": sum(p.numel() for p in parameters if p.requires_grad),
-                "critic": sum(p.numel() for p in trainer.policy.critic_parameters),
+                "critic": sum(p.numel() for p in policy.critic_parameters),
             },
             "versions": versions(),
             "machine": {
@@ -306,8 +355,13 @@ class RunRecord:
                 "threads": torch.get_num_threads(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             },
-            "warnings": [dataclasses.asdict(finding) for finding in trainer.watch.found],
+            "warnings": [],
         }
+
+    def follow(self, trainer: Trainer) -> None:
+        """Keeps what the trainer warns of, and how long it has trained."""
+        self.trainer = trainer
+        self.content["warnings"] = [dataclasses.asdict(finding) for finding in trainer.watch.found]
         trainer.watch.listeners.append(self._warned)
 
     @contextmanager
@@ -322,7 +376,8 @@ class RunRecord:
             status = "interrupted"
             raise
         finally:
-            self.content |= {"status": status, "finished": _now(), "seconds": round(self.trainer.seconds, 3)}
+            seconds = round(self.trainer.seconds, 3) if self.trainer else 0.0
+            self.content |= {"status": status, "finished": _now(), "seconds": seconds}
             self._write()
 
     def _warned(self, finding: Finding) -> None:
@@ -331,9 +386,7 @@ class RunRecord:
 
     def _write(self) -> None:
         if self.writes:
-            temporary = self.path.with_suffix(".writing")
-            temporary.write_text(json.dumps(self.content, indent=1), encoding="utf-8")
-            temporary.replace(self.path)
+            write_file(self.path, json.dumps(self.content, indent=1), UNTOUCHED)
 
 
 def _earlier(path: Path) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from unipg.errors import InputError
+from unipg.rollouts.base import Pickled
 from unipg.training.checkpoints import random_states, restore_random_states
+from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -17,6 +20,8 @@ def state_of(run: Trainer) -> dict[str, Any]:
     learner = run.learner
     return {
         "identity": run.identity,
+        "iterations": run.training.iterations,
+        "fingerprint": run.workers.gather(run.fingerprint),
         "iteration": run.iteration,
         "step": learner.step,
         "position": run.position,
@@ -25,7 +30,7 @@ def state_of(run: Trainer) -> dict[str, Any]:
         "evaluated_at": run.evaluated_at,
         "row": dict(run.row),
         "batch": None if run.batch is None else run.batch.to("cpu").state_dict(),
-        "diagnostics": None if run.batch is None else learner.diagnostics,
+        "diagnostics": None if run.batch is None else learner.diagnostics.state_dict(),
         "unlearned": None if run.unlearned is None else run.unlearned.to("cpu").state_dict(),
         "proposed_at": run.proposed_at,
         "module": run.policy.module.state_dict(),
@@ -38,12 +43,12 @@ def state_of(run: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(run: Trainer, state: dict[str, Any]) -> None:
-    """Puts a run where `state_of` found it; raises InputError, with nothing changed, when the state belongs to another run."""
-    if state["identity"] != run.identity:
-        raise InputError(f"the checkpoint in '{run.folder}' belongs to another recipe: {_difference(state['identity'], run.identity)}")
-    if state["world"] != run.workers.world:
-        raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {run.workers.world}")
+def restore(run: Trainer, state: dict[str, Any], *, trust: bool = False) -> None:
+    """Puts a run where `state_of` found it; raises InputError, with nothing changed, when the state belongs to another run.
+
+    `trust`: unpickle what another user's or machine's run has pickled, which runs code from it.
+    """
+    _check(run, state, trust)
     learner = run.learner
     run.policy.module.load_state_dict(state["module"])
     if run.proposal is not None:
@@ -56,9 +61,59 @@ def restore(run: Trainer, state: dict[str, Any]) -> None:
         setattr(run, name, state[name])
     learner.step, learner.skipped, run.row = state["step"], dict(state["skipped"]), dict(state["row"])
     if state["diagnostics"] is not None:
-        learner.diagnostics = state["diagnostics"].to(run.policy.device)
+        learner.diagnostics = UpdateDiagnostics.restored(state["diagnostics"], run.policy.device)
     for name in ("batch", "unlearned"):
         setattr(run, name, None if state[name] is None else Trajectories(**state[name]).to(run.policy.device))
+    if state["iterations"] != run.training.iterations:
+        run.observer.note(_new_end(run, state["iterations"]))
+
+
+def _check(run: Trainer, state: dict[str, Any], trust: bool) -> None:
+    if state["identity"] != run.identity:
+        raise InputError(f"the checkpoint in '{run.folder}' belongs to another recipe: {_difference(state['identity'], run.identity)}")
+    if state["world"] != run.workers.world:
+        raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {run.workers.world}")
+    begun = state["iteration"] + (state["batch"] is not None)
+    if run.training.iterations < begun:
+        raise InputError(
+            f"training.iterations is {run.training.iterations}, but the run in '{run.folder}' is in iteration {begun} already; accepted: "
+            f"{begun} or more"
+        )
+    before, now = state["fingerprint"][run.workers.rank], run.fingerprint
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise InputError(
+                f"{name} has changed since the run in '{run.folder}' was started ({before.get(name, 'nothing')} then, "
+                f"{now.get(name, 'nothing')} now): a run is continued with the same data; put them back, or start a new run"
+            )
+    if not trust and any(not found.own for found in _pickled(state["experience"])):
+        raise InputError(
+            f"the run in '{run.folder}' was not written by this user here, and to continue it its pickled environments must be loaded, "
+            "which runs whatever code is in them; if you trust where it comes from, add --trust"
+        )
+
+
+def _pickled(value: Any) -> Iterator[Pickled]:
+    if isinstance(value, Pickled):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _pickled(item)
+
+
+def _new_end(run: Trainer, planned: int) -> str:
+    """What another number of iterations means for what is scheduled over the whole run."""
+    recipe, step, steps = run.learner.recipe, run.learner.step, run.training.steps_per_batch
+    before, now = (recipe.learning_rate_at(step, count * steps) for count in (planned, run.training.iterations))
+    rate = f"the learning rate goes on at {now:.3g}"
+    if recipe.schedule == "constant":
+        rate = f"the learning rate is constant ({now:.3g})"
+    elif now != before:
+        rate += f", where the {recipe.schedule} schedule had {'ended at' if step >= planned * steps else 'come to'} {before:.3g}"
+    return (
+        f"training.iterations was {planned} and is {run.training.iterations}: what is scheduled over the whole run now ends at optimiser "
+        f"step {run.training.total_steps} instead of {planned * steps}; {rate}"
+    )
 
 
 def _difference(old: str, new: str) -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from unipg.errors import InputError, missing_package, nearest
+from unipg.files import write_file, writing
 from unipg.rollouts.base import EvaluationResult
 from unipg.training.diagnostics import Histogram
+from unipg.training.folder import UNTOUCHED
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -24,11 +26,9 @@ class Tracker:
         self._others = [_open_tracker(name, folder, project, config or {}) for name in names]
 
     def _append(self, file: str, row: dict[str, Any]) -> None:
-        try:
-            with (self.folder / file).open("a", encoding="utf-8") as out:
-                out.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise InputError(f"'{self.folder / file}' cannot be written: {error}") from error
+        path = self.folder / file
+        with writing(path, UNTOUCHED), path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps(row) + "\n")
 
     def metrics(self, row: dict[str, Any]) -> None:
         """One iteration's numbers; `iteration` and `step` among them."""
@@ -66,9 +66,7 @@ class Tracker:
                     continue  # a line that a kill cut off
                 if at < first:
                     kept.append(line)
-            temporary = path.with_suffix(".writing")
-            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-            temporary.replace(path)
+            write_file(path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
         for tracker in self._others:

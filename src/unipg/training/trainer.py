@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective
 from unipg.estimator.policy_gradient import check_log_probs, corrected
+from unipg.files import write_folder, writing
 from unipg.policies.base import Policy
+from unipg.policies.weights import check_finite, fingerprint
 from unipg.rollouts.base import Demand, Experience, Interrupted
 from unipg.seeding import generator
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
@@ -21,6 +26,7 @@ from unipg.training.collapse import Finding, Watch
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
+from unipg.training.folder import UNTOUCHED, check_free, locked
 from unipg.training.learner import Learner, NonFinite
 from unipg.training.observer import Observer, Silent, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
@@ -40,7 +46,8 @@ class Trainer:
 
         Trainer(GRPO(), policy, experience, folder=Path("runs/mine")).train()
 
-    The folder receives metrics, checkpoints and the final model; see `Tracker` and `write_checkpoint`.
+    The folder receives metrics, checkpoints and the final model; see `Tracker` and `write_checkpoint`. While a run is at work no other may
+    write to it, and nothing in it is written over that is not this run's.
     """
 
     def __init__(
@@ -66,7 +73,8 @@ class Trainer:
         self.workers = workers or Workers()
         self.tracker = tracker
         if self.workers.leads:
-            folder.mkdir(parents=True, exist_ok=True)
+            with writing(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             self.tracker = tracker or Tracker(folder)
         self.setting = Setting(max_new_tokens=experience.max_new_tokens)
         recipe = (optimizer or OptimizerRecipe()).settled(algorithm, policy, controller=not experience.has_prompts)
@@ -101,6 +109,8 @@ class Trainer:
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self.row: dict[str, Any] = {}
         self.evaluated_at = -1
+        self.begun = False
+        """Whether the folder holds this run already: after the first call of `train`, or `resume`."""
         self.stop_requested = False
         self.stop_after_steps: int | None = None
 
@@ -159,13 +169,30 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ the loop
 
     def train(self) -> dict[str, Any]:
-        """Runs to the end, or raises Stopped after writing a checkpoint when `stop_requested` was set. Returns the last metrics row."""
-        try:
+        """Runs to the end, or raises Stopped after writing a checkpoint when `stop_requested` was set. Returns the last metrics row.
+
+        Errors: `InputError` while another run writes to the folder, where the folder holds another run's work (`resume` continues it), and
+        for a folder that cannot be written, a full disk included: the last good checkpoint is then untouched.
+        """
+        with self._at_work():
+            check_finite(self.policy.module, "the policy")
+            if not self.begun and self.workers.leads:
+                check_free(self.folder)
+                if self.tracker:
+                    self.tracker.rewind(0, -1)  # what a run that failed in its first iteration has left
+            self.begun = True
             return self._train()
-        finally:
-            if self.ahead is not None:
-                self.ahead.close()
-                self.ahead = None
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Keeps other runs out of the folder, and ends what runs beside this process."""
+        with locked(self.folder) if self.workers.leads else nullcontext():
+            try:
+                yield
+            finally:
+                if self.ahead is not None:
+                    self.ahead.close()
+                    self.ahead = None
 
     def _train(self) -> dict[str, Any]:
         last: dict[str, Any] = {}
@@ -189,8 +216,8 @@ class Trainer:
         if self.tracker:
             self.tracker.close()
         if self.workers.leads:
-            self.policy.save(self.folder / "model")
-            self.policy.save_critic(self.folder / "critic")
+            write_folder(self.folder / "model", self.policy.save, UNTOUCHED)
+            write_folder(self.folder / "critic", self.policy.save_critic, UNTOUCHED)
         self.workers.wait()
         return last
 
@@ -244,8 +271,8 @@ class Trainer:
         self.experience.load_state_dict(state)
         if self.unlearned is not None:
             self.experience.update(self.unlearned, self.learner.memory)
+        self._renew_proposal()  # also in the last iteration: the run may be continued with more of them
         if self.iteration + 1 < self.training.iterations:
-            self._renew_proposal()
             self.ahead.start(self._demand(self.iteration + 1), self.experience.state_dict())
         return collected
 
@@ -306,7 +333,11 @@ class Trainer:
         if self.position == 0:
             self.learner.diagnostics = UpdateDiagnostics()
         while self.position < self.training.steps_per_batch:
-            told = self.learner.optimise(self._minibatch(self.batch))
+            try:
+                told = self.learner.optimise(self._minibatch(self.batch))
+            except InputError:
+                self.learner.check_weights()  # where an earlier step has spoilt them, that is what to say
+                raise
             if "tokens/update" in told:
                 told["tokens/update"] += self.row.get("tokens/update", 0.0)
             self.row |= told
@@ -315,9 +346,11 @@ class Trainer:
                 self.stop_requested = True
             self.observer.phase("update", self.position / self.training.steps_per_batch)
             if self.position < self.training.steps_per_batch and self._stopping():
+                self.learner.check_weights()
                 self.save_checkpoint()
                 raise Stopped
         self.learner.forget_gradients()
+        self.learner.check_weights()
         self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
 
     def _stopping(self) -> bool:
@@ -419,10 +452,22 @@ class Trainer:
             write_checkpoint(self.folder, state)
         self.workers.wait()
 
-    def resume(self) -> None:
-        """Continues from the folder's checkpoint; raises InputError when it belongs to another recipe."""
-        restore(self, read_checkpoint(self.folder))
-        if self.tracker and self.workers.leads:
-            self.tracker.rewind(self.iteration, self.evaluated_at)
-            for row in self.tracker.rows():
-                self.watch.read(row, again=True)
+    def resume(self, *, trust: bool = False) -> None:
+        """Takes up the folder's last good checkpoint; `train` then goes on from there.
+
+        `trust`: load what another user's run, or another machine's, has pickled, which runs code from it. Errors: `InputError` for a
+        checkpoint of another recipe, of other data, or of more iterations than are wanted, and where there is none that is good.
+        """
+        with self._at_work():
+            restore(self, read_checkpoint(self.folder), trust=trust)
+            if self.tracker and self.workers.leads:
+                self.tracker.rewind(self.iteration, self.evaluated_at)
+                for row in self.tracker.rows():
+                    self.watch.read(row, again=True)
+        self.begun = True
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """Of what the run draws from and is measured against, by name: what must be the same when it is continued."""
+        own = {} if self.anchor is None else {"the anchor": fingerprint(self.anchor.module)}
+        return self.experience.fingerprint() | own

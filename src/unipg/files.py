@@ -1,0 +1,118 @@
+"""Files that are written: complete or not at all, never over what unipg did not write; and a full disk is called full."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from unipg.errors import InputError, one_line
+
+GENERATOR = "unipg"
+"""What every page, table and picture says it was written by."""
+MARKS = (b'<meta name="generator" content="unipg">', b'"generator": "unipg"', b"Software\0unipg")
+"""How that looks in the first bytes of a page, a JSON file and a PNG."""
+HEAD = 4096
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL_TEXT = re.compile("|".join(rf"{re.escape(os.strerror(code))}|\(os error {code}\)" for code in FULL))
+_SYSTEM_TEXT = re.compile(r"os error \d+|file write failed|PytorchStreamWriter|Error while serializing")
+
+
+def disk_is_full(error: BaseException) -> bool:
+    """Whether an error, or one that it came from, says that there is no room left; libraries wrap what the system says in their own."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in FULL) or _FULL_TEXT.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+@contextmanager
+def writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Turns whatever the system refuses while `path` is written into one line: `InputError`, with `hint` at its end."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if disk_is_full(error):
+            raise InputError(f"the disk is full: '{path}' cannot be written ({os.strerror(errno.ENOSPC)}){hint}") from error
+        if isinstance(error, OSError) or _SYSTEM_TEXT.search(str(error)):
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+            raise InputError(f"'{path}' cannot be written: {reason}{hint}") from error
+        raise
+
+
+def check_output(path: Path) -> None:
+    """Refuses a file that holds anything which unipg did not write; ask before the work whose result it is to hold."""
+    if path.is_dir():
+        raise InputError(f"'{path}' cannot be written: it is a folder; accepted: the name of a file")
+    with writing(path):
+        if not path.is_file() or not path.stat().st_size:
+            return
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+    if not any(mark in head for mark in MARKS):
+        raise InputError(f"'{path}' exists, and unipg did not write it: nothing is written over; accepted: another name")
+
+
+Content = str | Callable[[Path], object]
+"""Text, or what writes to the path that it is given."""
+
+
+def write_output(path: Path, content: Content) -> Path:
+    """Writes a result that somebody asked for, where nothing else is in the way; see `check_output`."""
+    check_output(path)
+    return write_file(path, content)
+
+
+def write_file(path: Path, content: Content, hint: str = "") -> Path:
+    """Writes a file, which is replaced once it is complete. Devices and pipes (`/dev/stdout`) are written to as they are.
+
+    Errors: `InputError` for one that cannot be written, with `hint` at its end.
+    """
+
+    def put(place: Path) -> None:
+        if isinstance(content, str):
+            place.write_text(content, encoding="utf-8", errors="replace")
+        else:
+            content(place)
+
+    with writing(path, hint):
+        if path.exists() and not path.is_file():
+            put(path)
+            return path
+        target = path.resolve()  # behind a link the file is replaced, not the link
+        unfinished = target.with_name(f".{os.getpid()}.{target.name}")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            put(unfinished)
+            unfinished.replace(target)
+        finally:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
+    return path
+
+
+def write_folder(folder: Path, save: Callable[[Path], object], hint: str = "") -> None:
+    """Lets `save` fill a folder beside `folder`, which takes its place once it is complete; nothing where `save` writes nothing."""
+    unfinished, old = folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.old")
+    try:
+        with writing(folder, hint):
+            for left in (unfinished, old):  # by a kill
+                if left.exists():
+                    shutil.rmtree(left)
+            save(unfinished)
+            if not unfinished.exists():
+                return
+            if folder.exists():
+                folder.rename(old)
+            unfinished.rename(folder)
+    finally:
+        for left in (unfinished, old):
+            shutil.rmtree(left, ignore_errors=True)
