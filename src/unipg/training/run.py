@@ -183,18 +183,13 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
 
 
 def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:
-    """Whether every optimiser step of a control recipe has something to learn from: steps or, where a part looks at rows, episodes."""
+    """Warns where rows are a controller's episodes, and windows may hold too few of them for every optimiser step."""
     environment, parts = recipe.environment, recipe.training.minibatches
     assert environment is not None
-    if environment.count * environment.steps < parts:
-        raise InputError(
-            f"training.minibatches is {parts}, but a batch has {environment.count * environment.steps} steps (environment.count · steps); "
-            "accepted: at most that"
-        )
     if algorithm.terms(Setting()).reach != "step" and environment.count < parts:
         warnings.warn(
-            f"training.minibatches is {parts}, but a batch may hold no more than {environment.count} episodes (environment.count), which are "
-            f"the rows of '{algorithm.name}' here: optimiser steps without any are left out",
+            f"training.minibatches is {parts}, but a batch may hold no more than {environment.count} episodes (environment.count), rows "
+            f"of '{algorithm.name}' here: optimiser steps without any are left out",
             stacklevel=2,
         )
 
