@@ -1,12 +1,13 @@
-"""Writes what the docs derive from code and results: the algorithm reference and the page of claims.
+"""Writes what is derived from code and results: the algorithm reference, the page of claims, and what type checkers know of algorithms.
 
-`make docs` runs it; a test checks that both are up to date.
+`make docs` runs it; a test checks that all are up to date.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from unipg import algorithms as package
 from unipg.algorithms import registered
 from unipg.reports.explain import reference
 
@@ -43,7 +44,17 @@ def section(path: Path, claim: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"![{claim['claim']}]({place}.png)", ""])
 
 
+def stub() -> str:
+    """`unipg/algorithms/__init__.pyi`: the classes that the package finds by itself."""
+    kinds = sorted(registered().values(), key=lambda kind: (kind.__module__, kind.__name__))
+    own = [f"from unipg.algorithms.base import {name} as {name}" for name in package._OWN]
+    return "\n".join(
+        ["# Written by docs/generate.py.", *own, *(f"from {k.__module__} import {k.__name__} as {k.__name__}" for k in kinds), ""]
+    )
+
+
 PAGES = {
+    FOLDER.parent / "src" / "unipg" / "algorithms" / "__init__.pyi": stub,
     FOLDER / "algorithms.md": lambda: reference(registered()),
     FOLDER / "claims.md": lambda: claims(RESULTS),
 }

@@ -18,6 +18,7 @@ LAYERS = (
     {"algorithms"},
     {"training"},
     {"lab", "laws", "reports", "terminal", "interop"},
+    {"front"},
     {"cli"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}

@@ -1,10 +1,12 @@
 """The docs say what the code does."""
 
+import json
 import re
 import runpy
 from pathlib import Path
 
 import pytest
+import torch
 
 from unipg.algorithms import registered
 from unipg.cli import main
@@ -16,6 +18,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_algorithm_reference_is_up_to_date() -> None:
     assert (ROOT / "docs" / "algorithms.md").read_text(encoding="utf-8") == reference(registered()), "run: make docs"
+
+
+def test_what_type_checkers_know_of_algorithms_is_up_to_date() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    stub = ROOT / "src" / "unipg" / "algorithms" / "__init__.pyi"
+    assert stub.read_text(encoding="utf-8") == generate["stub"](), "run: make docs"
 
 
 def test_the_page_of_claims_is_up_to_date() -> None:
@@ -41,8 +49,6 @@ def test_explain_says_everything(name, capsys) -> None:
 
 
 def test_the_live_table_as_json(capsys) -> None:
-    import json
-
     assert main(["algorithms", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert {r["name"] for r in rows} == set(registered())
@@ -66,3 +72,46 @@ def test_the_part_in_the_laws_page_keeps_the_laws(law) -> None:
     exec(code.replace("from __future__ import annotations", ""), names)
     LAWS[law](names["Mine"]())
     assert law in text
+
+
+BLOCKS = [
+    pytest.param(page, code, id=f"{page}-{number}")
+    for page in ("README.md", "docs/guide.md")
+    for number, code in enumerate(re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.S))
+]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with what the docs take for granted: data files, and a tiny model under the name of a large one."""
+    from unipg.policies.causal_lm import ScratchModel, build_model, train_tokenizer
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    tokenizer = train_tokenizer(["What is 2 + 3?", "Hello"], 270)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{{ eos_token }}{% endfor %}"
+    model = build_model(ScratchModel(hidden_size=16, layers=1, heads=2, intermediate_size=32, vocabulary=270, max_positions=128), tokenizer)
+    for saved in (model, tokenizer):
+        saved.save_pretrained(tmp_path / "Qwen" / "Qwen3-0.6B")
+    for name, shift in (("train.jsonl", 0), ("held_out.jsonl", 100)):
+        rows = [{"prompt": f"What is {a + shift} + 1?", "answer": str(a + shift + 1)} for a in range(4)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("page", "code"), BLOCKS)
+def test_python_in_the_docs_runs_as_printed(place, page, code) -> None:
+    """Fewer iterations are the only change."""
+    log_prob = (-torch.rand(4, 3)).requires_grad_()
+    names = {
+        "__name__": "block",
+        "tokens": torch.zeros(4, 3, dtype=torch.long),
+        "mask": torch.ones(4, 3, dtype=torch.bool),
+        "group": torch.tensor([0, 0, 1, 1]),
+        "reward": torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        "old": log_prob.detach(),
+        "anchor": log_prob.detach() - 0.1,
+        "log_prob": log_prob,
+        "entropy": torch.ones(4, 3),
+    }
+    exec(re.sub(r"\biterations=\d+", "iterations=1", code), names)

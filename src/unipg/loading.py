@@ -1,4 +1,4 @@
-"""Python callables by dotted path: verifiers, tools, divergences, strata of anyone's."""
+"""Python callables by dotted path: verifiers, tools, divergences, strata of anyone's; and values that are given in place of a name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,44 @@ from typing import Any
 
 from unipg.errors import InputError, nearest, one_line
 
+IN_MEMORY = "in memory: "
+"""How the name of a value begins that no other process could find."""
+
+
+class Live(str):
+    """The name of a Python value, with the value: a recipe takes it wherever it takes the name, and records the name alone."""
+
+    value: Any
+
+    def __new__(cls, name: str, value: Any) -> Live:
+        live = super().__new__(cls, name)
+        live.value = value
+        return live
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Live:
+        return self  # a data set, or a function with a model behind it
+
+
+def live_function(function: Callable[..., Any]) -> Live:
+    """A function in place of `package.module:function`, which it is called where an import would find it."""
+    module, path = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if module and path and module != "__main__":
+        found: Any = sys.modules.get(module)
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        if found is function:
+            return Live(f"{module}:{path}", function)
+    return Live(IN_MEMORY + (path or type(function).__qualname__).rpartition("<locals>.")[2], function)
+
+
+def check_named(spec: str, what: str) -> None:
+    """Refuses the name of a value that was in the memory of another process."""
+    if spec.startswith(IN_MEMORY) and not isinstance(spec, Live):
+        raise InputError(
+            f"{what} '{spec}' was a Python value of the process that began this run, and is in no file; accepted: unipg.train(…) with the "
+            "same value, and resume=True to go on"
+        )
+
 
 def callable_named(spec: str, what: str) -> Callable[..., Any]:
     """The callable that `package.module:function` or `package.module.function` names; modules of the current folder are found too.
@@ -19,6 +57,10 @@ def callable_named(spec: str, what: str) -> Callable[..., Any]:
     `what` says in errors what it is for. Errors: `InputError` with the nearest names for an unknown module or attribute, for a module that
     fails while it is imported, for a class, and for what cannot be called.
     """
+    check_named(spec, what)
+    if isinstance(spec, Live):
+        live: Callable[..., Any] = spec.value
+        return live
     module_name, _, path = spec.partition(":") if ":" in spec else spec.rpartition(".")
     if not module_name or not path:
         raise InputError(f"unknown {what} {spec!r}; accepted: package.module:function")

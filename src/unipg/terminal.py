@@ -15,6 +15,7 @@ from rich.text import Text
 from unipg.policies.proof import WAYS, Proof
 from unipg.rollouts.base import EvaluationResult
 from unipg.training.collapse import Finding
+from unipg.training.observer import Observer
 
 SHOWN = (
     ("reward/mean", "reward"),
@@ -36,7 +37,7 @@ def plain_console() -> Console:
     return Console(markup=False, emoji=False)
 
 
-class TrainingDisplay:
+class TrainingDisplay(Observer):
     """A live bar on a terminal; a line now and then elsewhere (a log file)."""
 
     def __init__(self, console: Console, title: str) -> None:
@@ -68,7 +69,7 @@ class TrainingDisplay:
             self.progress.stop()
 
     def note(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=True)
 
     def phase(self, name: str, done: float) -> None:
         shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}

@@ -250,9 +250,9 @@ def test_a_causal_model_gives_no_score_and_a_reward_model_no_likelihood(folders:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"verifier": 0}, "reward: nothing scores the answers; accepted: a verifier weight other than 0, or at least one model"),
+        ({"verifier": 0}, "reward: nothing scores the answers; accepted: a verifier weight other than 0, a function, or a model"),
         ({"verifier": math.inf}, "reward.verifier is inf"),
-        ({"models": [{"model": "a/x"}, {"model": "b/x"}]}, "reward.models: two sources are called 'x'; give each a `name` of its own"),
+        ({"models": [{"model": "a/x"}, {"model": "b/x"}]}, "reward: two sources are called 'x'; give each a `name` of its own"),
         ({"models": [{"model": "a", "name": "verifier"}]}, "two sources are called 'verifier'"),
         ({"models": [{"model": "a", "kind": "scores"}]}, r"reward.models\[0\].kind: 'scores' does not exist; did you mean 'score'"),
         ({"models": [{"model": " "}]}, r"reward.models\[0\]: model is empty"),

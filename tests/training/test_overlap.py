@@ -15,13 +15,13 @@ from unipg.estimator.policy_gradient import corrected
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
 from unipg.rollouts.base import Experience
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
-from unipg.training.trainer import Silent, Stopped
+from unipg.training.trainer import Observer, Stopped
 
 GRPO = algorithm_named("grpo")()
 PROBLEM = StringProblem(vocabulary=4, prompts=(0, 1, 2), length=2)
 
 
-class Rows(Silent):
+class Rows(Observer):
     """An observer that keeps the metrics."""
 
     def __init__(self) -> None:

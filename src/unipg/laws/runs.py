@@ -14,7 +14,7 @@ from unipg.algorithms.base import Algorithm
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.laws.cases import LawBroken
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
-from unipg.training.trainer import Silent, Stopped, Trainer
+from unipg.training.trainer import Observer, Stopped, Trainer
 
 PROBLEM = StringProblem(vocabulary=4, prompts=(0, 1, 2), length=2)
 """Repeat the prompt's token twice."""
@@ -35,7 +35,7 @@ def _trainer(algorithm: Algorithm, folder: Path, training: TrainingRecipe, rate:
     )
 
 
-class _UntilSolved(Silent):
+class _UntilSolved(Observer):
     """Stops a run as soon as the expected reward reaches the goal."""
 
     def __init__(self, trainer: Trainer, policy: BigramPolicy, goal: float) -> None:

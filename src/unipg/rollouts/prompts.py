@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -289,7 +290,8 @@ class PromptRollouts(Experience):
             "verifier/raised_fraction": failures.kinds.get("raised", 0) / len(rows),
         }
         told = {f"reward/{name}": values for name, values in components.items()} | {k: v.tolist() for k, v in features.items()}
-        metrics |= {name: sum(values) / len(values) for name, values in told.items()}
+        opinions = {name: [v for v in values if not math.isnan(v)] for name, values in told.items()}
+        metrics |= {name: sum(values) / len(values) for name, values in opinions.items() if values}
         return batch.replace(planned=features), metrics | tool_metrics(found, self.tools)
 
     def _demonstrations(self, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand) -> list[Given]:

@@ -15,8 +15,9 @@ from unipg.hub import saved_model
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model, scored
 from unipg.rollouts.text import answer_with_end, prompt_tokens
-from unipg.tasks.base import Item, Verifier
-from unipg.tasks.verifiers import Failures, score
+from unipg.tasks.base import Item, Task, Verifier
+from unipg.tasks.data import unscored
+from unipg.tasks.verifiers import BatchFunction, Failures, score, verifier_named
 
 Layout = Literal["auto", "never", "conversation"]
 """auto: the prompt through the tokenizer's chat template where it has one, the answer, the end token: rows as they are trained on here.
@@ -85,38 +86,116 @@ class RewardModelRecipe:
 
 
 @dataclass(frozen=True)
+class RewardFunctionRecipe:
+    """A Python function that scores answers."""
+
+    function: str
+    """`exact_match`, `math_verify`, `qa_match` or `package.module:function`, with the signature `(answer, item)` or, as TRL has it,
+    `(completions, **columns)`."""
+    weight: float = 1.0
+    """Its factor in the sum of rewards; at 0 it is recorded and moves nothing."""
+    name: str | None = None
+    """What metrics call it; default: the function's own name."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.weight):
+            raise InputError(f"weight is {self.weight}; accepted: a finite number")
+
+    @property
+    def title(self) -> str:
+        """What metrics call it."""
+        return self.name or self.function.rpartition(":")[2].strip().rpartition(".")[2]
+
+
+@dataclass(frozen=True)
 class RewardRecipe:
-    """Where the reward of an answer comes from: a weighted sum of the task's verifier and of models."""
+    """Where the reward of an answer comes from: a weighted sum of the task's verifier, of Python functions and of models."""
 
     verifier: float = 1.0
     """Weight of the task's own verifier; 0 leaves it out, and it is never called."""
     models: list[RewardModelRecipe] = field(default_factory=list)
+    functions: list[RewardFunctionRecipe] = field(default_factory=list)
+    """Python functions; held-out tasks without a verifier of their own are scored by their weighted sum."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.verifier):
             raise InputError(f"reward.verifier is {self.verifier}; accepted: a finite number")
-        if not self.verifier and not self.models:
-            raise InputError("reward: nothing scores the answers; accepted: a verifier weight other than 0, or at least one model")
-        names = [VERIFIER, *(model.title for model in self.models)]
+        if not self.verifier and not self.models and not self.functions:
+            raise InputError("reward: nothing scores the answers; accepted: a verifier weight other than 0, a function, or a model")
+        names = [VERIFIER, *(f.title for f in self.functions), *(model.title for model in self.models)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise InputError(f"reward.models: two sources are called '{twice}'; give each a `name` of its own")
+            raise InputError(f"reward: two sources are called '{twice}'; give each a `name` of its own")
+
+
+class RewardFunctions:
+    """Python functions and their weighted sum, which is a verifier too."""
+
+    def __init__(self, recipes: Sequence[RewardFunctionRecipe]) -> None:
+        self.weights = {recipe.title: recipe.weight for recipe in recipes}
+        self.verifiers = {recipe.title: verifier_named(recipe.function) for recipe in recipes}
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuses rows that do not have the columns which the functions ask for."""
+        for verifier in self.verifiers.values():
+            if isinstance(verifier, BatchFunction):
+                verifier.check(items)
+
+    def components(self, answers: Sequence[str], items: Sequence[Item], seconds: float) -> tuple[dict[str, list[float]], Failures]:
+        """The [B] rewards by name before weighting, NaN where a function has no opinion, and which calls failed."""
+        found: dict[str, list[float]] = {}
+        failures = Failures()
+        for name, verifier in self.verifiers.items():
+            found[name], missed = score(verifier, answers, items, seconds, gaps=True)
+            failures.join(missed)
+        return found, failures
+
+    def __call__(self, answer: str, item: Item) -> float:
+        return self.together([answer], [item], math.inf)[0][0]
+
+    def together(self, answers: Sequence[str], items: Sequence[Item], seconds: float) -> tuple[list[float], Failures]:
+        found, failures = self.components(answers, items, seconds)
+        return weighted(found, self.weights, items), failures
+
+
+def weighted(components: dict[str, list[float]], weights: dict[str, float], items: Sequence[Item]) -> list[float]:
+    """[B] sums of weight · component, without components that are NaN.
+
+    Errors: `InputError` for an item of which no component says anything.
+    """
+    sums = []
+    for row, item in enumerate(items):
+        told = {name: values[row] for name, values in components.items() if not math.isnan(values[row])}
+        if not told:
+            raise InputError(f"{_place(item)}: no reward function has an opinion (None) of its answer; accepted: a number from one of them")
+        sums.append(math.fsum(weights[name] * value for name, value in told.items()))
+    return sums
+
+
+def scored_alike(task: Task, functions: Sequence[RewardFunctionRecipe]) -> Task:
+    """The task, scored by the weighted sum of the functions where it has no verifier of its own."""
+    if functions and task.verifier is unscored:
+        verifier = RewardFunctions(functions)
+        verifier.check(task.items)
+        task.verifier = verifier
+    return task
 
 
 class RewardSource:
-    """The reward of answers by a recipe: reward = sum of weight · component over the task's verifier and the models.
+    """The reward of answers by a recipe: reward = sum of weight · component over the task's verifier, functions and models.
 
     `verifier`, `seconds`: the task's own, and its time limit for one answer. `device`: where the models are put; they are loaded once.
     """
 
     def __init__(self, recipe: RewardRecipe, verifier: Verifier, seconds: float = 10.0, device: torch.device | str = "cpu") -> None:
         self.recipe, self.verifier, self.seconds = recipe, verifier, seconds
+        self.functions = RewardFunctions(recipe.functions) if recipe.functions else None
         self.models = [model.build(device) for model in recipe.models]
 
     def __call__(
         self, items: Sequence[Item], answers: Sequence[str], ended: Sequence[bool] | None = None
     ) -> tuple[list[float], dict[str, list[float]], Failures]:
-        """[B] rewards, the [B] components by name before weighting, and which calls of the verifier failed.
+        """[B] rewards, the [B] components by name before weighting (NaN: no opinion), and which calls of verifier and functions failed.
 
         `ended [B]`: answers that ended by themselves and so have an end token (default: all).
 
@@ -128,11 +207,15 @@ class RewardSource:
         if self.recipe.verifier:
             weights[VERIFIER] = self.recipe.verifier
             components[VERIFIER], failures = score(self.verifier, answers, items, self.seconds)
+        if self.functions is not None:
+            found, missed = self.functions.components(answers, items, self.seconds)
+            components |= found
+            weights |= self.functions.weights
+            failures.join(missed)
         for recipe, model in zip(self.recipe.models, self.models, strict=True):
             weights[model.name] = recipe.weight
             components[model.name] = model(items, answers, ended)
-        rewards = [math.fsum(weights[name] * values[row] for name, values in components.items()) for row in range(len(answers))]
-        return rewards, components, failures
+        return weighted(components, weights, items), components, failures
 
 
 class RewardModel:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.hub import impatient
+from unipg.loading import IN_MEMORY, Live, check_named
 from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier
 from unipg.tasks.tools import Tool, checked_conversation
 from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
@@ -70,6 +72,7 @@ def data_task(
 
     `source` is a file if it ends with `.jsonl`, `.json` or `.parquet`, begins with `./`, `../`, `/` or `~/`, or is an existing path with a
     separator; otherwise it names a hub dataset, of which `subset` and `split` choose a part. Parquet and the hub need the extra `data`.
+    Rows that are in memory are given by `live_rows`.
 
     Columns: `prompt` holds text or a list of chat messages; `demonstration` text, the messages of an answer that calls tools
     (`tools.checked_conversation`), or a list of either, and null or an empty list for a row without one; `answer` text or a number. The
@@ -99,8 +102,12 @@ def data_task(
             raise InputError(f"the verifier '{verifier}' compares with a reference answer: set 'answer' to the column that holds it")
         verifier = verifier_named(verifier)
     elif verifier is None:
-        verifier = _unscored if answer is None else verifier_named("exact_match")
-    if _is_local(source):
+        verifier = unscored if answer is None else verifier_named("exact_match")
+    check_named(source, "the data")
+    rows: Iterator[Row]
+    if isinstance(source, Live):
+        rows, title = (_record(dict(row), f"row {number}") for number, row in enumerate(source.value, 1)), "data"
+    elif is_local(source):
         path = Path(source).expanduser()
         if split != "train" or subset is not None:
             raise InputError(f"{path} is a file: it has no subsets, and no split but 'train'")
@@ -134,6 +141,26 @@ def _check_differences(items: Sequence[Item]) -> None:
         )
 
 
+def live_rows(rows: Any) -> Live:
+    """Rows in memory in place of a file's name: a list of dicts, or a `datasets.Dataset`; recorded by their number and a checksum.
+
+    Errors: `InputError` for anything else, naming the first row that is no mapping.
+    """
+    what = f"data is a {type(rows).__name__}"
+    if isinstance(rows, Mapping):
+        raise InputError(f"{what} with the keys {', '.join(map(str, list(rows)[:5]))}; accepted: one split of it, or a list of dicts")
+    if not hasattr(rows, "__len__") or not hasattr(rows, "__iter__"):
+        raise InputError(f"{what}; accepted: a file's or a data set's name, a list of dicts, a datasets.Dataset")
+    digest = hashlib.sha256()
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise InputError(f"{what}, and its row {number} holds {_kind(row)}; accepted: rows with named columns, as dicts")
+        digest.update(json.dumps(dict(row), skipkeys=True, default=repr).encode() + b"\n")
+    if not len(rows):
+        raise InputError("data is empty: it has no rows")
+    return Live(f"{IN_MEMORY}{len(rows)} rows, {digest.hexdigest()[:12]}", rows)
+
+
 def with_system(prompt: Prompt, system: str | None, place: str) -> Prompt:
     """`prompt` after a system message; unchanged if `system` is None.
 
@@ -147,11 +174,12 @@ def with_system(prompt: Prompt, system: str | None, place: str) -> Prompt:
     return [{"role": "system", "content": system}, *messages]
 
 
-def _unscored(answer: str, item: Item) -> float:
+def unscored(answer: str, item: Item) -> float:
+    """The verifier of a task that has none."""
     raise InputError("the task has no verifier: set 'answer' to the column with the reference answers, or 'verifier'")
 
 
-def _is_local(source: str) -> bool:
+def is_local(source: str) -> bool:
     looks = source.endswith(_SUFFIXES) or source.startswith(("./", "../", "~/")) or os.path.isabs(source)
     return looks or (any(mark in source for mark in {"/", os.sep}) and Path(source).exists())
 

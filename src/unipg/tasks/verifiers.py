@@ -8,9 +8,9 @@ import logging
 import math
 import string
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.loading import callable_named
@@ -95,7 +95,8 @@ NEED_REFERENCE = frozenset(_NAMED)
 
 
 def verifier_named(spec: str) -> Verifier:
-    """The verifier that `spec` names: `exact_match`, `math_verify`, `qa_match`, or any Python callable `(answer, item) -> float`.
+    """The verifier that `spec` names: `exact_match`, `math_verify`, `qa_match`, or any Python callable: `(answer, item) -> float`, or, told
+    by a parameter of this name, `(completions, …) -> list of numbers` (`BatchFunction`).
 
     A callable is written `package.module:function` or `package.module.function`; modules of the current folder are found too.
 
@@ -108,11 +109,17 @@ def verifier_named(spec: str) -> Verifier:
         raise InputError(f"unknown verifier {spec!r}: {nearest(spec, [*_NAMED, 'package.module:function'])}")
     found = callable_named(spec, "verifier")
     try:
-        inspect.signature(found).bind("answer", Item(0, "prompt"))
+        signature = inspect.signature(found)
+    except ValueError:  # a built-in callable that does not tell
+        return found
+    if inspect.iscoroutinefunction(found):
+        raise InputError(f"verifier '{spec}' is async; accepted: a plain function")
+    if "completions" in signature.parameters:
+        return BatchFunction(found, spec)
+    try:
+        signature.bind("answer", Item(0, "prompt"))
     except TypeError as error:
-        raise InputError(f"verifier {spec!r} cannot be called as (answer, item): {error}") from error
-    except ValueError:
-        pass  # a built-in callable that does not tell its signature
+        raise InputError(f"verifier '{spec}' cannot be called as (answer, item), nor has it a parameter `completions`: {error}") from error
     return found
 
 
@@ -152,11 +159,86 @@ class Failures:
         self.kinds[kind] = self.kinds.get(kind, 0) + 1
         self.messages.setdefault(kind, message)
 
+    def join(self, others: Failures) -> None:
+        """Takes in those of another call for the same answers: one that fails in both is counted once."""
+        self.rows = sorted({*self.rows, *others.rows})
+        self.kinds = {kind: max(self.kinds.get(kind, 0), others.kinds.get(kind, 0)) for kind in self.kinds | others.kinds}
+        self.messages = others.messages | self.messages
+        self.traceback = self.traceback or others.traceback
+
+
+@runtime_checkable
+class Together(Protocol):
+    """A verifier that scores many answers in one call."""
+
+    def together(self, answers: Sequence[str], items: Sequence[Item], seconds: float) -> tuple[list[float], Failures]:
+        """One reward for each answer [B], NaN where it has nothing to say, and which failed; `seconds`: the limit for one answer."""
+
+
+class BatchFunction:
+    """A function over many answers, as TRL's reward functions are: `(completions, …) -> list of numbers`.
+
+    It is given by name, of what it has parameters for: `completions`, `prompts`, and every column of the rows as a list. A completion is
+    text, or `[{"role": "assistant", "content": text}]` where the prompt is a conversation. None in its list is no opinion.
+
+    Errors: `InputError` for a parameter that is no column (`check`), and for a list of another length.
+    """
+
+    def __init__(self, function: Callable[..., Any], name: str) -> None:
+        self.function, self.name = function, name
+        parameters = inspect.signature(function).parameters.values()
+        self.takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        self.takes = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        self.needs = [p.name for p in parameters if p.name in self.takes and p.default is p.empty]
+
+    def check(self, items: Sequence[Item]) -> None:
+        """Refuses rows that do not have a column which the function must be given."""
+        columns = items[0].fields if items else {}
+        missing = next((name for name in self.needs if name not in ("completions", "prompts", *columns)), None)
+        if missing is not None:
+            known = nearest(missing, ["completions", "prompts", *columns])
+            raise InputError(f"'{self.name}' asks for '{missing}', but the rows have no such column; {known}")
+
+    def __call__(self, answer: str, item: Item) -> float:
+        return float(self._call([answer], [item])[0])
+
+    def _call(self, answers: Sequence[str], items: Sequence[Item]) -> list[Any]:
+        said = [a if isinstance(i.prompt, str) else [{"role": "assistant", "content": a}] for a, i in zip(answers, items, strict=True)]
+        own = {"prompts": [item.prompt for item in items], "completions": said}
+        columns = items[0].fields if self.takes_all else [name for name in self.takes if name in items[0].fields]
+        told = {name: [item.fields.get(name) for item in items] for name in columns if name not in ("prompt", "completion")}
+        given = told | {name: value for name, value in own.items() if self.takes_all or name in self.takes}
+        return list(self.function(**given))
+
+    def together(self, answers: Sequence[str], items: Sequence[Item], seconds: float) -> tuple[list[float], Failures]:
+        failures = Failures()
+        if not answers:
+            return [], failures
+        self.check(items)
+        place = f"{len(answers)} answers from {items[0].place or f'item {items[0].index}'} on"
+        try:
+            found = limited(functools.partial(self._call, answers, items), seconds * len(answers))
+        except OutOfTime:
+            failure = ("timed_out", f"{place}: no result within {seconds * len(answers):g} s")
+        except (InputError, KeyboardInterrupt):
+            raise
+        except BaseException as error:
+            failure = ("raised", f"{place}: {one_line(error)}")
+            failures.traceback = f"{place}:\n{''.join(traceback.format_exception(error))}"
+        else:
+            if len(found) != len(answers):
+                raise InputError(f"'{self.name}' gave {len(found)} rewards for {len(answers)} completions")
+            gave = [math.nan if value is None else _reward(value, self.name, item) for value, item in zip(found, items, strict=True)]
+            return gave, failures
+        for row in range(len(answers)):
+            failures.add(failure[0], row, failure[1])
+        return [0.0] * len(answers), failures
+
 
 def score(
-    verifier: Verifier, answers: Sequence[str], items: Sequence[Item], time_limit_seconds: float = 5.0
+    verifier: Verifier, answers: Sequence[str], items: Sequence[Item], time_limit_seconds: float = 5.0, *, gaps: bool = False
 ) -> tuple[list[float], Failures]:
-    """One reward for each answer `[B]`, and which calls failed.
+    """One reward for each answer `[B]`, and which calls failed. `gaps`: NaN is taken from a verifier that has nothing to say of an answer.
 
     A call that raises (`raised`; `SystemExit` too) or runs past the limit (`timed_out`) counts as failed and gives reward 0.0.
 
@@ -167,7 +249,13 @@ def score(
     """
     if not time_limit_seconds > 0:
         raise InputError(f"the verifier's time limit is {time_limit_seconds}; it must be above 0 seconds")
-    rewards: list[float] = []
+    if isinstance(verifier, Together):
+        rewards, failures = verifier.together(answers, items, time_limit_seconds)
+        for reward, item in zip(rewards, items, strict=True):
+            if not gaps:
+                _reward(reward, _name_of(verifier), item)
+        return rewards, failures
+    rewards = []
     failures = Failures()
     for row, (answer, item) in enumerate(zip(answers, items, strict=True)):
         reward, place = 0.0, item.place or f"item {item.index}"
@@ -181,12 +269,17 @@ def score(
             failures.add("raised", row, f"{place}: {one_line(error)}")
             failures.traceback = failures.traceback or f"{place}:\n{''.join(traceback.format_exception(error))}"
         else:
-            number = _finite(result)
-            if number is None:
-                raise InputError(f"the verifier '{_name_of(verifier)}' gave {_shown(result)} for {place}: a reward must be a finite number")
-            reward = number
+            reward = _reward(result, _name_of(verifier), item)
         rewards.append(reward)
     return rewards, failures
+
+
+def _reward(result: Any, who: str, item: Item) -> float:
+    number = _finite(result)
+    if number is None:
+        place = item.place or f"item {item.index}"
+        raise InputError(f"the verifier '{who}' gave {_shown(result)} for {place}: a reward must be a finite number")
+    return number
 
 
 def _finite(result: Any) -> float | None:
@@ -200,7 +293,7 @@ def _finite(result: Any) -> float | None:
 
 
 def _name_of(verifier: Verifier) -> str:
-    return getattr(verifier, "__qualname__", type(verifier).__qualname__)
+    return str(getattr(verifier, "__qualname__", None) or getattr(verifier, "name", type(verifier).__qualname__))
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,9 @@ Belongs here: everything between a recipe and a trained policy that is the same 
 algorithm, a policy or a task could say itself.
 """
 
+from unipg.training.observer import Observer, Stopped
+from unipg.training.observers import BestModel, EarlyStopping, Track
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.trainer import Trainer
 
-__all__ = ["OptimizerRecipe", "Trainer", "TrainingRecipe"]
+__all__ = ["BestModel", "EarlyStopping", "Observer", "OptimizerRecipe", "Stopped", "Track", "Trainer", "TrainingRecipe"]

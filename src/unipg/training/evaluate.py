@@ -16,8 +16,9 @@ from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_token
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
+from unipg.rollouts.scoring import RewardFunctionRecipe, scored_alike
 from unipg.rollouts.text import SamplingRecipe
-from unipg.training.recipe import TaskRecipe, check_threads, load_recipe, parse_value, typed
+from unipg.training.recipe import Recipe, TaskRecipe, check_threads, load_recipe, parse_value, typed
 from unipg.training.run import pick_device
 
 UNSEEN_SEED = 1_000_000
@@ -27,8 +28,8 @@ UNSEEN_SEED = 1_000_000
 def evaluate_model(
     model: str,
     *,
-    tasks: Sequence[str] = (),
-    recipe: str | None = None,
+    tasks: Sequence[str | TaskRecipe] = (),
+    recipe: str | Recipe | None = None,
     items: int | None = None,
     samples: int | None = None,
     k: tuple[int, ...] | None = None,
@@ -43,9 +44,9 @@ def evaluate_model(
     """Results of a hub model, a model folder or a run folder, one per task. A reward model is evaluated on preferences (`evaluate_pairs`),
     a controller in its environment (`evaluate_controller`).
 
-    `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon. `recipe`: take the held-out tasks and the
-    sampling settings of a recipe, or its environment; a run folder's own recipe is taken unasked. Arguments that are given win over it.
-    `episodes` are those of a controller. `progress` is told the task and its finished share.
+    `tasks`: names of reasoning-gym tasks or data files, each with YAML options behind a colon, or sections of a recipe. `recipe`: take the
+    held-out tasks and the sampling settings of a recipe, or its environment; a run folder's own recipe is taken unasked. Arguments that
+    are given win over it. `episodes` are those of a controller. `progress` is told the task and its finished share.
     """
     if threads is not None:
         check_threads(threads)
@@ -61,9 +62,11 @@ def evaluate_model(
     _refuse(f"'{model}' is no controller", episodes=episodes)
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
+    functions: list[RewardFunctionRecipe] = []
     if recipe is not None or own.is_file():  # a run folder knows how its model samples
-        held = load_recipe(recipe or own)
+        held = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)
         evaluation, sampling = held.evaluation, held.rollouts
+        functions = held.reward.functions
         wanted += held.evaluation.tasks if recipe is not None or not tasks else []
     changes: dict[str, Any] = {"items": items, "samples": samples, "temperature": temperature, "k": k}
     if samples and k is None:
@@ -72,10 +75,10 @@ def evaluate_model(
     evaluation = dataclasses.replace(plain, **{name: value for name, value in changes.items() if value is not None})
     if max_new_tokens is not None:
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
-    wanted += [task_from_text(text, evaluation.items) for text in tasks]
+    wanted += [task_from_text(task, evaluation.items) if isinstance(task, str) else task for task in tasks]
     if not wanted:
         raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
-    built = [task.build() for task in wanted]
+    built = [scored_alike(task.build(), functions) for task in wanted]
     scorer = is_reward_model(place)
     if scorer:
         given = {"samples": samples, "k": k, "temperature": temperature, "max_new_tokens": max_new_tokens}
@@ -97,13 +100,13 @@ def evaluate_model(
 
 
 def _evaluate_controller(
-    folder: Path, recipe: str | None, episodes: int | None, seed: int, device: str, progress: Callable[[str, float], None] | None
+    folder: Path, recipe: str | Recipe | None, episodes: int | None, seed: int, device: str, progress: Callable[[str, float], None] | None
 ) -> EvaluationResult:
     """A saved controller in the environment of a recipe: by default that of the run that it is in."""
     own = folder.resolve().parent / "recipe.yaml"
     if recipe is None and not own.is_file():
         raise InputError(f"'{folder}' does not say which environment it acts in: give --recipe FILE with one, or the run folder")
-    environment = load_recipe(recipe or own).environment
+    environment = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)).environment
     if environment is None:
         raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
     if episodes is not None and episodes < 1:

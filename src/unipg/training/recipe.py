@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,6 +19,7 @@ import yaml
 from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts
 from unipg.errors import InputError, nearest
 from unipg.hub import in_home
+from unipg.loading import Live
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.policies.recipe import ModelRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
@@ -190,7 +192,9 @@ def check_threads(threads: int) -> None:
 
 
 def build_algorithm(section: Any) -> Algorithm:
-    """The algorithm of a recipe's `algorithm` key."""
+    """The algorithm of a recipe's `algorithm` key, or the one that is there in its place."""
+    if isinstance(section, Algorithm):
+        return section
     if isinstance(section, str):
         section = {"name": section}
     if not isinstance(section, dict) or "name" not in section:
@@ -207,6 +211,11 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
     values = _read(Path(path), ())
     for override in overrides or []:
         _override(values, override)
+    return recipe_from(values)
+
+
+def recipe_from(values: dict[str, Any]) -> Recipe:
+    """A recipe from its sections: plain values, or the typed ones."""
     recipe = typed(Recipe, values, "")
     recipe.build_algorithm()
     return recipe
@@ -322,6 +331,13 @@ def typed(kind: type[T], values: Any, where: str) -> T:
 def _value(hint: Any, value: Any, where: str) -> Any:
     """`value` as the type `hint`, or an error that names the place."""
     options = list(get_args(hint)) if get_origin(hint) in (typing.Union, types.UnionType) else [hint]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    value = _number(value)
+    if isinstance(value, Live) and str in options:
+        return value
+    if isinstance(value, tuple) and any(get_origin(option) is list for option in options):
+        value = list(value)
     if value is None:
         if type(None) in options or hint is Any:
             return None
@@ -330,10 +346,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return value
     sections = [o for o in options if dataclasses.is_dataclass(o)]
     if sections:
-        return typed(sections[0], value, where)  # type: ignore[arg-type]
+        return value if isinstance(value, sections[0]) else typed(sections[0], value, where)  # type: ignore[arg-type]
     for option in options:
         if get_origin(option) is list and isinstance(value, list) and dataclasses.is_dataclass(inner := get_args(option)[0]):
-            return [typed(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]  # type: ignore[arg-type]
+            return [_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        if get_origin(option) is list and get_args(option) == (str,) and isinstance(value, list):
+            return [_value(str, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        if get_origin(option) is dict and get_args(option) == (str, str) and isinstance(value, dict):
+            return {str(key): _value(str, item, f"{where}.{key}") for key, item in value.items()}
         if get_origin(option) is Literal and isinstance(value, str) and value not in get_args(option):
             raise InputError(f"{where}: '{value}' does not exist; {nearest(value, [str(a) for a in get_args(option)])}")
     return _coerce(hint, value, where)
@@ -386,4 +406,11 @@ def _plain(value: Any) -> Any:
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
+    return str(value) if isinstance(value, str) else _number(value)
+
+
+def _number(value: Any) -> Any:
+    """NumPy's numbers, and other people's, as Python's."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
     return value

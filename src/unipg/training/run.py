@@ -30,7 +30,7 @@ from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
 from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
-from unipg.rollouts.scoring import RewardRecipe, RewardSource
+from unipg.rollouts.scoring import RewardRecipe, RewardSource, scored_alike
 from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
@@ -38,7 +38,7 @@ from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.folder import LOCK, UNTOUCHED, holds_checkpoint, locked, trained
-from unipg.training.observer import Observer, Silent, Stopped
+from unipg.training.observer import Observer, Stopped
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
 from unipg.training.trainer import Trainer
@@ -56,7 +56,7 @@ def run_recipe(
 
     Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
     """
-    folder, observer = Path(recipe.output), observer or Silent()
+    folder, observer = Path(recipe.output), observer or Observer()
     workers = Workers.from_environment()
     with ExitStack() as stack:
 
@@ -163,16 +163,19 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
             f"algorithm '{algorithm.name}' learns from demonstrations, but no item of task '{task.name}' has one: set "
             "task.reasoning_gym.demonstrations, task.multi_hop.demonstrations or task.data.demonstration, or add a `demonstrations` stream"
         )
+    rewards = None if recipe.reward == RewardRecipe() else RewardSource(recipe.reward, task.verifier, seconds, device)
+    if rewards is not None and rewards.functions is not None:
+        rewards.functions.check(task.items)
     experience = PromptRollouts(
         task,
         algorithm.build_sampler(len(task.items), recipe.seed),
         prompts=recipe.training.prompts,
         sampling=recipe.rollouts,
         evaluation=recipe.evaluation,
-        evaluation_tasks=[unseen(t.build(), task) for t in recipe.evaluation.tasks],
+        evaluation_tasks=[scored_alike(unseen(t.build(), task), recipe.reward.functions) for t in recipe.evaluation.tasks],
         demonstrations=None if more is None else _stream(more, recipe.seed),
         features={name: verifier_named(spec) for name, spec in recipe.task.features.items()},
-        rewards=None if recipe.reward == RewardRecipe() else RewardSource(recipe.reward, task.verifier, seconds, device),
+        rewards=rewards,
     )
     value_head = "value" in algorithm.terms(_setting(experience)).reads
     tags = TAGS if experience.tools else ()
@@ -250,6 +253,14 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device '{name}' is not available: torch sees no GPU; accepted here: auto, cpu")
     return device
+
+
+def is_free(folder: Path) -> bool:
+    """Whether a new run may be written to the folder."""
+    try:
+        return not _continues(folder, resume=False)
+    except InputError:
+        return False
 
 
 def _continues(folder: Path, resume: bool) -> bool:
@@ -371,6 +382,8 @@ class RunRecord:
             status = "interrupted"
             raise
         finally:
+            if self.trainer is not None and self.trainer.ended:
+                self.content["ended_early"] = self.trainer.ended
             seconds = round(self.trainer.seconds, 3) if self.trainer else 0.0
             self.content |= {"status": status, "finished": _now(), "seconds": seconds}
             self._write()

@@ -28,13 +28,13 @@ from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.folder import UNTOUCHED, check_free, locked
 from unipg.training.learner import Learner, NonFinite
-from unipg.training.observer import Observer, Silent, Stopped
+from unipg.training.observer import Observer, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.state import restore, state_of
 from unipg.training.tracking import Tracker
 from unipg.trajectories import Trajectories
 
-__all__ = ["NonFinite", "Observer", "Silent", "Stopped", "Trainer", "TrainingRecipe"]
+__all__ = ["NonFinite", "Observer", "Stopped", "Trainer", "TrainingRecipe"]
 
 
 TROUBLE = "verifier-error.txt"
@@ -69,7 +69,7 @@ class Trainer:
         self.algorithm, self.policy, self.experience, self.anchor = algorithm, policy, experience, anchor
         self.training = training or TrainingRecipe()
         self.folder, self.seed, self.identity = folder, seed, identity
-        self.observer: Observer = observer or Silent()
+        self.observer: Observer = observer or Observer()
         self.workers = workers or Workers()
         self.tracker = tracker
         if self.workers.leads:
@@ -112,6 +112,8 @@ class Trainer:
         self.begun = False
         """Whether the folder holds this run already: after the first call of `train`, or `resume`."""
         self.stop_requested = False
+        self.ended = ""
+        """Why the run ends before its last iteration (`finish`)."""
         self.stop_after_steps: int | None = None
 
     # ------------------------------------------------------------------------------------------------ what the parts need
@@ -181,7 +183,17 @@ class Trainer:
                 if self.tracker:
                     self.tracker.rewind(0, -1)  # what a run that failed in its first iteration has left
             self.begun = True
-            return self._train()
+            status = "failed"
+            self.observer.start(self)
+            try:
+                last = self._train()
+                status = "finished"
+            except Stopped:
+                status = "stopped"
+                raise
+            finally:
+                self.observer.stop(status)
+            return last
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -194,12 +206,20 @@ class Trainer:
                     self.ahead.close()
                     self.ahead = None
 
+    def finish(self, why: str) -> None:
+        """Ends the run after the iteration that is going on, as if it had been the last; `why` is one line for the user and run.json."""
+        if not self.ended:
+            self.ended = why
+            self.observer.note(f"ended early: {why}")
+
     def _train(self) -> dict[str, Any]:
         last: dict[str, Any] = {}
-        while self.iteration < self.training.iterations:
+        while self.iteration < self.training.iterations and not self._ending():
             began = time.perf_counter()
             if self.batch is None:
                 self._evaluate_if_due()
+                if self._ending():
+                    break
                 state = state_of(self)  # where this iteration can be repeated from, should its collection be stopped
                 try:
                     self._collect()
@@ -354,10 +374,14 @@ class Trainer:
         self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
 
     def _stopping(self) -> bool:
-        """Whether any worker was asked to stop: all of them must agree, or they would wait for each other for ever."""
-        if self.workers.world == 1:
-            return self.stop_requested
-        return bool(self.workers.sum(torch.tensor(float(self.stop_requested))) > 0)
+        return self._agreed(self.stop_requested)
+
+    def _ending(self) -> bool:
+        return self._agreed(bool(self.ended))
+
+    def _agreed(self, asked: bool) -> bool:
+        """Whether any worker was asked: all of them must agree, or they would wait for each other for ever."""
+        return asked if self.workers.world == 1 else bool(self.workers.sum(torch.tensor(float(asked))) > 0)
 
     def _minibatch(self, batch: Trajectories) -> Trajectories:
         """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide.
@@ -406,7 +430,7 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate_if_due(self) -> None:
-        ends = self.iteration in (0, self.training.iterations)
+        ends = self.iteration in (0, self.training.iterations) or bool(self.ended)
         due = ends or (self.training.evaluate_every > 0 and self.iteration % self.training.evaluate_every == 0)
         if not due or self.evaluated_at == self.iteration or not self.workers.leads:
             return
@@ -450,6 +474,7 @@ class Trainer:
     def _write(self, state: dict[str, Any]) -> None:
         if self.workers.leads:
             write_checkpoint(self.folder, state)
+            self.observer.checkpoint(self.folder)
         self.workers.wait()
 
     def resume(self, *, trust: bool = False) -> None:
