@@ -23,7 +23,7 @@ from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.tasks.base import Item, ScoredCompletion, fingerprint
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe, checkpoints
 from unipg.training.checkpoints import NAME, PREVIOUS, read_checkpoint
-from unipg.training.trainer import Silent, Stopped
+from unipg.training.trainer import Observer, Stopped
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -44,7 +44,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-class Notes(Silent):
+class Notes(Observer):
     """An observer that keeps what it is told in words."""
 
     def __init__(self) -> None:

@@ -45,12 +45,12 @@ def fingerprint(items: Sequence[Item]) -> str:
     digest = hashlib.sha256()
     for item in items:
         said = [item.prompt, item.demonstrations, item.expected, item.fields, [(c.text, c.score) for c in item.completions]]
-        text = json.dumps(said, skipkeys=True, default=_stable)
+        text = json.dumps(said, skipkeys=True, default=stable)
         digest.update(text.encode() + b"\n")
     return f"{len(items)} items, {digest.hexdigest()[:12]}"
 
 
-def _stable(value: Any) -> Any:
+def stable(value: Any) -> Any:
     """Something that is the same in every process, for a value that JSON does not know."""
     if isinstance(value, set | frozenset):
         return sorted(map(repr, value))

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from unipg.errors import InputError, missing_package, nearest
 from unipg.hub import impatient
 from unipg.loading import IN_MEMORY, Live, check_named
-from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier
+from unipg.tasks.base import Item, Messages, ScoredCompletion, Verifier, stable
 from unipg.tasks.tools import Tool, checked_conversation
 from unipg.tasks.verifiers import NEED_REFERENCE, normalised, verifier_named
 
@@ -155,7 +155,7 @@ def live_rows(rows: Any) -> Live:
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise InputError(f"{what}, and its row {number} holds {_kind(row)}; accepted: rows with named columns, as dicts")
-        digest.update(json.dumps(dict(row), skipkeys=True, default=repr).encode() + b"\n")
+        digest.update(json.dumps(dict(row), skipkeys=True, default=stable).encode() + b"\n")
     if not len(rows):
         raise InputError("data is empty: it has no rows")
     return Live(f"{IN_MEMORY}{len(rows)} rows, {digest.hexdigest()[:12]}", rows)

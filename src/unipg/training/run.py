@@ -70,8 +70,8 @@ def run_recipe(
             torch.set_num_threads(recipe.threads)
         if recipe.optimizer.warmup > recipe.training.total_steps:
             warnings.warn(
-                f"optimizer.warmup is {recipe.optimizer.warmup}, but the run has {recipe.training.total_steps} optimiser steps: the learning "
-                "rate never gets to its highest",
+                f"optimizer.warmup is {recipe.optimizer.warmup}, but the run has {recipe.training.total_steps} optimiser steps: the "
+                "learning rate never gets to its highest",
                 stacklevel=2,
             )
         device = pick_device(recipe.device)
