@@ -1,4 +1,5 @@
-"""Writes what is derived from code and results: the algorithm reference, the page of claims, and what type checkers know of algorithms.
+"""Writes what is derived from code and results: the algorithm reference, the page of claims, the keys of recipes (`unipg keys`), and what
+type checkers know of algorithms.
 
 `make docs` runs it; a test checks that all are up to date.
 """
@@ -10,6 +11,8 @@ from typing import Any
 from unipg import algorithms as package
 from unipg.algorithms import registered
 from unipg.reports.explain import reference
+from unipg.settings import KEYS
+from unipg.training.described import described
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "benchmarks" / "results"
@@ -57,6 +60,7 @@ PAGES = {
     FOLDER.parent / "src" / "unipg" / "algorithms" / "__init__.pyi": stub,
     FOLDER / "algorithms.md": lambda: reference(registered()),
     FOLDER / "claims.md": lambda: claims(RESULTS),
+    KEYS: lambda: json.dumps(described(), indent=1, ensure_ascii=False) + "\n",
 }
 
 if __name__ == "__main__":

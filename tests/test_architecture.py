@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unipg"
 LAYERS = (
-    {"errors", "files", "hub", "loading", "shapes", "seeding"},
+    {"errors", "files", "hub", "loading", "settings", "shapes", "seeding"},
     {"trajectories"},
     {"estimator", "statistics"},
     {"policies", "tasks", "samplers", "rollouts"},

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from unipg.errors import InputError, nearest
 from unipg.files import GENERATOR, check_output, disk_is_full, write_output
 from unipg.hub import check_place
 
-COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "lab", "report")
+COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "keys", "lab", "report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +94,12 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("--output", metavar="FILE", help="write a page to this HTML file, and the numbers beside it as JSON")
     diff.set_defaults(run=_diff)
 
-    train = commands.add_parser("train", help="train what a recipe says")
+    train = commands.add_parser(
+        "train",
+        help="train what a recipe says",
+        description="Sections of a recipe, and keys that may be overridden as section.key=value: " + ", ".join(_sections()) + ". "
+        "Every key, its default and meaning: unipg keys [SECTION].",
+    )
     train.add_argument("recipe", help="a YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25")
     train.add_argument("--resume", action="store_true", help="continue the run in the recipe's output folder")
@@ -135,6 +141,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="as an object")
     check.set_defaults(run=_check_model)
 
+    keys = commands.add_parser("keys", help="every key of a recipe, with default and meaning")
+    keys.add_argument("section", nargs="?", help="e.g. training, policy.lora, or an algorithm (default: all but algorithms)")
+    keys.add_argument("--json", action="store_true", help="as an object")
+    keys.set_defaults(run=_keys)
+
     lab = commands.add_parser("lab", help="bias, variance and signal-to-noise of algorithms against the exact gradient")
     lab.add_argument("--algorithms", default="", metavar="A,B,…", help="names (default: all)")
     lab.add_argument("--problem", default="strings", help="bandit, strings (default) or tree")
@@ -158,6 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--output", help="the page (default: report.html in the first run's folder)")
     report.set_defaults(run=_report)
     return parser
+
+
+def _sections() -> list[str]:
+    from unipg.settings import every_key
+
+    return list(every_key()[""])
 
 
 def _algorithms(options: argparse.Namespace) -> None:
@@ -221,6 +238,11 @@ def _quiet() -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from unipg.settings import check_settings, read_settings, up_to_date
+
+    settings = read_settings(options.recipe, options.overrides)
+    if up_to_date():
+        check_settings(settings)  # before torch is there: most mistakes are names
     from unipg.terminal import TrainingDisplay, plain_console
     from unipg.training.recipe import load_recipe
     from unipg.training.run import run_recipe
@@ -320,6 +342,22 @@ def _check_model(options: argparse.Namespace) -> int:
             console.print(f"Right for rows of at most {longest} tokens alone; longer ones are refused.", highlight=False)
     proof.require()
     return 0
+
+
+def _keys(options: argparse.Namespace) -> None:
+    from unipg.settings import keys_of
+
+    found = keys_of(options.section)
+    if options.json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    for section, keys in found.items():
+        print(f"{section or 'recipe'}")
+        for name, key in keys.items():
+            default = f" = {json.dumps(key['default'], ensure_ascii=False)}" if "default" in key else ""
+            print(f"  {name}: {key['type']}{default}")
+            for line in textwrap.wrap(key["meaning"], 110):
+                print(f"      {line}")
 
 
 def _numbers(text: str, option: str = "--k", kind: type[int] | type[float] = int) -> tuple[Any, ...]:

@@ -12,8 +12,9 @@ import pytest
 from unipg.cli import main
 from unipg.errors import InputError
 from unipg.rollouts.evaluation import EvaluationRecipe
+from unipg.settings import parse_value
 from unipg.tasks.data import data_task
-from unipg.training.recipe import check_threads, load_recipe, parse_value
+from unipg.training.recipe import check_threads, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

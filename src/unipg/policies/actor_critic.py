@@ -296,6 +296,7 @@ class ActorCriticRecipe:
     hidden: list[int] = field(default_factory=lambda: [64, 64])
     """Width of each hidden layer, of the actor and of the critic; an empty list makes both linear."""
     activation: Activation = "tanh"
+    """Between the layers."""
     log_std: float = 0.0
     """Logarithm of the Gaussian's initial standard deviation; read for real actions only. In units of half the distance between an
     action's bounds, where these are finite."""

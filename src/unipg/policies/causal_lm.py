@@ -291,10 +291,15 @@ class ScratchModel:
     architecture: str = "qwen3"
     """A causal architecture of transformers: qwen3, llama, gpt2 …"""
     hidden_size: int = 128
+    """Width of the model; a multiple of `heads`."""
     layers: int = 2
+    """Number of layers."""
     heads: int = 4
+    """Attention heads."""
     intermediate_size: int = 384
+    """Width inside each layer's perceptron."""
     max_positions: int = 1024
+    """Longest row, in tokens."""
     vocabulary: int = 512
     """Largest number of tokens of the byte-level BPE tokenizer. Digits are always single tokens."""
 
@@ -311,10 +316,13 @@ class Lora:
     """Low-rank adapters through `peft` (extra `lora`)."""
 
     r: int = 16
+    """Rank of the adapters."""
     alpha: int = 32
+    """What they are scaled by, times 1/r."""
     dropout: float = 0.0
     """Kept in the adapter's configuration for other tools; here dropout is off."""
     target: str | list[str] = "all-linear"
+    """Modules that get adapters, by name; all-linear: every linear layer but the output projection."""
 
     def __post_init__(self) -> None:
         for name in ("r", "alpha"):

@@ -59,6 +59,7 @@ class ModelRecipe:
     anchor: str | None = None
     """The model that KL penalties are measured against; default: the model as it is at the start."""
     trust_remote_code: bool = False
+    """Run code that comes with the model."""
 
     def __post_init__(self) -> None:
         for name in ("model", "tokenizer", "anchor"):

@@ -108,11 +108,11 @@ def evaluate_task(
         trouble = trouble or more.trouble
         texts = [[answer.text for answer in group] for group in found]
         correct = [[r >= 1 for r in group] for group in rewards]
-        metrics["pass@1 (sampled)"] = mean_interval([sum(group) / len(group) for group in rewards])._asdict()
+        metrics["pass@1 (sampled)"] = _share([sum(group) / len(group) for group in rewards])
         for k in recipe.k:
             if k > 1:
-                metrics[f"pass@{k}"] = mean_interval([pass_at_k(recipe.samples, sum(group), k) for group in correct])._asdict()
-                metrics[f"maj@{k}"] = mean_interval([majority_at_k(t, c, k) for t, c in zip(texts, correct, strict=True)])._asdict()
+                metrics[f"pass@{k}"] = _share([pass_at_k(recipe.samples, sum(group), k) for group in correct])
+                metrics[f"maj@{k}"] = _share([majority_at_k(t, c, k) for t, c in zip(texts, correct, strict=True)])
     if failed:
         metrics["verifier failures"] = {"value": float(failed), "n": float(len(items) * (1 + recipe.samples))}
     return EvaluationResult(task.name, metrics, samples, trouble, broken)
@@ -177,7 +177,7 @@ def unseen(task: Task, trained_on: Task) -> Task:
 
 
 def _share(rewards: list[float]) -> dict[str, float]:
-    """Mean reward with its interval: Wilson's where every reward is 0 or 1, else a bootstrap over items."""
+    """Mean over items with its interval: Wilson's where every value is 0 or 1, else a bootstrap, which has no width where all are equal."""
     binary = all(r in (0.0, 1.0) for r in rewards)
     interval: Interval = wilson_interval(round(sum(rewards)), len(rewards)) if binary else mean_interval(rewards)
     return interval._asdict()

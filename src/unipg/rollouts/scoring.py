@@ -40,6 +40,7 @@ class RewardModelRecipe:
     name: str | None = None
     """What metrics call it; default: the last part of `model`."""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"
+    """Of its weights."""
     batch_rows: int = 64
     """Most answers scored together."""
     max_tokens: int | None = None
@@ -49,6 +50,7 @@ class RewardModelRecipe:
     """How a row is laid out: auto, never (no template), or conversation (the template has the answer's turn too, as many published
     reward models were trained)."""
     trust_remote_code: bool = False
+    """Run code that comes with the model."""
 
     def __post_init__(self) -> None:
         if not self.model.strip():

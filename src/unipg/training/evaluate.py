@@ -18,7 +18,8 @@ from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
 from unipg.rollouts.scoring import RewardFunctionRecipe, scored_alike
 from unipg.rollouts.text import SamplingRecipe
-from unipg.training.recipe import Recipe, TaskRecipe, check_threads, load_recipe, parse_value, typed
+from unipg.settings import parse_value
+from unipg.training.recipe import Recipe, TaskRecipe, check_threads, load_recipe, typed
 from unipg.training.run import pick_device
 
 UNSEEN_SEED = 1_000_000

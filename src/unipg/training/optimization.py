@@ -70,8 +70,11 @@ class OptimizerRecipe:
     critic_learning_rate: float | None = None
     """That of a critic which cannot move the policy (`policy.critic`: detached, separate), with the same schedule; null for the same."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """How much AdamW keeps of the mean gradient and of its mean square at each step."""
     eps: float = 1e-8
+    """What AdamW adds to the root of the mean square."""
     weight_decay: float = 0.0
+    """Share of each weight that a step takes away, times the learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: stay, or fall to 0 at the last step."""
     warmup: int = 0

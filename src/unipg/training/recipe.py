@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import re
 import types
 import typing
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,6 +24,7 @@ from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.evaluation import EvaluationRecipe
 from unipg.rollouts.scoring import RewardRecipe
 from unipg.rollouts.text import SamplingRecipe
+from unipg.settings import LARGEST, numbers_in, read_settings, shown, unknown_key
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
@@ -45,6 +44,7 @@ class LoggingRecipe:
     trackers: list[str] = field(default_factory=list)
     """Any of tensorboard, wandb, trackio."""
     project: str = "unipg"
+    """What trackers file the run under."""
 
     def __post_init__(self) -> None:
         check_trackers(self.trackers)
@@ -105,6 +105,7 @@ class Recipe:
     output: str = "runs/latest"
     """The run folder; it must not hold anything yet but a run that failed in its first iteration, unless the run is resumed."""
     seed: int = 0
+    """Of every draw: data, sampling, order of rows, initial weights."""
     threads: int | None = None
     """CPU threads of torch; default: torch's own."""
     device: str = "auto"
@@ -208,10 +209,7 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
 
     A recipe may start from another with `base: file.yaml`, a path relative to itself: sections are merged key by key.
     """
-    values = _read(Path(path), ())
-    for override in overrides or []:
-        _override(values, override)
-    return recipe_from(values)
+    return recipe_from(read_settings(path, overrides))
 
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
@@ -219,82 +217,6 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
     recipe = typed(Recipe, values, "")
     recipe.build_algorithm()
     return recipe
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() and path.parent != Path() else Path("recipes")
-        known = [str(p) for p in sorted(folder.glob("*.yaml"))]
-        raise InputError(f"the recipe '{path}' does not exist" + (f"; {nearest(str(path), known)}" if known else ""))
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"'{path}'{where} is not valid YAML: {getattr(error, 'problem', None) or error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"'{path}' is {'empty' if values is None else 'not a mapping of keys'}; a recipe starts with `algorithm:`")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    if path.resolve() in seen:
-        raise InputError(f"'{path}' is its own base")
-    return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
-
-
-def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` on top of `under`, section by section."""
-    both = dict(under)
-    for key, value in over.items():
-        before = both.get(key)
-        both[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
-    return both
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as everyone means it, and no key stands twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name in seen and name != "<<":
-                raise yaml.constructor.ConstructorError(None, None, f"the key '{name}' stands twice in a section", key.start_mark)
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def parse_value(text: str, where: str) -> Any:
-    """A YAML value from the command line."""
-    try:
-        return yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = getattr(error, "problem", None)
-        raise InputError(f"{where}: '{text[:80]}' is not valid YAML{f': {reason}' if reason else ''}") from error
-
-
-def _override(values: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise InputError(f"override '{text}' is not of the form dotted.key=value")
-    *path, last = key.split(".")
-    place = values
-    for name in path:
-        if place.get(name) is None:
-            place[name] = {}
-        if isinstance(place[name], str) and name == "algorithm":
-            place[name] = {"name": place[name]}
-        if not isinstance(place[name], dict):
-            raise InputError(f"override '{text}': '{name}' holds a value, not a section")
-        place = place[name]
-    place[last] = parse_value(value, f"override '{key}'")
 
 
 def typed(kind: type[T], values: Any, where: str) -> T:
@@ -306,21 +228,21 @@ def typed(kind: type[T], values: Any, where: str) -> T:
     prefix = f"{where}." if where else ""
     for key in values:
         if key not in fields:
-            raise InputError(f"{prefix}{key}: this key does not exist; {nearest(str(key), list(fields))}")
+            raise unknown_key(f"{prefix}{key}", fields)
     for name, f in fields.items():
         if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and name not in values:
             raise InputError(f"{prefix}{name}: this key is missing")
     arguments = {name: _value(hints[name], value, f"{prefix}{name}") for name, value in values.items()}
     own = {name: value for name, value in arguments.items() if hints[name] is not Any}  # what is read later is checked then
     for name, value in own.items():
-        for number in _numbers(value):
+        for number in numbers_in(value):
             if isinstance(number, int) and abs(number) > LARGEST:
-                raise InputError(f"{prefix}{name} is {_shown(number)}; accepted: whole numbers of at most 63 bits")
+                raise InputError(f"{prefix}{name} is {shown(number)}; accepted: whole numbers of at most 63 bits")
     try:
         made = kind(**arguments)
         for name, value in own.items():
-            if any(isinstance(number, float) and not math.isfinite(number) for number in _numbers(value)):
-                raise InputError(f"{prefix}{name} is {_shown(value)}; accepted: finite numbers")
+            if any(isinstance(number, float) and not math.isfinite(number) for number in numbers_in(value)):
+                raise InputError(f"{prefix}{name} is {shown(value)}; accepted: finite numbers")
         return made
     except InputError as error:
         text = str(error)
@@ -341,7 +263,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if value is None:
         if type(None) in options or hint is Any:
             return None
-        raise InputError(f"{where}: a value is missing; expected {_name(hint)}")
+        raise InputError(f"{where}: a value is missing; expected {type_name(hint)}")
     if hint is Any:
         return value
     sections = [o for o in options if dataclasses.is_dataclass(o)]
@@ -364,40 +286,23 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
     from jsonargparse import ArgumentError, ArgumentParser
 
     if isinstance(value, bool) and hint in (int, float):
-        raise InputError(f"{where}: expected {_name(hint)}, got {value!r}")
+        raise InputError(f"{where}: expected {type_name(hint)}, got {value!r}")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
         return parser.parse_object({"value": value}).value
     except (ArgumentError, TypeError, ValueError, OverflowError):
-        raise InputError(f"{where}: expected {_name(hint)}, got {_shown(value)}") from None
+        raise InputError(f"{where}: expected {type_name(hint)}, got {shown(value)}") from None
 
 
-LARGEST = 2**63 - 1
-
-
-def _numbers(value: Any) -> Iterator[int | float]:
-    if isinstance(value, list | tuple | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(part)
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield value
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, int) and abs(value) > LARGEST:  # some are too long to be written out at all
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
-
-
-def _name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
+    """A type in a user's words."""
     if hint is type(None):
         return "null"
     if get_origin(hint) is Literal:
         return " or ".join(str(a) for a in get_args(hint))
     if get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_name(o) for o in get_args(hint))
+        return " or ".join(type_name(o) for o in get_args(hint))
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint) or str(hint).replace("typing.", "")
 
 
