@@ -1,5 +1,6 @@
 """Every recipe of the repository runs, and every algorithm has one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
 
 def test_every_algorithm_has_a_recipe() -> None:
     assert {load_recipe(path).build_algorithm().name for path in RECIPES} == set(registered())
+
+
+def test_every_algorithm_has_an_oracle() -> None:
+    """Closed forms of its paper, in `tests/oracles/`, by its name or its class."""
+    told = "\n".join(path.read_text(encoding="utf-8") for path in (Path(__file__).parent / "oracles").glob("*.py"))
+    missing = [n for n, kind in registered().items() if not re.search(rf"[\"\']{n}[\"\']|\b{kind.__name__}\b", told)]
+    assert missing == []
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

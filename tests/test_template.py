@@ -1,7 +1,10 @@
 """The template of a part, tested as the part that is made from it should be."""
 
 import importlib.util
+import re
+import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,3 +39,43 @@ def test_the_equation() -> None:
 def test_a_setting_that_makes_no_sense() -> None:
     with pytest.raises(InputError, match="margin is 0"):
         MarginClip(0)
+
+
+CONTRIBUTING = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    assert found is not None
+    return textwrap.dedent(found[1])
+
+
+def test_the_algorithm_of_the_contributors_guide_passes_when_copied(tmp_path: Path) -> None:
+    """Every law, its recipe, its row in the table: in a process of its own, because it registers itself."""
+    (tmp_path / "my_method.py").write_text(block("python"), encoding="utf-8")
+    recipes = Path(__file__).parent.parent / "recipes"
+    (tmp_path / "my_method.yaml").write_text(block("yaml").replace("base/", f"{recipes}/base/"), encoding="utf-8")
+    code = """
+import my_method
+from unipg.algorithms import registered
+from unipg.cli import main
+from unipg.laws import LAWS
+from unipg.training.recipe import load_recipe
+for law in LAWS.values():
+    law(my_method.MyMethod())
+assert load_recipe("my_method.yaml").build_algorithm().name == "my_method"
+assert main(["explain", "my_method"]) == 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Tokens of long answers weigh less" in done.stdout
+
+
+def test_a_new_part_is_found() -> None:
+    import unipg
+    from unipg import estimator
+
+    for module in (estimator.advantages, estimator.masks, estimator.references, estimator.aggregation, estimator.penalties):
+        for name, kind in vars(module).items():
+            if isinstance(kind, type) and issubclass(kind, estimator.Part) and kind.__module__ == module.__name__ and name[0] != "_":
+                assert getattr(unipg, name) is kind

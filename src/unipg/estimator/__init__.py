@@ -4,6 +4,19 @@ Belongs here: pure tensor functions and small immutable parts. Does not belong h
 this room imports nothing of the others but the carrier.
 """
 
+from unipg.estimator import (
+    advantages,
+    aggregation,
+    baselines,
+    curvature,
+    divergences,
+    likelihoods,
+    masks,
+    parts,
+    penalties,
+    preferences,
+    references,
+)
 from unipg.estimator.advantages import (
     DEMONSTRATIONS,
     GAE,
@@ -142,3 +155,10 @@ __all__ = [
     "per_token_loss",
     "uniforms",
 ]
+
+for _module in (advantages, aggregation, baselines, curvature, divergences, likelihoods, masks, parts, penalties, preferences, references):
+    for _name, _part in vars(_module).items():  # a new part needs no line here
+        if isinstance(_part, type) and issubclass(_part, Part) and _part.__module__ == _module.__name__ and not _name.startswith("_"):
+            globals().setdefault(_name, _part)
+            if _name not in __all__:
+                __all__ += [_name]
