@@ -50,6 +50,7 @@ class TrainingDisplay(Observer):
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+            TextColumn("spent"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -94,7 +95,8 @@ class TrainingDisplay(Observer):
         elif now - self.last_line >= PLAIN_SECONDS or done == total:
             self.last_line = now
             left = (now - self.began) / max(1, done - self.done_at_start) * (total - done)
-            self.console.print(f"{self.title} {done}/{total}  left {_clock(left)}  {facts}", highlight=False, soft_wrap=True)
+            times = f"spent {_clock(now - self.began)}  left {_clock(left)}"
+            self.console.print(f"{self.title} {done}/{total}  {times}  {facts}", highlight=False, soft_wrap=True)
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))
@@ -126,10 +128,11 @@ def algorithm_table(rows: list[dict[str, str]], width: int) -> Table:
 
 @contextmanager
 def evaluation_progress(console: Console) -> Iterator[Callable[[str, float], None]]:
-    """A bar per task on a terminal; silent elsewhere, where the table follows."""
+    """A bar per task on a terminal; a line now and then elsewhere (a log file)."""
     with Progress(
         TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
+        TextColumn("spent"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -139,7 +142,16 @@ def evaluation_progress(console: Console) -> Iterator[Callable[[str, float], Non
     ) as bars:
         tasks: dict[str, Any] = {}
 
+        last = began = time.monotonic()
+
         def told(name: str, done: float) -> None:
+            nonlocal last
+            now = time.monotonic()
+            if not console.is_terminal:
+                if now - last >= PLAIN_SECONDS and done > 0:
+                    last = now
+                    console.print(f"{name} {done:.0%}  spent {_clock(now - began)}", highlight=False, soft_wrap=True)
+                return
             if name not in tasks:
                 tasks[name] = bars.add_task(name, total=1.0)
             bars.update(tasks[name], completed=done)
@@ -166,7 +178,8 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def proof_table(proof: Proof) -> Table:

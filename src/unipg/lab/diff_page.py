@@ -38,7 +38,9 @@ def tables(difference: Difference) -> Group:
     for column in ("source", "reward", a, b, "share", "prompt", "answer"):
         most.add_column(column, justify="right" if column in ("reward", a, b, "share") else "left", overflow="fold")
     for r in difference.rows:
-        most.add_row(r.source, f"{r.reward:g}", f"{r.first:+.3g}", f"{r.second:+.3g}", f"{r.share:.0%}", r.prompt[-40:], r.answer[:30])
+        most.add_row(
+            r.source, f"{r.reward:g}", f"{r.first:+.3g}", f"{r.second:+.3g}", f"{r.share:.0%}", _cut(r.prompt, 40), _cut(r.answer, 30)
+        )
     return Group(parts, gradients, most)
 
 
@@ -96,3 +98,9 @@ def render(difference: Difference) -> str:
         )
     )
     return document(f"unipg diff {a} {b}", f'<h1>A = {a}, B = {b}</h1><p class="outcome">{outcome}.</p>\n{body}')
+
+
+def _cut(text: str, most: int) -> str:
+    """The beginning of a text, in one line."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -168,6 +168,15 @@ def _grid_rows(grid: Grid) -> list[list[str]]:
     ]
 
 
+STUDY_COLUMNS = (
+    "cosine: between expected and exact gradient. bias: length of their difference over that of the exact one. S/N: length of the expected "
+    "gradient over the standard deviation of one batch's. ESS: effective share of the samples. masked: share of tokens that may not move "
+    "the policy. lag: gradient steps that the sampling policy lies behind. target: what the exact gradient is of."
+)
+MISMATCH_COLUMNS = "bias: length of the difference from the exact gradient over that of the exact one; in brackets signal to noise."
+GRID_COLUMNS = "bias and noise: against the exact gradient; learnt: reward after a short run."
+
+
 def terminal_tables(findings: Findings, width: int) -> list[Table]:
     """One table a part, and one for each algorithm of the mismatch study."""
     tables = [_study_table(findings.study, width)] if findings.study else []
@@ -175,7 +184,9 @@ def terminal_tables(findings: Findings, width: int) -> list[Table]:
     if findings.grid:
         grid = findings.grid
         shown = [r for r in _grid_rows(grid) if int(r[0]) <= MOST_ROWS or r[1]]
-        table = Table(title=f"{len(grid.results)} combinations; the best {MOST_ROWS} and the published", title_justify="left")
+        table = Table(
+            title=f"{len(grid.results)} combinations; the best {MOST_ROWS} and the published", title_justify="left", **_legend(GRID_COLUMNS)
+        )
         for column in ("rank", "published", "parts", "bias", "noise", "learnt"):
             table.add_column(column, overflow="fold")
         for rank, names, mask, reference, advantage, aggregate, bias, noise, learnt in shown:
@@ -185,9 +196,14 @@ def terminal_tables(findings: Findings, width: int) -> list[Table]:
     return tables
 
 
+def _legend(text: str) -> dict[str, Any]:
+    """What the columns mean, below a table."""
+    return {"caption": text, "caption_justify": "left"}
+
+
 def _study_table(results: Sequence[Result], width: int) -> Table:
     """Conditions that are the same for all have no column; intervals only where there is room."""
-    table = Table(title="against the exact gradient", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    table = Table(title="against the exact gradient", title_justify="left", box=None, padding=(0, 1, 0, 0), **_legend(STUDY_COLUMNS))
     varied = {axis: name for axis, name in AXES.items() if len({getattr(r, axis) for r in results}) > 1}
     for column in ("method", "target"):
         table.add_column(column, no_wrap=True)
@@ -204,7 +220,7 @@ def _mismatch_table(name: str, results: Sequence[Result]) -> Table:
     """Corrections by engines."""
     mine = {(charts.correction_of(r), charts.engine_of(r)): r for r in results if r.name == name}
     engines = list(dict.fromkeys(engine for _, engine in mine))
-    table = Table(title=f"{name}: bias (signal/noise) by engine and correction", title_justify="left")
+    table = Table(title=f"{name}: bias (signal/noise) by engine and correction", title_justify="left", **_legend(MISMATCH_COLUMNS))
     table.add_column("correction", no_wrap=True)
     for engine in engines:
         table.add_column(engine, justify="right")
