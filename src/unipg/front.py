@@ -67,6 +67,7 @@ def train(
     anchor_cache: str | os.PathLike[str] | None = None,
     observers: Observer | Sequence[Observer] | Sequence[Any] = (),
     resume: bool = False,
+    trust: bool = False,
     progress: bool = True,
     **misspelt: Never,
 ) -> Run:
@@ -86,8 +87,9 @@ def train(
     A reward is ours, `(answer, item) -> number`, or TRL's, `(completions, **columns) -> list of numbers`, told by its parameter
     `completions`. With preference algorithms `data` is read as what they learn from (`pairs`, `unpaired`, `scored`).
 
-    `output`: the run folder; by default the first that is free of runs/NAME, runs/NAME-2 …. `resume`: go on with the run in `output`.
-    `observers`: see `unipg.training.Observer`. `progress`: show how far it is.
+    `output`: the run folder; by default the first that is free of runs/NAME, runs/NAME-2 …. `resume`: go on with the run in `output`;
+    `trust`: load what another user's run has pickled, which runs code. `observers`: see `unipg.training.Observer`. `progress`: show how
+    far it is.
 
     Python values cannot be written to recipe.yaml: a function is recorded as `module:name` where an import finds it, else by its bare name;
     rows by their number and a checksum. Another process goes on with such a run by the same call with `resume=True`.
@@ -105,7 +107,7 @@ def train(
     }  # fmt: skip
     with quiet():
         recipe = _recipe(algorithm, sections, model=model, data=data, reward=reward, iterations=iterations, output=output, resume=resume)
-        return Run(recipe)._train(observers, resume=resume, progress=progress)
+        return Run(recipe)._train(observers, resume=resume, trust=trust, progress=progress)
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:
@@ -240,22 +242,28 @@ class Run:
         return write_report([self.folder], self.folder / "report.html")
 
     def resume(
-        self, iterations: int | None = None, *, observers: Observer | Sequence[Observer] | Sequence[Any] = (), progress: bool = True
+        self,
+        iterations: int | None = None,
+        *,
+        observers: Observer | Sequence[Observer] | Sequence[Any] = (),
+        trust: bool = False,
+        progress: bool = True,
     ) -> Run:
         """Goes on where the run stopped, for as long as its recipe says; `iterations`: train until there are that many of them in all.
+        The other arguments are those of `train`.
 
         Errors: `InputError` where the run was given Python values in another process: `train(…, resume=True)` with the same ones goes on.
         """
         if iterations is not None:
             self.recipe = dataclasses.replace(self.recipe, training=dataclasses.replace(self.recipe.training, iterations=iterations))
         with quiet():
-            return self._train(observers, resume=True, progress=progress)
+            return self._train(observers, resume=True, trust=trust, progress=progress)
 
     def _check_model(self) -> None:
         if not (self.folder / "model").is_dir():
             raise InputError(f"the run in '{self.folder}' has no model yet: it is {self.status}; accepted: a finished run")
 
-    def _train(self, observers: Any, *, resume: bool, progress: bool) -> Run:
+    def _train(self, observers: Any, *, resume: bool, trust: bool, progress: bool) -> Run:
         from unipg.terminal import TrainingDisplay, plain_console
         from unipg.training.observer import Observers, Stopped
         from unipg.training.run import run_recipe
@@ -267,7 +275,8 @@ class Run:
         self.__dict__.pop("policy", None)
         try:
             with display or nullcontext():
-                run_recipe(self.recipe, resume=resume, observer=told, command=f"unipg.train(…) in {sys.argv[0] or 'an interpreter'}")
+                command = f"unipg.train(…) in {sys.argv[0] or 'an interpreter'}"
+                run_recipe(self.recipe, resume=resume, trust=trust, observer=told, command=command)
         except Stopped as stopped:
             stopped.args = (f"stopped; nothing is lost: the same call with output='{self.folder}', resume=True continues",)
             raise

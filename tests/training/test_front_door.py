@@ -278,6 +278,29 @@ def test_a_run_goes_on_with_the_same_values_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights(whole.folder).values(), weights(run.folder).values(), strict=True))
 
 
+def test_a_run_is_trained_for_longer() -> None:
+    """The first iterations and the last are those of a run that was long from the start."""
+    given = {"data": ROWS, "reward": ours, **SMALL}
+    whole = train(GRPO(rollouts=4), **given, iterations=3, output="whole")
+    run = train(GRPO(rollouts=4), **given, iterations=2, output="parts")
+    before = run.policy
+    assert run.resume(iterations=3, progress=False) is run
+    assert run.policy is not before
+    assert numbers(run) == numbers(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole.folder).values(), weights(run.folder).values(), strict=True))
+    assert load_run("parts").recipe.training.iterations == 3
+    with pytest.raises(InputError, match=r"training\.iterations is 1"):
+        run.resume(iterations=1, progress=False)
+
+
+def test_every_keyword_is_known() -> None:
+    import inspect
+
+    from unipg.front import KEYWORDS
+
+    assert set(inspect.signature(train).parameters) == {*KEYWORDS, "algorithm", "misspelt"}
+
+
 def test_a_second_run_gets_a_folder_of_its_own() -> None:
     small = {"environment": {"id": "CartPole-v1", "count": 2, "steps": 8, "evaluation_episodes": 1}, "iterations": 1, "progress": False}
     assert [str(train(PPO(), **small).folder) for _ in range(2)] == ["runs/ppo", "runs/ppo-2"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unipg.errors import InputError, nearest
+from unipg.files import write_folder
 from unipg.rollouts.base import EvaluationResult
 from unipg.training.observer import Observer
 
@@ -111,7 +112,7 @@ class BestModel(_Watching):
 
     def seen(self, value: float, better: bool) -> None:
         if better and self.run.workers.leads:
-            self.run.policy.save(self.run.folder / self.name)
+            write_folder(self.run.folder / self.name, self.run.policy.save)
 
 
 class Track(Observer):
