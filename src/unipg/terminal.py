@@ -166,7 +166,7 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
         table.add_column(column, justify="left" if column in ("task", "metric") else "right")
     for result in results:
         for name, m in result.metrics.items():
-            share = name.startswith(("pass@", "maj@", "accuracy"))
+            share = name.startswith(("pass@", "maj@", "accuracy")) and 0 <= m["value"] <= 1  # rewards may have any scale
 
             def shown(value: float, share: bool = share) -> str:
                 return f"{100 * value:.1f} %" if share else f"{value:.4g}"

@@ -32,7 +32,7 @@ def test_mistakes_in_a_recipe_are_named(change: str, said: str) -> None:
 
 
 def test_the_recipes_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = ["training.iterations=2", "training.prompts=4", "training.evaluate_every=0", "evaluation.items=3"]
+    small = ["training.iterations=2", "training.prompts=4", "training.evaluate_every=0", "optimizer.warmup=0", "evaluation.items=3"]
     warm = ["policy.scratch.hidden_size=32", "policy.scratch.layers=1", "policy.scratch.heads=2", "task.multi_hop.size=40"]
     recipes = ROOT / "recipes"
     assert main(["train", str(recipes / "tools-warm-start.yaml"), *small, *warm, f"output={tmp_path / 'warm'}"]) == 0
@@ -49,7 +49,7 @@ def test_the_recipes_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest
 
 def test_the_same_seed_gives_the_same_run(tmp_path: Path) -> None:
     scratch = "policy.scratch={hidden_size: 32, layers: 1, heads: 2, intermediate_size: 64}"
-    small = ["training.prompts=3", "training.iterations=3", "evaluation.tasks=[]", "task.multi_hop.size=30", scratch]
+    small = ["training.prompts=3", "training.iterations=3", "optimizer.warmup=0", "evaluation.tasks=[]", "task.multi_hop.size=30", scratch]
     runs = []
     for name in ("one", "two"):
         options = [*small, "algorithm={name: grpo, rollouts: 3}", f"output={tmp_path / name}"]
