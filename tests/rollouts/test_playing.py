@@ -246,7 +246,7 @@ def test_ctrl_c_stops_a_run_at_once(tmp_path: Path) -> None:
     place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "unipg.cli", "train", str(recipe)]
     process = subprocess.Popen(command, env=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "run.json").is_file():
+    while not (tmp_path / "run" / "recipe.yaml").is_file():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     time.sleep(0.5)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copyreg
-import functools
-import io
 import math
 import pickle
 import warnings
@@ -16,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from unipg.errors import InputError, missing_package, nearest
+from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
 from unipg.rollouts.playing import at_once, flat, not_finite, play, resets_in_same_step
+from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
 from unipg.statistics import mean_interval
@@ -77,9 +75,9 @@ class EnvironmentRollouts(Experience):
     After an episode ends the environment resets itself. Where it does so in the same step, every step is the policy's; where it takes a
     step of its own for it (`NEXT_STEP`, most array implementations), that step has `mask` 0.
 
-    `state_dict` holds the running environments, pickled, so that a resumed run goes on with the same numbers. Loading it runs code from
-    the checkpoint, as unpickling does: load only checkpoints you trust. Environments that cannot be pickled (Box2D's) are warned of once;
-    after a resume their episodes start afresh.
+    `state_dict` holds the running environments, so that a resumed run goes on with the same numbers: as their numbers alone, where they
+    are no more than that (`snapshots`), else pickled, which is warned of once, because unpickling runs code. Environments that cannot be
+    pickled either (Box2D's) are warned of once too; after a resume their episodes start afresh.
     """
 
     has_prompts = False
@@ -95,6 +93,13 @@ class EnvironmentRollouts(Experience):
         self._forget_episodes()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._picklable = True
+        self._snapshots: Snapshots | None = None
+        self._numbers = True
+        """Whether the environments are no more than their numbers, as far as is known."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: what a new environment looks like is learnt there again."""
+        return {**vars(self), "_snapshots": None}
 
     def _forget_episodes(self) -> None:
         self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
@@ -240,10 +245,9 @@ class EnvironmentRollouts(Experience):
         return [evaluate_controller(policy, self.recipe, seed, progress)]
 
     def state_dict(self) -> dict[str, Any]:
-        """`environments` are `Pickled` (None where they cannot be, or have not started), everything else plain values."""
-        started = self._observation is not None
+        """`environments` are a snapshot, or `Pickled` (None where they cannot be, or have not started); everything else plain values."""
         return {
-            "environments": self._pickled() if started and self._picklable else None,
+            "environments": self._saved() if self._observation is not None else None,
             "observation": torch.from_numpy(self._observation.copy()) if self._observation is not None else None,
             "resetting": self._resetting.tolist(),
             "return": self._return.tolist(),
@@ -261,22 +265,61 @@ class EnvironmentRollouts(Experience):
             self._observation = None
             self._forget_episodes()
             return
-        self._environments = pickle.loads(state["environments"].data)
+        if isinstance(state["environments"], Pickled):
+            self._environments = pickle.loads(state["environments"].data)
+        else:
+            self._put(state["environments"])
         self._observation = state["observation"].numpy().copy()
         self._resetting = np.array(state["resetting"], bool)
         self._return = np.array(state["return"])
         self._length = np.array(state["length"], np.int64)
 
-    def _pickled(self) -> Pickled | None:
+    def _saved(self) -> list[Any] | Pickled | None:
+        """The environments as they stand: in numbers, pickled, or not at all, with a warning at every descent."""
+        if self._numbers:
+            try:
+                if self._snapshots is None:
+                    self._snapshots = Snapshots(self._new())
+                return self._snapshots.take(self._environments)
+            except NotNumbers as error:
+                self._numbers, self._snapshots, why = False, None, str(error)
+        else:
+            why = ""
+        if not self._picklable:
+            return None
         try:
-            return Pickled(_snapshot(self._environments))
+            found = Pickled(pickled(self._environments))
         except Exception as error:  # whatever a foreign object raises, training goes on
             self._picklable = False
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             warnings.warn(
-                f"environment '{self.recipe.id}' cannot be saved ({reason}); after a resume its episodes start afresh", stacklevel=3
+                f"environment '{self.recipe.id}' cannot be saved ({_first_line(error)}); after a resume its episodes start afresh",
+                stacklevel=3,
             )
             return None
+        if why:
+            warnings.warn(
+                f"environment '{self.recipe.id}' is more than its numbers ({why}) and is kept as a pickle beside the checkpoint: a run "
+                "that is moved to another user or machine can be continued there with --trust alone",
+                stacklevel=3,
+            )
+        return found
+
+    def _new(self) -> Any:
+        """Environments of the same kind that were reset."""
+        try:
+            environments, _ = _make(self.recipe, self.recipe.count)
+            environments.reset(seed=0)
+        except Exception as error:
+            raise NotNumbers(one_line(error)) from error
+        return environments
+
+    def _put(self, snapshot: list[Any]) -> None:
+        if self._observation is None:
+            self._environments.reset(seed=0)
+        try:
+            put(snapshot, self._environments)
+        except NotNumbers as error:
+            raise InputError(f"environment '{self.recipe.id}' is not what it was when the checkpoint was written: {error}") from error
 
 
 def evaluate_controller(
@@ -388,30 +431,3 @@ def _evaluated(batch: Trajectories, policy: Controller, finals: list[tuple[int, 
         after = torch.from_numpy(np.stack([final[2] for final in finals])).to(bootstrap.device)
         bootstrap[row, step] = policy.value(after)
     return batch.replace(bootstrap_value=bootstrap)
-
-
-def _snapshot(environments: gymnasium.vector.VectorEnv) -> bytes:
-    """The environments as they stand, pickled; `pickle.loads` restores them."""
-    buffer = io.BytesIO()
-    _pickler()(buffer, protocol=pickle.HIGHEST_PROTOCOL).dump(environments)
-    return buffer.getvalue()
-
-
-@functools.cache
-def _pickler() -> type[pickle.Pickler]:
-    import cloudpickle  # type: ignore[import-untyped]
-    from gymnasium.utils import EzPickle
-
-    class Pickler(cloudpickle.Pickler):
-        """cloudpickle, but an `EzPickle` is saved with all it holds: by itself it keeps only its constructor's arguments."""
-
-        def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, EzPickle):
-                return copyreg.__newobj__, (type(obj),), obj.__dict__, None, None, _set_attributes  # type: ignore[attr-defined]
-            return super().reducer_override(obj)
-
-    return Pickler
-
-
-def _set_attributes(obj: object, attributes: dict[str, Any]) -> None:
-    obj.__dict__.update(attributes)
