@@ -362,12 +362,14 @@ class TrainedPolicy:
         from unipg.rollouts.conversations import conversations, sample_answers
         from unipg.rollouts.text import check_room, prompt_tokens
         from unipg.tasks.base import Item
-        from unipg.tasks.data import DataTask, unscored, with_system
+        from unipg.tasks.data import DataTask, check_text, unscored, with_system
 
         if not isinstance(self.policy, CausalLanguageModel):
             raise InputError(f"the run in '{self.folder}' trained a controller, which writes nothing; accepted: policy.act(observation)")
         if temperature is not None and not (sample and temperature > 0):
             raise InputError(f"temperature is {temperature}; accepted: above 0, with sample=True")
+        if not isinstance(prompts, str | Sequence):
+            raise InputError(f"the prompts are {prompts!r}; accepted: text, chat messages, or a list of either")
         one = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Mapping))
         asked = [prompts] if one else list(prompts)
         section = self.recipe.task
@@ -377,6 +379,7 @@ class TrainedPolicy:
         for number, prompt in enumerate(asked):
             if not prompt or not isinstance(prompt, str | list):
                 raise InputError(f"prompt {number + 1} is {prompt!r}; accepted: text, or a list of chat messages")
+            check_text(prompt, f"prompt {number + 1}")
             own = not isinstance(prompt, str) and any(message.get("role") == "system" for message in prompt)
             place = f"prompt {number + 1}"
             items.append(Item(number, prompt if own else with_system(prompt, system, place), place=place))

@@ -75,7 +75,9 @@ def test_what_a_module_says_of_its_versions_is_kept(tmp_path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [object(), print, defaultdict(list), Counter("a"), np.array(["a"]), np.array([None]), torch.Generator(), Path("x")], ids=repr
+    "value",
+    [object(), print, defaultdict(list), Counter("a"), np.array(["a"]), np.array([None]), torch.Generator(), Path("x")],
+    ids=lambda v: type(v).__name__,
 )
 def test_anything_else_is_refused_by_its_place_before_anything_is_written(value, tmp_path) -> None:
     with pytest.raises(InputError, match=r"the checkpoint cannot hold memory.table\[1\].x, a .*; accepted in what is saved: tensors"):

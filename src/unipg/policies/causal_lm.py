@@ -305,8 +305,8 @@ class ScratchModel:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "layers", "heads", "intermediate_size", "max_positions"):
-            if getattr(self, name) < 1:
-                raise InputError(f"policy.scratch.{name} is {getattr(self, name)}; accepted: 1 or more")
+            if not 1 <= getattr(self, name) <= 2**24:
+                raise InputError(f"policy.scratch.{name} is {getattr(self, name)}; accepted: 1 or more, and at most {2**24}")
         if self.vocabulary < 260:
             raise InputError(f"policy.scratch.vocabulary is {self.vocabulary}; accepted: 260 or more (256 bytes and the special tokens)")
 

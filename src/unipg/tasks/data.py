@@ -176,7 +176,9 @@ def with_system(prompt: Prompt, system: str | None, place: str) -> Prompt:
 
 def unscored(answer: str, item: Item) -> float:
     """The verifier of a task that has none."""
-    raise InputError("the task has no verifier: set 'answer' to the column with the reference answers, or 'verifier'")
+    raise InputError(
+        "the task has no verifier: set 'answer' to the column with the reference answers, or 'verifier' (from Python: reward=)"
+    )
 
 
 def is_local(source: str) -> bool:
@@ -304,12 +306,15 @@ def _item(
 def _cell(columns: dict[str, Any], name: str, place: str) -> Any:
     if name not in columns:
         raise InputError(f"{place}: there is no column '{name}'; {nearest(name, columns)}")
-    broken = next((letter for text in _texts(columns[name]) for letter in text if "\ud800" <= letter <= "\udfff"), None)
-    if broken is not None:
-        raise InputError(
-            f"{place}: column '{name}' holds half of a character (the surrogate U+{ord(broken):04X}), which no tokenizer takes"
-        )
+    check_text(columns[name], f"{place}: column '{name}'")
     return columns[name]
+
+
+def check_text(value: Any, where: str) -> None:
+    """Refuses half of a character (a lone surrogate), which JSON may hold and no tokenizer takes, in any text of a value."""
+    broken = next((letter for text in _texts(value) for letter in text if "\ud800" <= letter <= "\udfff"), None)
+    if broken is not None:
+        raise InputError(f"{where} holds half of a character (the surrogate U+{ord(broken):04X}), which no tokenizer takes")
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -37,6 +37,10 @@ LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluatio
 """Sections that only language recipes have."""
 
 
+MOST_ROWS = 10_000_000
+"""Of an iteration; a slip of the keyboard more would draw prompts for hours before anything is seen."""
+
+
 @dataclass(frozen=True)
 class LoggingRecipe:
     """Where numbers go beside the run folder's own files."""
@@ -147,6 +151,11 @@ class Recipe:
         if self.environment is not None:
             check_without_prompts(algorithm)
         algorithm.terms(Setting(self.rollouts.max_new_tokens))  # its parts check their own settings
+        most = self.training.prompts * max(1, algorithm.rollouts if algorithm.uses_rollouts else 0)
+        if self.environment is not None:
+            most = self.environment.count * self.environment.steps
+        if most > MOST_ROWS:
+            raise InputError(f"an iteration would have {most} rows; accepted: at most {MOST_ROWS}")
         rows = self._rows(algorithm)
         if rows is not None and self.training.minibatches > rows:
             raise InputError(

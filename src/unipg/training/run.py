@@ -269,7 +269,9 @@ def _continues(folder: Path, resume: bool) -> bool:
     started = folder.exists() and (not folder.is_dir() or any(not f.name.startswith(beside) for f in folder.iterdir()))
     if not resume:
         if started and not _untrained(folder):
-            raise InputError(f"the run folder '{folder}' already exists: use --resume to continue it, or output=… for another place")
+            raise InputError(
+                f"the run folder '{folder}' already exists: use --resume (resume=True) to continue it, or output=… for another place"
+            )
         return False
     if not folder.is_dir():
         raise InputError(f"there is nothing to resume: the run folder '{folder}' does not exist")
