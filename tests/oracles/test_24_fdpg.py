@@ -1,7 +1,9 @@
 """Closed-form oracles of f-DPG (arXiv 2302.08215): F1 to F6, targets, partition function, proposals, and bad input."""
 
 import dataclasses
+import functools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -26,6 +28,7 @@ from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, coefficient
 from unipg.estimator.references import SequenceRatio
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
 from unipg.laws import LAWS
+from unipg.laws.checks import _SharedSum
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 
 LN2 = math.log(2)
@@ -345,6 +348,44 @@ def test_z_is_the_running_mean_over_all_samples_of_the_prompt_and_holds_for_the_
     close(found["target/log_partition"].exp(), doubles(22 / 5))
 
 
+def together(algorithm: FDPG, batches: list[Trajectories], memories: list[dict]) -> list[dict[str, torch.Tensor]]:
+    """What each worker plans of its own batch, with counts summed and values gathered over all."""
+    shared, found = _SharedSum(len(batches)), [{}] * len(batches)
+
+    def work(rank: int) -> None:
+        reduce, gather = functools.partial(shared.sum, rank), functools.partial(shared.gather, rank)
+        found[rank] = prepare(algorithm, batches[rank], Planning(reduce=reduce, gather=gather, rank=rank, memory=memories[rank]))
+
+    with ThreadPoolExecutor(len(batches)) as pool:
+        list(pool.map(work, range(len(batches))))
+    return found
+
+
+@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("bound", [None, 4.0])
+def test_z_is_that_of_all_workers_whoever_sampled_it(bound: float | None, conditional: bool) -> None:
+    """Prompts change hands: x is sampled by both workers, then by the first alone twice, while y has the second."""
+    algorithm = plain(conditional=conditional, max_z=bound)
+    log = [math.log(x) for x in (2.0, 9.0, 1.0, 4.0, 6.0, 0.5, 3.0, 8.0)]
+    shares = [("x", "y"), ("y", "x"), ("x", "x"), ("x", "y")]
+    memories, alone = [{}, {}], Planning()
+    for number in range(2):
+        first, second = shares[2 * number : 2 * number + 2]
+        values = log[4 * number : 4 * number + 4]
+        batches = [
+            rows(tuple(values[:2]), prompts=first, group=tuple(10 * number + i for i in range(2))),
+            rows(tuple(values[2:]), prompts=second, group=tuple(10 * number + 2 + i for i in range(2))),
+        ]
+        found = together(algorithm, batches, memories)
+        whole = prepare(algorithm, rows(tuple(values), prompts=first + second, group=tuple(10 * number + i for i in range(4))), alone)
+        close(torch.cat([part["target/log_partition"] for part in found]), whole["target/log_partition"])
+        assert memories[0]["fdpg/partition"] == memories[1]["fdpg/partition"]
+    table = memories[0]["fdpg/partition"]
+    assert {key: count for key, (_, count) in table.items()} == ({"x": 5.0, "y": 3.0} if conditional else {"all": 8.0})
+    if bound is not None:
+        assert all(log_sum - math.log(count) <= math.log(bound) + 1e-12 for log_sum, count in table.values())
+
+
 def test_a_known_z_is_not_estimated() -> None:
     planning = Planning()
     found = prepare(plain(log_z=0.25), rows((1.0, 2.0)), planning)
@@ -361,6 +402,8 @@ def test_max_z_lowers_the_largest_estimates_first() -> None:
     algorithm = plain(max_z=4.0)
     prepare(algorithm, batch, planning)
     close(prepare(algorithm, rows((0.0,) * 4), planning)["target/log_partition"].exp(), torch.full((4,), 2.5, dtype=torch.float64))
+    found = prepare(algorithm, rows((math.log(100.0),)), planning)  # a single one
+    close(found["target/log_partition"].exp(), torch.full((1,), 4.0, dtype=torch.float64))
     found = prepare(algorithm, rows((2000.0, 0.0)), planning)  # an estimate beyond every float
     close(found["target/log_partition"].exp(), torch.full((2,), 4.0, dtype=torch.float64))
 
@@ -695,9 +738,3 @@ def test_missing_log_probabilities_are_named() -> None:
         prepare(FDPG(), rows((0.0, 0.0)).replace(behaviour_log_prob=None), Planning())
     with pytest.raises(InputError, match="call it with `now`"):
         FDivergence(DIVERGENCES["js"])(rows((0.0,)))
-
-
-def test_one_bound_of_z_needs_one_worker() -> None:
-    two = Planning(reduce=lambda counts: 2 * counts)
-    with pytest.raises(InputError, match="single worker"):
-        prepare(plain(max_z=4.0), rows((0.0, 0.0)), two)

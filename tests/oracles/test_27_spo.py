@@ -407,6 +407,35 @@ def test_initial_scores(tmp_path) -> None:
         SPO(initial_responses=8, initial_scores=str(tmp_path / "nowhere.json")).prepare(batch_of([1.0, 0.0], [0, 0]), SETTING, Planning())
 
 
+def test_initial_scores_decide_the_first_draw_by_number_or_by_text(tmp_path) -> None:
+    """Item 0 is known to be solved, item 1 by its text to be undecided, item 2 is unknown and taken to be at 0.5."""
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"0": [1] * 8, "two": [1, 0] * 4}), encoding="utf-8")
+    spo = SPO(initial_responses=8, initial_scores=str(path))
+    sampler = spo.build_sampler(3, 0, lambda: ["one", "two", "three"])
+    solved = 8.5 / 9
+    expected = torch.tensor([math.sqrt(solved * (1 - solved)), 0.5, 0.5], dtype=torch.float64) + 0.05
+    torch.testing.assert_close(sampler.weights(), expected)
+    assert sampler.count.tolist() == pytest.approx([8.0, 8.0, 1.0])
+    unknown = SPO(initial_responses=8, initial_scores=str(path), register_unknown=False).build_sampler(
+        3, 0, lambda: ["one", "two", "three"]
+    )
+    assert [bool(weight) for weight in unknown.weights()] == [True, True, False]
+    assert SPO().build_sampler(3, 0).weights().tolist() == [0.55] * 3
+
+
+def test_initial_scores_by_text_are_those_of_the_item_with_that_text(tmp_path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"two": [0] * 8}), encoding="utf-8")
+    spo = SPO(initial_responses=8, initial_scores=str(path), forgetting="constant")
+    planning, batch = Planning(), batch_of([1.0, 0.0], [0, 1]).replace(annotations={"item": [0, 1], "prompt": ["one", "two"]})
+    ready = spo.prepare(batch, SETTING, planning)
+    assert ready.planned["spo/baseline"].tolist() == pytest.approx([0.5, 0.5 / 9])
+    spo.learn(batch, planning, lambda rows, readings=(): None)
+    value, count = observed(0.5 / 9, 8.0, 0.875, 0.0)
+    assert (planning.memory[TRACKER][1]["value"], planning.memory[TRACKER][1]["count"]) == pytest.approx((value, count))
+
+
 # ---------------------------------------------------------------------------------------------------- bad input, section 9
 
 

@@ -115,6 +115,78 @@ def test_steps_are_settled_up_to_the_last_end_of_their_row() -> None:
     assert torch.equal(settled(batch.replace(truncated=ends, terminated=~mask)), expected)
 
 
+# ---------------------------------------------------------------------------------------------------- what short windows cannot teach
+
+
+def two_tokens(first: torch.Tensor, second: torch.Tensor, earned: torch.Tensor, gae: GAE) -> list[torch.Tensor]:
+    """The expected gradients on the logits of the first and second token of answers of two tokens, in windows of one, against the exact
+    critic: every window is enumerated, with its probability."""
+    p, q, count = first.softmax(-1), second.softmax(-1), len(first)
+    after = (q * earned).sum(-1)  # V of the state behind the first token
+    before = (p * after).sum()
+    ones = torch.ones(count, 1, dtype=torch.bool)
+    cut = Trajectories(
+        action=torch.arange(count).unsqueeze(1),
+        mask=ones,
+        reward=torch.zeros(count, dtype=torch.float64),
+        terminated=~ones,
+        value=before.detach().expand(count, 1),
+        bootstrap_value=after.detach().unsqueeze(1),
+    )
+    one, other = (index.reshape(-1) for index in torch.meshgrid(torch.arange(count), torch.arange(count), indexing="ij"))
+    whole = Trajectories(
+        action=torch.stack([one, other], 1),
+        mask=torch.ones(count**2, 2, dtype=torch.bool),
+        reward=earned.reshape(-1),
+        terminated=torch.tensor([[False, True]]).expand(count**2, 2),
+        value=torch.stack([before.expand(count), after], 1).detach()[one],
+    )
+    ready = (
+        TPPO(window=1).prepare(cut, SETTING, Planning()),
+        TPPO(window=1).prepare(whole.with_planned(**fresh_second(whole)), SETTING, Planning()),
+    )
+    assert ready[0].planned[POLICY].all()
+    assert ready[1].planned[POLICY].tolist() == [[False, True]] * count**2
+    on_first, on_second = gae(ready[0])[:, 0], gae(ready[1])[:, 1]
+    likely = (p.detach() * on_first * p.log()).sum() + ((p.unsqueeze(1) * q).detach() * on_second.reshape(count, count) * q.log()).sum()
+    return list(torch.autograd.grad(likely, [first, second]))
+
+
+def fresh_second(whole: Trajectories) -> dict[str, torch.Tensor]:
+    return {FRESH: torch.tensor([[False, True]]).expand(len(whole), 2)}
+
+
+@pytest.mark.parametrize("lam", [0.95, 1.0])
+def test_a_token_before_a_cut_is_never_judged_and_those_after_it_are_judged_exactly(lam) -> None:
+    """Nature of the method: with the critic's true value at the cut the gradient of both tokens is that of the expected reward; with the
+    copied one the first token's is 0, whatever it leads to."""
+    draw = torch.Generator().manual_seed(0)
+    first, second, earned = (torch.randn(*shape, generator=draw, dtype=torch.float64) for shape in ((3,), (3, 3), (3, 3)))
+    first.requires_grad_()
+    second.requires_grad_()
+    expected = torch.autograd.grad((first.softmax(-1).unsqueeze(1) * second.softmax(-1) * earned).sum(), [first, second])
+    assert expected[0].norm() > 0.05
+    true = two_tokens(first, second, earned, GAE(1.0, lam, normalize=False))
+    torch.testing.assert_close(true, list(expected), rtol=0, atol=1e-15)
+    copied = two_tokens(first, second, earned, GAE(1.0, lam, normalize=False, bootstrap="copied"))
+    assert torch.equal(copied[0], torch.zeros(3, dtype=torch.float64))
+    torch.testing.assert_close(copied[1], expected[1], rtol=0, atol=1e-15)
+
+
+def test_so_success_ends_at_the_share_of_first_tokens_that_were_right_from_the_start() -> None:
+    """One answer of nine is right: copied values end at 1/3, true ones at 1."""
+    earned = torch.zeros(3, 3, dtype=torch.float64)
+    earned[0, 0] = 1.0
+    for gae, ends in ((EGAE, 1 / 3), (dataclasses.replace(EGAE, bootstrap="given"), 1.0)):
+        first, second = torch.zeros(3, dtype=torch.float64, requires_grad=True), torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
+        for _ in range(150):
+            gradients = two_tokens(first, second, earned, gae)
+            with torch.no_grad():
+                for logits, gradient in zip((first, second), gradients, strict=True):
+                    logits += 20 * gradient
+        assert float((first.softmax(-1)[0] * second.softmax(-1)[0, 0]).detach()) == pytest.approx(ends, abs=2e-3)
+
+
 # ---------------------------------------------------------------------------------------------------- the loss by hand
 
 

@@ -540,3 +540,17 @@ def test_evaluation_uses_the_tools(tagged: CausalLanguageModel) -> None:
     plain = evaluate_task(tagged, DataTask("plain", task.items, exact_match), EvaluationRecipe(), sampling_of(), 0)
     assert set(plain.metrics) == {"pass@1 (greedy)"}
     assert "transcript" not in plain.samples[0]
+
+
+def test_how_tools_are_used_is_found_once_for_a_collection(tagged: CausalLanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts, rollouts and demonstrations of one task share it; a stream of demonstrations from elsewhere has its own."""
+    made: list[int] = []
+    begin = Conversations.__init__
+    monkeypatch.setattr(Conversations, "__init__", lambda self, *arguments: made.append(1) or begin(self, *arguments))
+    source = experience_of(task_of(), prompts=3)
+    source.collect(tagged, Demand(0, rollouts=1, demonstrations=True))
+    assert len(made) == 1
+    more = task_of()
+    source.demonstrations = Stream(more, UniformSampler(len(more.items)), 2)
+    source.collect(tagged, Demand(1, rollouts=1, demonstrations=True))
+    assert len(made) == 1 + 2

@@ -7,7 +7,7 @@ import importlib
 import inspect
 import math
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
@@ -170,8 +170,8 @@ class Algorithm:
         """What it learns after the updates of an iteration, kept in `planning.memory`; returns metrics. `evaluate`: see `Evaluate`."""
         return {}
 
-    def build_sampler(self, size: int, seed: int) -> Sampler:
-        """What chooses among the `size` items of a recipe's task."""
+    def build_sampler(self, size: int, seed: int, prompts: Callable[[], Sequence[str]] = tuple) -> Sampler:
+        """What chooses among the `size` items of a recipe's task; `prompts`: their texts, made when asked for."""
         return UniformSampler(size, seed)
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -278,31 +278,43 @@ class FDPG(Algorithm):
     def _log_partition(self, batch: Trajectories, log_weight: Tensor, live: Tensor, planning: Planning) -> Tensor:
         """[B] log of the running mean of P / q over all samples of the row's context so far, this batch's included; −inf where it is 0.
 
-        With several workers each keeps its own means of the prompts that it saw; a single Z is shared by all.
+        A context's samples are those of all workers: each keeps the same table.
         """
-        reduce = alone if self.conditional else planning.reduce
         index, keys = self._contexts(batch, live)
-        table = planning.memory.get(PARTITION, {})
-        before = torch.tensor([table.get(key, (-math.inf, 0.0)) for key in keys], dtype=torch.float64, device=live.device).reshape(-1, 2)
+        table: dict[Hashable, tuple[float, float]] = planning.memory.get(PARTITION, {})
         values = log_weight[live]
-        count = reduce(before.new_zeros(len(keys)).index_add(0, index, torch.ones_like(values))) + before[:, 1]
+        mine = torch.bincount(index, minlength=len(keys)).tolist()
         if self.max_z is not None:
-            self._check_alone(planning)
-            values = values.clone()
-            for context in range(len(keys)):
-                mine, (log_sum, _) = index == context, before[context]
-                room = count[context] - torch.exp(log_sum - math.log(self.max_z))
-                values[mine] = _shrunk(values[mine] - math.log(self.max_z), room) + math.log(self.max_z)
-        total = torch.logaddexp(before[:, 0], _log_sums(values, index, len(keys), reduce))
-        fresh = dict(zip(keys, torch.stack([total, count], 1).tolist(), strict=True))
+            values = self._bounded(values, index, keys, table, planning)
+        sums = _log_sums(values, index, len(keys)).tolist()
+        fresh: dict[Hashable, tuple[float, float]] = {}
+        for told in planning.gather(dict(zip(keys, zip(sums, mine, strict=True), strict=True))):
+            for key, (log_sum, count) in told.items():
+                so_far, counted = fresh.get(key) or table.get(key, (-math.inf, 0.0))
+                both = torch.tensor([so_far, log_sum], dtype=torch.float64)
+                fresh[key] = float(torch.logaddexp(*both)), counted + count
         planning.memory[PARTITION] = {**table, **fresh}
+        log_means = torch.tensor([fresh[key][0] - math.log(fresh[key][1]) for key in keys], dtype=torch.float64, device=live.device)
         log_z = torch.full_like(log_weight, -math.inf)
-        log_z[live] = (total - count.log())[index]
+        log_z[live] = log_means[index]
         return log_z
 
-    def _check_alone(self, planning: Planning) -> None:
-        if not self.conditional and float(planning.reduce(torch.ones(()))) > 1:
-            raise InputError("algorithm.max_z bounds one Z for all rows (conditional: false) with a single worker only")
+    def _bounded(
+        self, values: Tensor, index: Tensor, keys: list[Hashable], table: Mapping[Hashable, tuple[float, float]], planning: Planning
+    ) -> Tensor:
+        """[n] log P / q with the largest of each context, over all workers, lowered to one level, so that its running mean is at most
+        `max_z`."""
+        assert self.max_z is not None
+        mine = {key: values[index == context].tolist() for context, key in enumerate(keys)}
+        parts: list[dict[Hashable, list[float]]] = planning.gather(mine)
+        values, scale = values.clone(), math.log(self.max_z)
+        for context, key in enumerate(keys):
+            log_sum, counted = table.get(key, (-math.inf, 0.0))
+            before = sum(len(part.get(key, ())) for part in parts[: planning.rank])
+            together = values.new_tensor([value for part in parts for value in part.get(key, ())]) - scale
+            room = values.new_tensor(counted + len(together) - math.exp(log_sum - scale))
+            values[index == context] = _shrunk(together, room)[before : before + len(mine[key])] + scale
+        return values
 
     # ------------------------------------------------------------------------------------------------ the proposal
 
@@ -373,9 +385,10 @@ def _mean(values: Tensor) -> tuple[float, float]:
 
 def _shrunk(values: Tensor, room: Tensor) -> Tensor:
     """[n] logs of estimates with the largest lowered to one level, such that the estimates sum to at most `room`."""
-    estimates = values.exp().clamp_max(float(room))  # the level is no higher, and no estimate infinite
+    estimates = values.exp()
     if not len(values) or float(estimates.sum()) <= float(room):
         return values
+    estimates = estimates.clamp_max(float(room))  # the level is no higher, and no estimate infinite
     ordered = estimates.sort(descending=True).values
     smaller = ordered.sum() - ordered.cumsum(0)
     levels = (room - smaller) / torch.arange(1, len(values) + 1, device=values.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -52,7 +52,6 @@ class SPO(Algorithm):
         "D is the mean absolute log-ratio, as in the released code; the paper calls it KL. The upper clamp 0.96 is the code's too.",
         "A first visit has D = 0, so rho = rho_max.",
         "Without offline scores every prompt starts from alpha = beta = 0.5 and is sampled as one of value 0.5.",
-        "initial_scores are read with the first batch, which is still drawn as if nothing were known.",
     )
     claim = "benchmarks/claims/spo.py"
     unit_rewards = True
@@ -69,7 +68,9 @@ class SPO(Algorithm):
     rho_max: float = setting(0.96, "largest share of what is known that is kept", "released code")
     half_life: float = setting(0.06, "distance D of the policies, in nats per token, at which rho would be a half", "released code")
     initial_responses: int = setting(0, "scores of each prompt in initial_scores; 0 for none", "released code: 8")
-    initial_scores: str | None = setting(None, "JSON file with the scores of responses of the initial policy, by prompt")
+    initial_scores: str | None = setting(
+        None, "JSON file with the scores of responses of the initial policy, by prompt: its text or its item's number"
+    )
     register_unknown: bool = setting(True, "start the tracker of a prompt that has no initial scores at 0.5; off: an error")
     whiten: Literal["row", "token"] = setting(
         "row", "what counts in mean and std: rows, or their tokens (arXiv 2608.24870)", "released code"
@@ -97,11 +98,16 @@ class SPO(Algorithm):
             aggregate=TokenMean(),
         )
 
-    def build_sampler(self, size: int, seed: int) -> Sampler:
+    def build_sampler(self, size: int, seed: int, prompts: Callable[[], Sequence[str]] = tuple) -> Sampler:
         if self.sampler == "uniform":
             return UniformSampler(size, seed)
         unknown = 0.5 if self.register_unknown else None
-        return PrioritizedSampler(size, seed, exploration=self.exploration, power=self.count_power, unknown=unknown)
+        sampler = PrioritizedSampler(size, seed, exploration=self.exploration, power=self.count_power, unknown=unknown)
+        if self.initial_scores is not None:  # so that the first batch is drawn by what is known already
+            table = self._initial(Path(self.initial_scores))
+            texts = prompts() if any(isinstance(key, str) for key in table) else ()
+            sampler.learn(table | {item: table[text] for item, text in enumerate(texts) if item not in table and text in table})
+        return sampler
 
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         check_rewards(batch)
@@ -112,15 +118,18 @@ class SPO(Algorithm):
         if TRACKER not in planning.memory and self.initial_scores is not None:
             planning.memory[TRACKER] = self._initial(Path(self.initial_scores))
         table = planning.memory.get(TRACKER, {})
-        baseline = [self._known(table, key)["value"] if alive else 0.0 for key, alive in zip(prompt_keys(batch, table), live, strict=True)]
+        rows = zip(prompt_keys(batch, table), batch.annotations.get("prompt", [None] * len(batch)), live.tolist(), strict=True)
+        baseline = [self._known(table, key, text)["value"] if alive else 0.0 for key, text, alive in rows]
         return batch.replace(
             planned={**batch.planned, BASELINE: torch.tensor(baseline, dtype=torch.float64, device=batch.mask.device).reshape(-1)}
         )
 
-    def _known(self, table: Mapping[Key, dict[str, Any]], key: Key) -> dict[str, Any]:
-        if key not in table and not self.register_unknown:
+    def _known(self, table: Mapping[Key, dict[str, Any]], key: Key, text: str | None) -> dict[str, Any]:
+        """What is known of a prompt: by its key, or, where only initial scores are, by its text."""
+        known = table.get(key) or (None if text is None else table.get(text))
+        if known is None and not self.register_unknown:
             raise InputError(f"prompt {key!r} has no tracked value; accepted: those in initial_scores, or set register_unknown")
-        return table.get(key, {"value": 0.5, "count": 1.0, "visits": 0})
+        return known or {"value": 0.5, "count": 1.0, "visits": 0}
 
     def _initial(self, path: Path) -> dict[Key, dict[str, Any]]:
         """A table from a file: {prompt: [scores]}; a score above 0 is a success."""
@@ -155,7 +164,7 @@ class SPO(Algorithm):
         first, seen = 0, set[Key]()
         for told, distances in planning.gather((visits, moved)):
             for key, earned, kept in told:
-                entry = self._known(table, key)
+                entry = self._known(table, key, kept["prompt"])
                 rho = self.forgotten(0.0 if key in seen else distances.get(key, 0.0))
                 seen.add(key)
                 rates.append(rho)

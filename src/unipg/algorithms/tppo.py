@@ -23,7 +23,15 @@ class TPPO(Algorithm):
     Prompts times `rollouts` responses are in work at any time. Finished ones are scored and make room for new prompts, the others go on.
     The policy learns from the tokens of the window, each in one iteration, with the policy that wrote it as pi_old. Their advantage is EGAE
     over the response so far: GAE with V_n := V_{n-1} where the window cuts. At gamma 1 the last token before a cut thus has advantage 0:
-    going on there is not judged, ending there is. The critic learns from all tokens of the responses that finished in this iteration;
+    going on there is not judged, ending there is.
+
+    So windows must not be short. A response's windows begin where it does, so that cuts fall on the same positions in every response: one
+    token of each `window` is never judged, whatever it leads to, and the others before a cut by the critic alone, never by the reward. In
+    answers of two tokens and windows of one, with an exact critic, success ends at the share of first tokens that were right from the
+    start; with the critic's value behind the cut instead of the copied one, the same gradient is that of the expected reward (both are
+    enumerated in the tests). The paper's windows are a third of the longest response.
+
+    The critic learns from all tokens of the responses that finished in this iteration;
     where none did, it does not move. Values are the present critic's.
 
     With `policy.critic: separate` policy and critic are two models, each moved by its own tokens alone: `value_warmup` then leaves the

@@ -40,6 +40,9 @@ from unipg.tasks.tools import final_text, tools_of
 from unipg.tasks.verifiers import score
 from unipg.trajectories import Source, Trajectories
 
+Spoken = Callable[[Task], Conversations | None]
+"""How the tools of a task are used by the policy at hand; None for a task without tools."""
+
 
 @dataclass
 class Stream:
@@ -123,13 +126,14 @@ class PromptRollouts(Experience):
             return self._windowed(policy, demand)
         wanted = max(1, round(self.prompts * demand.share))
         first = (demand.iteration * 1000 + demand.round) * self.prompts * 2
-        drawn = self._draw(policy, Stream(self.task, self.sampler, wanted), first, demand)
+        spoken = self._spoken(policy)
+        drawn = self._draw(policy, Stream(self.task, self.sampler, wanted), first, demand, spoken)
         items, prompts, groups = drawn
         batches: list[Trajectories] = []
         metrics: dict[str, float] = {}
         if demand.rollouts:
             assert isinstance(policy, CausalLanguageModel)
-            batch, metrics = self._rollouts(policy, items, prompts, groups, demand)
+            batch, metrics = self._rollouts(policy, items, prompts, groups, demand, spoken(self.task))
             batches.append(batch)
         given: list[Given] = []
         if demand.demonstrations:
@@ -138,11 +142,11 @@ class PromptRollouts(Experience):
                 given += self._demonstrations(*drawn, demand)
             elif demand.round == 0:  # a batch that is topped up has its demonstrations already
                 start = -1 - (demand.iteration + 1) * own.prompts * max(2, demand.workers)
-                given += self._demonstrations(*self._draw(policy, own, start, demand), demand)
+                given += self._demonstrations(*self._draw(policy, own, start, demand, spoken), demand)
         if demand.completions != "none":
             given += self._completions(*drawn, demand)
         if given:
-            batch, more = self._given(policy, given, demand)
+            batch, more = self._given(policy, given, demand, spoken)
             metrics |= more
             batches.append(batch)
         if not batches:
@@ -151,24 +155,40 @@ class PromptRollouts(Experience):
             )
         return Trajectories.join(batches), metrics
 
+    def _spoken(self, policy: CausalLanguageModel | SequenceScorer) -> Spoken:
+        """How each task's tools are used, found once for a collection: it costs several renderings of a chat template."""
+        found: dict[int, Conversations | None] = {}
+
+        def of(task: Task) -> Conversations | None:
+            if id(task) not in found:
+                found[id(task)] = conversations(policy.model, policy.tokenizer, task, self.sampling)
+            return found[id(task)]
+
+        return of
+
     def _draw(
-        self, policy: CausalLanguageModel | SequenceScorer, stream: Stream, first: int, demand: Demand
+        self, policy: CausalLanguageModel | SequenceScorer, stream: Stream, first: int, demand: Demand, spoken: Spoken
     ) -> tuple[list[Item], list[list[int]], list[int]]:
         """This worker's share of a stream's next items, their prompts' tokens, and a number for each group from `first` on."""
         chosen = stream.sampler.choose(stream.prompts)[demand.worker :: demand.workers]
         items = [stream.task.items[i] for i in chosen]
         groups = [first + demand.worker + i * demand.workers for i in range(len(items))]
-        tools = conversations(policy.model, policy.tokenizer, stream.task, self.sampling)
+        tools = spoken(stream.task)
         prompts = [tools.prompt(i) if tools else prompt_tokens(policy.tokenizer, i, self.sampling.chat_template) for i in items]
         check_room(policy.model, items, prompts, self.max_new_tokens)
         return items, prompts, groups
 
     def _rollouts(
-        self, policy: CausalLanguageModel, items: list[Item], prompts: list[list[int]], groups: list[int], demand: Demand
+        self,
+        policy: CausalLanguageModel,
+        items: list[Item],
+        prompts: list[list[int]],
+        groups: list[int],
+        demand: Demand,
+        tools: Conversations | None,
     ) -> tuple[Trajectories, dict[str, float]]:
         tokenizer = policy.tokenizer
         with policy.sampling() as model:
-            tools = conversations(model, tokenizer, self.task, self.sampling)
             if tools:
                 tools.check_room(items, [len(prompt) for prompt in prompts])
             answers = sample_answers(
@@ -247,7 +267,7 @@ class PromptRollouts(Experience):
         missing = -(-(wanted - len(ready)) // demand.rollouts)
         if missing > 0:
             first = demand.iteration * 1000 * self.prompts * 2
-            drawn = self._draw(policy, Stream(self.task, self.sampler, missing * demand.workers), first, demand)
+            drawn = self._draw(policy, Stream(self.task, self.sampler, missing * demand.workers), first, demand, self._spoken(policy))
             for item, prompt, group in zip(*drawn, strict=True):
                 ready += [Slot(item, prompt, group, demand.iteration)] * demand.rollouts
         return ready[:wanted], ready[wanted:]
@@ -324,12 +344,12 @@ class PromptRollouts(Experience):
         return given
 
     def _given(
-        self, policy: CausalLanguageModel | SequenceScorer, given: list[Given], demand: Demand
+        self, policy: CausalLanguageModel | SequenceScorer, given: list[Given], demand: Demand, spoken: Spoken
     ) -> tuple[Trajectories, dict[str, float]]:
         """Rows of answers that are there already."""
         in_turns = any(g.messages for g in given)
         shown_by = self.demonstrations.task if self.demonstrations else self.task
-        tools = conversations(policy.model, policy.tokenizer, shown_by, self.sampling) if in_turns else None
+        tools = spoken(shown_by) if in_turns else None
         rows = [self.answer_tokens(policy.tokenizer, g, tools) for g in given]
         cut = sum(not ended for _, _, ended in rows)
         called = {"tool_calls": [demonstrated_facts(g.messages or []) for g in given]} if in_turns else {}

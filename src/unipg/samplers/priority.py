@@ -57,7 +57,11 @@ class PrioritizedSampler:
         return torch.multinomial(weights, count, replacement=again, generator=draw).tolist()
 
     def update(self, batch: Trajectories, memory: Mapping[str, Any]) -> None:
-        known = [(key, entry) for key, entry in memory.get(TRACKER, {}).items() if isinstance(key, int) and 0 <= key < self.size]
+        self.learn(memory.get(TRACKER, {}))
+
+    def learn(self, table: Mapping[Any, Mapping[str, Any]]) -> None:
+        """Takes over what a table says of items by number; see `TRACKER`."""
+        known = [(key, entry) for key, entry in table.items() if isinstance(key, int) and 0 <= key < self.size]
         if known:
             index = torch.tensor([key for key, _ in known])
             self.value[index] = torch.tensor([entry["value"] for _, entry in known], dtype=torch.float64)
