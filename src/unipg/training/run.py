@@ -30,12 +30,8 @@ from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
 from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
-<<<<<<< HEAD
 from unipg.rollouts.scoring import RewardRecipe, RewardSource, scored_alike
-=======
-from unipg.rollouts.scoring import RewardRecipe, RewardSource
 from unipg.rollouts.text import prompt_text
->>>>>>> f40f2e9 (T-PPO with short windows: why they cannot teach, in closed form; f-DPG's Z over workers; SPO's initial scores before the first draw; tools found once a collection)
 from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
