@@ -43,8 +43,10 @@ def section(path: Path, claim: dict[str, Any]) -> str:
     lines += [f"Scores, settings and machine: [{path.stem}.md]({place}.md).", "", "| piece | mean over seeds | |", "|---|---|---|"]
     for piece in claim["assertions"]:
         verdict = "holds" if piece["passed"] else "**does not hold**"
-        lines.append(f"| {piece['claim']} | {piece['value']:.3f} [{piece['low']:.3f}, {piece['high']:.3f}], n = {piece['n']} | {verdict} |")
-    return "\n".join([*lines, "", f"![{claim['claim']}]({place}.png)", ""])
+        spread = "" if piece["low"] is None else f" [{piece['low']:.3f}, {piece['high']:.3f}]"  # one seed has none
+        lines.append(f"| {piece['claim']} | {piece['value']:.3f}{spread}, n = {piece['n']} | {verdict} |")
+    figure = [f"![{claim['claim']}]({place}.png)", ""] if path.with_suffix(".png").is_file() else []
+    return "\n".join([*lines, "", *figure])
 
 
 def stub() -> str:

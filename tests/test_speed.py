@@ -13,6 +13,7 @@ import torch
 from unipg.estimator import projection
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.policies.decoding import proof_of
 from unipg.rollouts import conversations, generation
 
 SPEED = Path(__file__).parents[1] / "benchmarks" / "speed"
@@ -110,6 +111,7 @@ def test_decode_steps(script, order) -> None:
     asked = order(**{**SKEWED, "prompts": 16, "slots": 8})
     script("our_side").force_lengths(asked.work)
     model, tokenizer = script("work").load(asked.work, Path(asked.folder))
+    proof_of(model)  # once for an architecture, and not counted
     counts = Counts(model.eval())
     asked_for = [tokenizer.encode(text) for text in asked.work.prompt_texts]
     answers = generation.sample(model, asked_for, rollouts=4, max_new_tokens=24, end_tokens=[1], pad_token=0, batch_rows=8)

@@ -40,8 +40,9 @@ from unipg.lab.gradients import selected
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience
 from unipg.seeding import generator
+from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Silent, Trainer, TrainingRecipe
+from unipg.training.trainer import Trainer, TrainingRecipe
 from unipg.trajectories import Evaluation, Trajectories
 
 GRPO = algorithm_named("grpo")
@@ -234,7 +235,7 @@ class States(Experience):
         return []
 
 
-class Exact(Silent):
+class Exact(Observer):
     """Keeps the exact expected reward and the metrics after each update."""
 
     def __init__(self, policy: LinearPolicy, told: Told) -> None:

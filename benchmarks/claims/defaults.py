@@ -23,7 +23,7 @@ from harness import ROOT, Check, Claim, Method, Runs, Told, by_seed, check, main
 
 from unipg.algorithms import registered
 from unipg.algorithms.base import Algorithm
-from unipg.training.observer import Silent
+from unipg.training.observer import Observer
 from unipg.training.recipe import load_recipe
 from unipg.training.run import run_recipe
 
@@ -40,7 +40,7 @@ def online(kind: type[Algorithm]) -> bool:
     return kind.uses_rollouts and kind.completions == "none" and kind.name not in ELSEWHERE
 
 
-class Share(Silent):
+class Share(Observer):
     """Tells the share of the iterations that is done."""
 
     def __init__(self, told: Told) -> None:

@@ -28,8 +28,9 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience
 from unipg.samplers import Sampler, UniformSampler
 from unipg.seeding import generator, seed_everything
+from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Silent, Trainer, TrainingRecipe
+from unipg.training.trainer import Trainer, TrainingRecipe
 from unipg.trajectories import Evaluation, Source, Trajectories
 
 PROMPTS = torch.cartesian_prod(*[torch.arange(10)] * 3)
@@ -133,7 +134,7 @@ class Digits(Experience):
         return [EvaluationResult("digits", {"accuracy": {"value": value, "low": value, "high": value, "n": len(PROMPTS)}})]
 
 
-class Watch(Silent):
+class Watch(Observer):
     """Keeps metrics and scores, and tells how far a run is."""
 
     def __init__(self, told: Told) -> None:

@@ -41,8 +41,9 @@ from unipg.rollouts.text import SamplingRecipe
 from unipg.samplers.base import UniformSampler
 from unipg.seeding import generator, seed_everything
 from unipg.tasks.base import Item
+from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Silent, Trainer, TrainingRecipe
+from unipg.training.trainer import Trainer, TrainingRecipe
 from unipg.trajectories import Evaluation, Trajectories
 
 TITLES = {"kl": "forward KL", "js": "Jensen-Shannon", "tv": "total variation", "reverse_kl": "reverse KL"}
@@ -75,7 +76,7 @@ class Sizes:
 QUICK = {"line_steps": 20, "model_steps": 4, "base_steps": 10, "measured": 256}
 
 
-class Course(Silent):
+class Course(Observer):
     """Tells how far a run is, keeps a number of its metrics, and looks at the policy after a quarter of the steps."""
 
     def __init__(self, told: Told, metric: str, look: Callable[[], dict[str, Any]] = dict) -> None:

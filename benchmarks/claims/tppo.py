@@ -32,8 +32,9 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import FRESH, Demand, Experience
 from unipg.seeding import generator
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
+from unipg.training.observer import Observer
 from unipg.training.tracking import Tracker
-from unipg.training.trainer import Silent, Stopped
+from unipg.training.trainer import Stopped
 from unipg.trajectories import Trajectories
 
 GO_ON, END = 0, 1
@@ -226,7 +227,7 @@ class Quiet(Tracker):
     def _append(self, file: str, row: dict[str, Any]) -> None: ...
 
 
-class Watch(Silent):
+class Watch(Observer):
     """Counts decode steps, asks for the exact success, and stops the run when its budget is spent."""
 
     def __init__(self, trainer: Trainer, policy: Counter, told: Told) -> None:

@@ -32,6 +32,7 @@ from unipg.algorithms.grpo import GRPO
 from unipg.estimator import GroupStandardized
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.policies.proof import TRUSTED
 from unipg.rollouts import conversations, generation, prompts
 from unipg.rollouts.base import Demand
 from unipg.rollouts.generation import Completion, ContinuousBatch
@@ -39,8 +40,9 @@ from unipg.rollouts.prompts import PromptRollouts
 from unipg.rollouts.text import SamplingRecipe
 from unipg.samplers import UniformSampler
 from unipg.tasks.base import Item
+from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Silent, Trainer, TrainingRecipe
+from unipg.training.trainer import Trainer, TrainingRecipe
 from unipg.trajectories import Source, Trajectories
 
 
@@ -78,7 +80,7 @@ class Rollouts(PromptRollouts):
         return self.meter.generated(super().collect)(policy, demand)
 
 
-class Told(Silent):
+class Told(Observer):
     """Reports each finished step."""
 
     def __init__(self, line: Line, meter: Meter) -> None:
@@ -94,6 +96,8 @@ def force_lengths(work: Work) -> None:
     lengths, draw = work.lengths(), ContinuousBatch._draw
 
     def forced(self: ContinuousBatch, slots: Sequence[int], logits: torch.Tensor) -> torch.Tensor:
+        if self.proven is TRUSTED:  # the trials of a model's proof are no work that is measured
+            return draw(self, slots, logits)
         rows = [self._rows[slot] for slot in slots]
         last = torch.tensor([row is not None and row.sampled + 1 == lengths[row.request] for row in rows])
         return draw(self, slots, force_end(logits, last))
@@ -144,7 +148,7 @@ def trainer_for(order: Order, folder: Path, line: Line | None) -> Trainer:
         ),
         optimizer=OptimizerRecipe(learning_rate=PROOF_RATE if order.proof else LEARNING_RATE, clip_norm=None if order.proof else 1.0),
         anchor=policy.frozen_copy() if kl else None,
-        observer=Told(line, meter) if line is not None else Silent(),
+        observer=Told(line, meter) if line is not None else Observer(),
     )
     if order.proof:
         trainer.learner.optimizer = torch.optim.SGD(policy.module.parameters(), PROOF_RATE)
