@@ -32,7 +32,7 @@ from unipg.seeding import generator
 from unipg.training.diagnostics import Histogram
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.tracking import Tracker
-from unipg.training.trainer import Trainer, TrainingRecipe
+from unipg.training.trainer import Observer, Trainer, TrainingRecipe
 from unipg.trajectories import Evaluation, Source, Trajectories
 
 # ---------------------------------------------------------------------------------------------------------------------- pairs of arms
@@ -90,17 +90,13 @@ class ArmPairs(Experience):
 
 
 @dataclass
-class Share:
+class Share(Observer):
     """An observer that passes on how much is done."""
 
     told: Told
 
-    def phase(self, name: str, done: float) -> None: ...
-
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         self.told(done / total)
-
-    def evaluation(self, results: list[EvaluationResult]) -> None: ...
 
 
 class Unkept(Tracker):

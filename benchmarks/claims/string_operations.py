@@ -40,7 +40,7 @@ from unipg.seeding import generator, seed_everything
 from unipg.tasks.base import Item, Verifier
 from unipg.tasks.verifiers import exact_match
 from unipg.training.optimization import OptimizerRecipe
-from unipg.training.trainer import Trainer, TrainingRecipe
+from unipg.training.trainer import Observer, Trainer, TrainingRecipe
 
 LETTERS = "abcdefgh"
 OPERATIONS = ("copy", "reverse", "shift", "reverse-shift")
@@ -209,7 +209,7 @@ def base_phases(toy: Toy) -> list[tuple[Algorithm, int]]:
 
 
 @dataclass
-class Curve:
+class Curve(Observer):
     """An observer that keeps each step's metrics and the held-out scores, and passes progress on."""
 
     told: Told
@@ -218,8 +218,6 @@ class Curve:
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: dict[int, dict[str, dict[str, float]]] = field(default_factory=dict)
     """By number of steps done, then by operation: the sampled and the greedy share of right answers."""
-
-    def phase(self, name: str, done: float) -> None: ...
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         self.rows.append(metrics)

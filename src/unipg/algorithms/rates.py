@@ -45,7 +45,7 @@ DEMONSTRATED = LearningRate(
     "A demonstration says of every token which one is right, so the gradients of different batches agree.",
 )
 GATED = LearningRate(
-    1e-3,
+    7e-4,
     5e-6,
     "Supervision wherever no rollout succeeds brings back what a step has broken; 5e-6 is the released scripts' rate.",
 )
