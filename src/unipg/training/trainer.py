@@ -28,7 +28,7 @@ from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.folder import UNTOUCHED, check_free, locked
 from unipg.training.learner import Learner, NonFinite
-from unipg.training.observer import Observer, Stopped
+from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.state import restore, state_of
 from unipg.training.tracking import Tracker
@@ -62,14 +62,14 @@ class Trainer:
         anchor: Policy | None = None,
         seed: int = 0,
         tracker: Tracker | None = None,
-        observer: Observer | None = None,
+        observer: Any = None,
         workers: Workers | None = None,
         identity: str = "",
     ) -> None:
         self.algorithm, self.policy, self.experience, self.anchor = algorithm, policy, experience, anchor
         self.training = training or TrainingRecipe()
         self.folder, self.seed, self.identity = folder, seed, identity
-        self.observer: Observer = observer or Observer()
+        self.observer = observer if isinstance(observer, Observer) else Observers([] if observer is None else [observer])
         self.workers = workers or Workers()
         self.tracker = tracker
         if self.workers.leads:
