@@ -310,17 +310,17 @@ def test_a_kill_between_the_renamings_loses_one_iteration_at_most(recipe, tmp_pa
 
 def test_kills_at_random_moments_change_nothing(recipe, tmp_path) -> None:
     """kill -9, again and again, wherever the run is: building, sampling, stepping, writing."""
-    path = recipe(training={"iterations": 30, "epochs": 2}, algorithm={"name": "grpo", "rollouts": 2})
-    began = time.monotonic()
-    command = [sys.executable, "-m", "unipg.cli", "train", path]
-    subprocess.run([*command, f"output={tmp_path / 'straight'}"], stdout=subprocess.DEVNULL, check=True)
-    whole = time.monotonic() - began
-    draw, run = random.Random(0), tmp_path / "run"
-    for _ in range(2):
+    path = recipe(training={"iterations": 40, "epochs": 2}, algorithm={"name": "grpo", "rollouts": 2})
+    assert main(["train", path, f"output={tmp_path / 'straight'}"]) == 0
+    draw, run = random.Random(), tmp_path / "run"
+    for least in (0, 5, 12):
         more = ["--resume"] if run.exists() else []
-        process = subprocess.Popen([*command, *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(draw.uniform(0.5, 1.0) * whole)
-        process.send_signal(signal.SIGKILL)
+        process = subprocess.Popen([sys.executable, "-m", "unipg.cli", "train", path, *more], stdout=subprocess.DEVNULL)
+        metrics = run / "metrics.jsonl"
+        while process.poll() is None and least and not (metrics.is_file() and metrics.read_bytes().count(b"\n") > least):
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.2 if least else 6))
+        process.kill()
         process.wait()
     assert main(["train", path, *(["--resume"] if run.exists() else [])]) == 0
     assert equal(weights(run), weights(tmp_path / "straight"))
@@ -332,6 +332,12 @@ def test_kills_at_random_moments_change_nothing(recipe, tmp_path) -> None:
         for place in (tmp_path / "straight", run)
     )
     assert ours == straight
+
+
+def test_the_two_checkpoints_are_of_two_moments(tmp_path) -> None:
+    """Though the last iteration is saved twice: when it is done, and when it was evaluated."""
+    trainer(tmp_path, 3).train()
+    assert [checkpoints._read(tmp_path / name)["iteration"] for name in (NAME, PREVIOUS)] == [3, 2]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -61,9 +61,10 @@ class _Hashed:
         self.file.flush()
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
+def write_checkpoint(folder: Path, state: dict[str, Any], *, again: bool = False) -> None:
     """Replaces the folder's checkpoint, which becomes the previous one; both are untouched if anything fails (a full disk).
 
+    `again`: the checkpoint is of the same moment, so the previous one stays.
     Errors: `InputError` for a file that cannot be written, and for a value that is neither a tensor nor plain, by its place in `state`.
     """
     pickled: list[bytes] = []
@@ -82,7 +83,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> None:
                 file.write(f"\nunipg checkpoint 1 {hashed.digest.hexdigest()} {kept}\n".encode())
                 file.flush()
                 os.fsync(file.fileno())
-            if (folder / NAME).exists():
+            if (folder / NAME).exists() and not again:
                 os.replace(folder / NAME, folder / PREVIOUS)
             os.replace(temporary, folder / NAME)
             _settle(folder)

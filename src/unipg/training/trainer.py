@@ -109,6 +109,8 @@ class Trainer:
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self.row: dict[str, Any] = {}
         self.evaluated_at = -1
+        self._saved: tuple[int, int] | None = None
+        """Iteration and position of the last checkpoint of this process."""
         self.begun = False
         """Whether the folder holds this run already: after the first call of `train`, or `resume`."""
         self.stop_requested = False
@@ -473,7 +475,9 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         if self.workers.leads:
-            write_checkpoint(self.folder, state)
+            moment = state["iteration"], state["position"]
+            write_checkpoint(self.folder, state, again=self._saved == moment)
+            self._saved = moment
             self.observer.checkpoint(self.folder)
         self.workers.wait()
 
