@@ -65,3 +65,28 @@ def test_a_frozen_model_is_known_again_and_what_is_trained_is_left_out() -> None
     trained = fingerprint(other)
     other[1].weight.data.mul_(2)
     assert fingerprint(other) == trained
+
+
+def test_adapters_with_such_weights_are_neither_evaluated_nor_trained_on(tmp_path, capsys) -> None:
+    peft = pytest.importorskip("peft")
+    tokenizer = train_tokenizer(["1 + 2 = 3"] * 3, 270)
+    base = build_model(ScratchModel(hidden_size=32, layers=1, heads=2, intermediate_size=64, max_positions=64), tokenizer)
+    base.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base.name_or_path = str(tmp_path / "base")
+    adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules="all-linear"))
+    with torch.no_grad():
+        next(p for name, p in adapted.named_parameters() if "down_proj.lora_B" in name)[0, 0] = math.inf
+    adapted.save_pretrained(tmp_path / "adapters")
+    tokenizer.save_pretrained(tmp_path / "adapters")
+    recipe = tmp_path / "recipe.yaml"
+    task = "{multi_hop: {size: 3, demonstrations: 1.0}}"
+    recipe.write_text(f"algorithm: sft\noutput: {tmp_path}/run\npolicy: {{model: {tmp_path}/adapters}}\ntask: {task}\n")
+    evaluate = ["evaluate", str(tmp_path / "adapters"), "--task", "chain_sum", "--items", "1"]
+    for command in (evaluate, ["train", str(recipe)]):
+        capsys.readouterr()
+        assert main(command) == 2
+        said = capsys.readouterr().err.strip()
+        assert "mlp.down_proj.lora_B.default.weight' is not finite (infinity; 1 of its 64 numbers" in said
+        assert "\n" not in said
+    assert not (tmp_path / "run").exists()

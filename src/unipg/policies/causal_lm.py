@@ -466,6 +466,7 @@ def continue_lora(base: Any, adapter: Adapter, wanted: Lora | None) -> Any:
         raise missing_package("peft", "lora", f"the adapters '{adapter.name}'") from None
     with loading("the adapters", adapter.name):
         model = PeftModel.from_pretrained(base, adapter.name, is_trainable=True)
+    check_finite(model, f"the adapters '{adapter.name}'")
     theirs = model.peft_config[model.active_adapter]
     for key, of_theirs in (("r", "r"), ("alpha", "lora_alpha")):
         mine = None if wanted is None else getattr(wanted, key)

@@ -16,7 +16,7 @@ from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective
 from unipg.estimator.policy_gradient import check_log_probs, corrected
-from unipg.files import write_folder, writing
+from unipg.files import write_file, write_folder, writing
 from unipg.policies.base import Policy
 from unipg.policies.weights import check_finite, fingerprint
 from unipg.rollouts.base import Demand, Experience, Interrupted
@@ -455,7 +455,7 @@ class Trainer:
         """Keeps in the run folder why answers could not be scored, and says so once; ends a run in which none could be."""
         path = self.folder / TROUBLE
         if self.workers.leads and not path.exists():
-            path.write_text(f"iteration {self.iteration}, {where}\n{trouble}\n", encoding="utf-8")
+            write_file(path, f"iteration {self.iteration}, {where}\n{trouble}\n", UNTOUCHED)
         first = trouble.splitlines()[0]
         if broken:
             raise InputError(f"the verifier raised an error for {broken}; the first: {first}; its traceback is in {path}")
