@@ -441,7 +441,7 @@ def test_defaults_run_both_forms_with_nothing_overridden_but_their_length(
     )
     assert [run["iterations"] for run in (recipe, demo, short)] == [2, 1, 1]  # 12 and 32 rollouts in each
     assert recipe["rate"] == pytest.approx(3.0)
-    assert short["rate"] == pytest.approx(7.0)
+    assert short["rate"] == pytest.approx(10.0)
     for run in (recipe, demo, short):
         assert run["score"] == pytest.approx(run["after"] - run["before"])
         assert list(run["tasks"]) == ["HELD"]

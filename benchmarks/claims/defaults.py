@@ -5,10 +5,11 @@
 
 Each algorithm runs as a user would run it: by its own recipe (`unipg train recipes/NAME.yaml`), and put into the demo's
 (`unipg train recipes/demo.yaml algorithm=NAME`). Nothing about training is overridden but the number of iterations: what makes 20,480
-rollouts, 160 at most, with schedules that end where the run does. All start from the one model of `recipes/demo-warm-start.yaml`, which is
-trained first where it is not there yet (a minute). The score is how much the success rate of sampled answers to the held-out tasks grows,
-in their mean over 4 answers to each item; greedy answers are measured beside it. stratified_grpo is missing: it needs tools, which this
-task has not.
+rollouts, 160 at most, with schedules that end where the run does. HPT and its variants have all 160: where no rollout succeeds they
+supervise, which first spreads the policy out, so that sampled answers get worse for the first 40 iterations or so before they get better.
+All start from the one model of `recipes/demo-warm-start.yaml`, which is trained first where it is not there yet (a minute). The score is
+how much the success rate of sampled answers to the held-out tasks grows, in their mean over 4 answers to each item; greedy answers are
+measured beside it. stratified_grpo is missing: it needs tools, which this task has not.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MODEL = ROOT / "runs" / "demo" / "warm-start"
 ROLLOUTS = 20480
 """Of a run; that of a recipe with 64 prompts and 8 rollouts of each then has 40 iterations of 200."""
 ITERATIONS = 160
-"""At most: those of algorithms with one rollout per prompt are many."""
+"""At most, since those of algorithms with one rollout per prompt are many; and of algorithms that supervise where nothing succeeds."""
 SAMPLED, GREEDY = "pass@1 (sampled)", "pass@1 (greedy)"
 FORMS = {"recipe": "its recipe", "demo": "the demo's"}
 ELSEWHERE = ("stratified_grpo",)
@@ -81,8 +82,11 @@ def trained(method: str, seed: int, told: Told, model: Path, rollouts: int) -> d
             "evaluation.samples=4",
         ]
         recipe = load_recipe(path, overrides)
-        per_iteration = recipe.training.prompts * recipe.build_algorithm().rollouts
-        iterations = min(recipe.training.iterations, ITERATIONS, max(1, rollouts // per_iteration))
+        algorithm = recipe.build_algorithm()
+        enough = max(1, rollouts // (recipe.training.prompts * algorithm.rollouts))
+        if algorithm.counts_successes and rollouts == ROLLOUTS:  # not where it is only tried whether it runs
+            enough = ITERATIONS
+        iterations = min(recipe.training.iterations, ITERATIONS, enough)
         recipe = load_recipe(path, [*overrides, f"training.iterations={iterations}", f"training.save_every={iterations}"])
         run_recipe(recipe, observer=Share(told))
         rows, (first, last) = (lines(Path(folder) / "run" / name) for name in ("metrics.jsonl", "evaluations.jsonl"))

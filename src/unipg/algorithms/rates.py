@@ -45,9 +45,10 @@ DEMONSTRATED = LearningRate(
     "A demonstration says of every token which one is right, so the gradients of different batches agree.",
 )
 GATED = LearningRate(
-    7e-4,
+    1e-3,
     5e-6,
-    "Supervision wherever no rollout succeeds brings back what a step has broken; 5e-6 is the released scripts' rate.",
+    "Supervision wherever no rollout succeeds brings back what a step has broken. The demo, 400 iterations, ends at 40 % with 5e-4, at "
+    "50 % with 1e-3, at 48 % with 2e-3; 5e-6 is the released scripts' rate.",
 )
 REWARDED = LearningRate(
     3e-4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import random
 import sys
@@ -17,12 +18,13 @@ from unipg.errors import InputError, nearest
 from unipg.seeding import derived_seed, generator
 from unipg.tasks.base import Item, ScoredCompletion
 from unipg.tasks.data import with_system
+from unipg.tasks.near_misses import near_misses
 from unipg.tasks.tools import Tool
 from unipg.tasks.verifiers import normalised
 
 Preferences = Literal["none", "pairs", "unpaired", "scored"]
-MOST_TRIES = 32
-"""Other items that are looked at for an answer that differs."""
+MOST_TRIES, FEW = 32, 4
+"""Items whose answers are looked at, and different answers among them up to which a dataset's questions are a choice between those."""
 _PART = "mixture_part"
 """Field of an item: which dataset of the mixture it came from."""
 
@@ -90,8 +92,9 @@ def reasoning_gym_task(
     its weight's share of the items, to within one item, in an order drawn from `seed`. The share `demonstrations` of the items, in [0, 1],
     carries its reference answer as a demonstration; the items with one at a lower share keep it at a higher share. `system` is put before
     every question as a system message. `binary`: see `ReasoningGymVerifier`. `preferences`: given completions of each item: the reference
-    answer and another item's (`pairs`), one of the two (`unpaired`), or the reference answer and several others' with the scorer's own
-    values (`scored`).
+    answer and a near miss of it (`pairs`; see `near_misses`), one of the two (`unpaired`), or the reference answer and several near misses
+    with the scorer's own values (`scored`). Answers of other items take their place where a dataset has few answers (true or false), or
+    where the scorer calls no near miss wrong.
 
     Items are generated when first asked for and then kept. They depend on `seed` and their index alone. The package's own seed is derived
     from `seed` rather than equal to it: item i of the package's seed s is item i − 1 of its seed s + 1, so that training with seed 0 and
@@ -197,6 +200,8 @@ class _Generated(Sequence[Item]):
         self.names, self.datasets, self.owners, self.demonstrated = names, datasets, owners, demonstrated
         self.seed, self.system, self.preferences = seed, system, preferences
         self.made: dict[int, Item] = {}
+        self.answers: dict[int, list[str]] = {}
+        """Some answers of each dataset, by its place in the mixture."""
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -240,25 +245,36 @@ class _Generated(Sequence[Item]):
             raise InputError(f"{place}: the dataset cannot generate it with its config: {said}") from error
 
     def _completions(self, item: Item) -> tuple[ScoredCompletion, ...]:
-        """The reference answer and those of other items of the same dataset."""
+        """The reference answer and wrong ones: near misses, and where there are none the answers of other items of the same dataset."""
         if item.expected is None:
             raise InputError(f"{item.place}: the dataset has no reference answers, so there is nothing to prefer")
         wanted = 3 if self.preferences == "scored" else 1
         draw = generator(self.seed, "preferences", item.index)
+        verifier = ReasoningGymVerifier(self.datasets, binary=False)
+        best = verifier(item.expected, item)
         others: list[str] = []
-        for place in torch.randint(len(self), (MOST_TRIES,), generator=draw).tolist():
-            answer = self._entry(item.fields[_PART], place, item.place)["answer"]
-            if str(answer) not in (item.expected, *others):
-                others.append(str(answer))
+        for text in self._wrong(item, item.expected, draw):
+            if text not in (item.expected, *others) and verifier(text, item) < best:
+                others.append(text)
             if len(others) == wanted:
                 break
         if not others:
-            raise InputError(f"{item.place}: no other item of the dataset has another answer, so there is nothing to prefer")
+            raise InputError(f"{item.place}: no answer is known that its dataset scores lower, so there is nothing to prefer")
         if self.preferences == "scored":
-            verifier = ReasoningGymVerifier(self.datasets, binary=False)
             return tuple(ScoredCompletion(text, verifier(text, item)) for text in (item.expected, *others))
         both = (ScoredCompletion(item.expected, 1.0), ScoredCompletion(others[0], 0.0))
         return both if self.preferences == "pairs" else (both[int(torch.randint(2, (), generator=draw))],)
+
+    def _wrong(self, item: Item, expected: str, draw: torch.Generator) -> Iterator[str]:
+        """Answers that may be wrong, the nearest first: of a dataset that knows few answers the others, else near misses."""
+        part = item.fields[_PART]
+        if part not in self.answers:
+            places = range(min(MOST_TRIES, len(self)))
+            self.answers[part] = sorted({str(self._entry(part, place, item.place)["answer"]) for place in places})
+        known = self.answers[part]
+        others = (known[place] for place in torch.randperm(len(known), generator=draw).tolist())
+        few = len(known) <= FEW
+        yield from itertools.chain(others, near_misses(expected, draw)) if few else itertools.chain(near_misses(expected, draw), others)
 
 
 @contextmanager
