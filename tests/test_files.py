@@ -9,9 +9,9 @@ import pytest
 
 from unipg.cli import main
 from unipg.errors import InputError
-from unipg.files import GENERATOR, check_output, disk_is_full, write_file, write_folder, write_output, writing
+from unipg.files import check_output, disk_is_full, generator, generator_tag, write_file, write_folder, write_output, writing
 
-OWN = json.dumps({"generator": GENERATOR, "x": 1}, indent=1)
+OWN = json.dumps({"generator": generator("evaluate"), "x": 1}, indent=1)
 
 
 def full(*_) -> None:
@@ -20,15 +20,15 @@ def full(*_) -> None:
 
 def test_own_files_are_written_again_and_no_others(tmp_path) -> None:
     path = tmp_path / "deep" / "table.json"
-    write_output(path, OWN)
-    write_output(path, OWN.replace("1", "2"))
+    write_output(path, OWN, "evaluate")
+    write_output(path, OWN.replace("1", "2"), "evaluate")
     assert json.loads(path.read_text())["x"] == 2
     path.write_text("my thesis")
-    with pytest.raises(InputError, match=r"table.json' exists, and unipg did not write it: nothing is written over"):
-        write_output(path, OWN)
+    with pytest.raises(InputError, match=r"table.json' exists, and `unipg evaluate` did not write it: nothing is written over"):
+        write_output(path, OWN, "evaluate")
     assert path.read_text() == "my thesis"
     path.write_text("")  # made beforehand, as mktemp does
-    write_output(path, OWN)
+    write_output(path, OWN, "evaluate")
     assert path.read_text() == OWN
     assert os.listdir(path.parent) == ["table.json"]
 
@@ -36,12 +36,12 @@ def test_own_files_are_written_again_and_no_others(tmp_path) -> None:
 def test_a_link_stays_a_link_and_devices_are_written_to(tmp_path) -> None:
     (tmp_path / "real.json").write_text(OWN)
     (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
-    write_output(tmp_path / "link.json", OWN.replace("1", "2"))
+    write_output(tmp_path / "link.json", OWN.replace("1", "2"), "evaluate")
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "real.json").read_text())["x"] == 2
-    write_output(Path("/dev/null"), OWN)
+    write_output(Path("/dev/null"), OWN, "evaluate")
     with pytest.raises(InputError, match=r"^the disk is full: '/dev/full' cannot be written \(No space left on device\)$"):
-        write_output(Path("/dev/full"), OWN)
+        write_output(Path("/dev/full"), OWN, "evaluate")
 
 
 def test_what_cannot_be_finished_leaves_what_was_there(tmp_path) -> None:
@@ -105,7 +105,7 @@ def test_commands_write_over_their_own_results_and_no_others(command, names, tmp
         (tmp_path / name).write_text("years of work")
         capsys.readouterr()
         assert main([*command, str(place)]) == 2
-        assert f"{name}' exists, and unipg did not write it" in capsys.readouterr().err
+        assert f"{name}' exists, and `unipg {command[0]}` did not write it: nothing is written over" in capsys.readouterr().err
         assert (tmp_path / name).read_text() == "years of work"
         (tmp_path / name).write_bytes(kept)
     assert sorted(os.listdir(tmp_path)) == sorted(names)
@@ -119,4 +119,13 @@ def test_a_full_disk_ends_any_command_in_one_line(monkeypatch, capsys) -> None:
 
 def test_a_folder_is_no_output(tmp_path) -> None:
     with pytest.raises(InputError, match="cannot be written: it is a folder"):
-        check_output(tmp_path)
+        check_output(tmp_path, "report")
+
+
+def test_what_another_command_wrote_is_not_written_over(tmp_path) -> None:
+    path = tmp_path / "page"
+    for text in (f"<head>{generator_tag('report')}</head>", json.dumps({"generator": generator("lab")})):
+        path.write_text(text)
+        with pytest.raises(InputError, match="`unipg evaluate` did not write it"):
+            check_output(path, "evaluate")
+    check_output(path, "lab")

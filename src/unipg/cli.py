@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unipg.errors import InputError, nearest
-from unipg.files import GENERATOR, check_output, disk_is_full, write_output
+from unipg.files import Command, check_output, disk_is_full, generator, write_output
 from unipg.hub import check_place
 
 COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "keys", "lab", "report")
@@ -210,7 +210,7 @@ def _diff(options: argparse.Namespace) -> None:
     first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
     page = Path(options.output) if options.output else None
     for path in (page, page.with_suffix(".json")) if page else ():
-        check_output(path)
+        check_output(path, "diff")
     console = plain_console()
     anchor = None
     if options.on is None:
@@ -225,8 +225,8 @@ def _diff(options: argparse.Namespace) -> None:
         found = diff.measure(first, second, policy, batch, experience.max_new_tokens)
     console.print(diff_page.tables(found))
     if page:
-        write_output(page, diff_page.render(found))
-        _write_json(page.with_suffix(".json"), found.as_json())
+        write_output(page, diff_page.render(found), "diff")
+        _write_json(page.with_suffix(".json"), found.as_json(), "diff")
         console.print(f"page  {page}", soft_wrap=True, highlight=False)
 
 
@@ -258,7 +258,7 @@ def _train(options: argparse.Namespace) -> int:
         console.print(f"{folder} is finished: nothing left to do (training.iterations=… trains it for longer)")
         return 0
     if options.report:
-        check_output(folder / "report.html")
+        check_output(folder / "report.html", "report")
     try:
         with TrainingDisplay(console, recipe.build_algorithm().name) as display:
             run_recipe(recipe, resume=options.resume, trust=options.trust, observer=display, command=command)
@@ -298,7 +298,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     _quiet()
     console = plain_console()
     if options.json:
-        check_output(Path(options.json))
+        check_output(Path(options.json), "evaluate")
     with evaluation_progress(console) as progress:
         results = evaluate_model(
             options.model,
@@ -317,7 +317,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         )
     console.print(evaluation_table(results))
     if options.json:
-        _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": [dataclasses.asdict(r) for r in results]})
+        found = [dataclasses.asdict(result) for result in results]
+        _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": found}, "evaluate")
     for result in results:
         if result.broken:
             raise InputError(f"the verifier of {result.task} raised an error for every answer; the first: {result.trouble.splitlines()[0]}")
@@ -368,8 +369,8 @@ def _numbers(text: str, option: str = "--k", kind: type[int] | type[float] = int
         raise InputError(f"{option} is '{text}'; accepted: {what} separated by commas") from None
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_output(path, json.dumps({"generator": GENERATOR, **content}, indent=1))
+def _write_json(path: Path, content: dict[str, Any], command: Command) -> None:
+    write_output(path, json.dumps({"generator": generator(command), **content}, indent=1), command)
 
 
 def _lab(options: argparse.Namespace) -> None:

@@ -9,14 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 from unipg.errors import InputError, one_line
 
-GENERATOR = "unipg"
-"""What every page, table and picture says it was written by."""
-MARKS = (b'<meta name="generator" content="unipg">', b'"generator": "unipg"', b"Software\0unipg")
-"""How that looks in the first bytes of a page, a JSON file and a PNG."""
+Command = Literal["report", "evaluate", "lab", "diff"]
 HEAD = 4096
+"""First bytes of a page, a JSON file or a PNG, among which it says what wrote it."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_TEXT = re.compile("|".join(rf"{re.escape(os.strerror(code))}|\(os error {code}\)" for code in FULL))
 _SYSTEM_TEXT = re.compile(r"os error \d+|file write failed|PytorchStreamWriter|Error while serializing")
@@ -48,8 +47,18 @@ def writing(path: Path, hint: str = "") -> Iterator[None]:
         raise
 
 
-def check_output(path: Path) -> None:
-    """Refuses a file that holds anything which unipg did not write; ask before the work whose result it is to hold."""
+def generator(command: Command) -> str:
+    """What every page, table and picture says it was written by."""
+    return f"unipg {command}"
+
+
+def generator_tag(command: Command) -> str:
+    """The same in the head of a page."""
+    return f'<meta name="generator" content="{generator(command)}">'
+
+
+def check_output(path: Path, command: Command) -> None:
+    """Refuses a file that holds anything which this command did not write; ask before the work whose result it is to hold."""
     if path.is_dir():
         raise InputError(f"'{path}' cannot be written: it is a folder; accepted: the name of a file")
     with writing(path):
@@ -57,17 +66,18 @@ def check_output(path: Path) -> None:
             return
         with path.open("rb") as file:
             head = file.read(HEAD)
-    if not any(mark in head for mark in MARKS):
-        raise InputError(f"'{path}' exists, and unipg did not write it: nothing is written over; accepted: another name")
+    name = generator(command)
+    if not any(mark.encode() in head for mark in (generator_tag(command), f'"generator": "{name}"', f"Software\0{name}")):
+        raise InputError(f"'{path}' exists, and `{name}` did not write it: nothing is written over; accepted: another name")
 
 
 Content = str | Callable[[Path], object]
 """Text, or what writes to the path that it is given."""
 
 
-def write_output(path: Path, content: Content) -> Path:
+def write_output(path: Path, content: Content, command: Command) -> Path:
     """Writes a result that somebody asked for, where nothing else is in the way; see `check_output`."""
-    check_output(path)
+    check_output(path, command)
     return write_file(path, content)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from unipg import Source
 from unipg.errors import InputError
@@ -132,6 +133,23 @@ def test_anchors_are_computed_once_and_are_those_of_the_anchor(policy, tmp_path,
     changed = AnchorCache.of(other, made.every_completion(policy), tmp_path, total=12)
     assert len(list(tmp_path.iterdir())) == 2
     assert not torch.allclose(changed.log_probs[0, 0], made.anchors.log_probs[0, 0])
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut off", "of before"])
+def test_kept_anchors_that_are_damaged_are_computed_again(damage, policy, tmp_path) -> None:
+    made = experience(task("ask", kind="pairs"))
+    expected = AnchorCache.of(policy, made.every_completion(policy), tmp_path, total=12).log_probs
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    if damage == "of before":
+        save_file(load_file(path), path)
+    else:
+        path.write_bytes(content if damage == "a flipped bit" else content[:-4])
+    with pytest.warns(UserWarning, match=f"'{path}' is damaged, or of an earlier version: .* are computed again"):
+        found = AnchorCache.of(policy, made.every_completion(policy), tmp_path, total=12).log_probs
+    assert all(torch.equal(found[key], value) for key, value in expected.items())
+    AnchorCache.of(policy, made.every_completion(policy), tmp_path, total=12)  # and kept again
 
 
 def test_an_impossible_completion_is_named(policy, tmp_path, monkeypatch) -> None:

@@ -208,7 +208,7 @@ def test_reports_and_evaluations_write_over_their_own_alone(recipe, rows, tmp_pa
         assert main([*command, str(path)]) == 0
         assert main([*command, str(path)]) == 0
         path.write_text("years of work")
-        assert f"'{path}' exists, and unipg did not write it" in refused(capsys, *command, str(path))
+        assert f"'{path}' exists, and `unipg {command[0]}` did not write it" in refused(capsys, *command, str(path))
         assert path.read_text() == "years of work"
         assert "the disk is full: '/dev/full'" in refused(capsys, *command, "/dev/full")
     assert main(["report", str(run)]) == 0  # its own, of `--report`

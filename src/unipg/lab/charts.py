@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from unipg.files import GENERATOR
+from unipg.files import generator
 from unipg.lab.grid import Grid, GridResult
 from unipg.lab.study import Result
 from unipg.reports.charts import COLOURS, SYMBOLS, Chart, colour, finite
@@ -336,7 +336,7 @@ def draw_png(path: Path, title: str, study: Sequence[Result], mismatch: Sequence
         _draw_mismatch(axes.pop(0), name, [r for r in mismatch if r.name == name])
     if grid:
         _draw_grid(axes.pop(0), figure, grid)
-    figure.savefig(path, dpi=130, format="png", metadata={"Software": GENERATOR})
+    figure.savefig(path, dpi=130, format="png", metadata={"Software": generator("lab")})
 
 
 def _draw_study(axes: Any, results: Sequence[Result]) -> None:

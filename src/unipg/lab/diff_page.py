@@ -97,7 +97,8 @@ def render(difference: Difference) -> str:
             page.section("signs", "Share of the difference by what A does to the token", signs),
         )
     )
-    return document(f"unipg diff {a} {b}", f'<h1>A = {a}, B = {b}</h1><p class="outcome">{outcome}.</p>\n{body}')
+    main = f'<h1>A = {a}, B = {b}</h1><p class="outcome">{outcome}.</p>\n{body}'
+    return document(f"unipg diff {a} {b}", main, command="diff")
 
 
 def _cut(text: str, most: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unipg.files import GENERATOR, Content, check_output, write_output
+from unipg.files import Content, check_output, generator, write_output
 from unipg.lab import charts
 from unipg.lab.exact import ExactProblem
 from unipg.lab.grid import Grid
@@ -52,20 +52,20 @@ def write(findings: Findings, folder: Path) -> list[Path]:
 
     check_folder(folder)
     contents: tuple[Content, ...] = (render(findings), png, json.dumps(as_json(findings), indent=1, allow_nan=False))
-    return [write_output(folder / name, content) for name, content in zip(FILES, contents, strict=True)]
+    return [write_output(folder / name, content, "lab") for name, content in zip(FILES, contents, strict=True)]
 
 
 def check_folder(folder: Path) -> None:
     """Refuses a folder in which `write` would write over what unipg did not write."""
     for name in FILES:
-        check_output(folder / name)
+        check_output(folder / name, "lab")
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
     """Every number, with NaN and infinity as null."""
     problem = findings.problem
     content: dict[str, Any] = {
-        "generator": GENERATOR,
+        "generator": generator("lab"),
         "command": findings.command,
         "seed": findings.seed,
         "problem": {"name": problem.name, "title": problem.title, "contexts": problem.contexts, "trajectories": len(problem.rows)},
@@ -97,7 +97,7 @@ def render(findings: Findings) -> str:
         f"{problem.title[:1].upper() + problem.title[1:]}: {len(problem.rows)} trajectories in all, so every gradient is known exactly."
     )
     top = f'<h1>Gradient estimators against the exact gradient</h1>\n<p class="outcome">{escape(outcome)}</p>'
-    return document(f"unipg lab · {problem.name}", f'{top}\n<nav aria-label="Sections">{links}</nav>\n{body}', drawn)
+    return document(f"unipg lab · {problem.name}", f'{top}\n<nav aria-label="Sections">{links}</nav>\n{body}', drawn, command="lab")
 
 
 def _sections(findings: Findings, drawn: page.Charts) -> list[tuple[str, str, str]]:

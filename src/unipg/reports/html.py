@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy
 
-from unipg.files import GENERATOR, check_output, write_output
+from unipg.files import Command, check_output, generator_tag, write_output
 from unipg.reports import page, panels, theme
 from unipg.reports.charts import MOST_POINTS, finite, thinned
 from unipg.reports.run import Run, read_runs
 
 NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 """The browser itself then refuses to load anything, whatever a run's text contains."""
-GENERATOR_TAG = f'<meta name="generator" content="{GENERATOR}">'
 THINNED = '<p class="soft">Of long curves the lowest and the highest point of each stretch of iterations are drawn.</p>'
 
 
@@ -28,8 +27,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     The file is replaced only once it is complete, and only where unipg wrote it. Raises `InputError` for a folder that is not a run's, for
     a file in it that cannot be read, and for an output that cannot be written or holds something else.
     """
-    check_output(Path(output))
-    return write_output(Path(output), render(read_runs([Path(folder) for folder in runs])))
+    check_output(Path(output), "report")
+    return write_output(Path(output), render(read_runs([Path(folder) for folder in runs])), "report")
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -44,8 +43,11 @@ def render(runs: Sequence[Run]) -> str:
     return document(f"{title} · unipg report", f"{top}\n{body}", charts, clocks)
 
 
-def document(title: str, main: str, charts: page.Charts | None = None, clocks: Sequence[Any] = ()) -> str:
-    """A self-contained page around ready HTML; `charts` are those that its figures stand for; without any, no script is embedded."""
+def document(title: str, main: str, charts: page.Charts | None = None, clocks: Sequence[Any] = (), *, command: Command = "report") -> str:
+    """A self-contained page around ready HTML; `charts` are those that its figures stand for; without any, no script is embedded.
+
+    `command`: whose page it is, which is written into it.
+    """
     from plotly.offline import get_plotlyjs
 
     scripts = ""
@@ -60,7 +62,7 @@ def document(title: str, main: str, charts: page.Charts | None = None, clocks: S
 <html lang="en">
 <head>
 <meta charset="utf-8">
-{GENERATOR_TAG}
+{generator_tag(command)}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{NO_NETWORK}">
 <title>{escape(title)}</title>

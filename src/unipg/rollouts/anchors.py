@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unipg.errors import InputError
@@ -55,13 +57,32 @@ class AnchorCache:
         rows = list(rows)
         fingerprint = _fingerprint(anchor, rows)
         path = folder / f"{ANCHORS}{fingerprint}.safetensors"
-        if path.is_file():
-            kept = load_file(path)["log_prob"]
-        else:
+        kept = _read(path)
+        if kept is None:
             kept = _computed(anchor, rows, total, progress)
-            write_file(path, lambda place: save_file({"log_prob": kept}, place))
+            checksum = _checksum(kept)
+            write_file(path, lambda place: save_file({"log_prob": kept}, place, {"sha256": checksum}))
         pieces = kept.split([int(row.mask.sum()) for _, row in rows])
         return cls({key: piece for (key, _), piece in zip(rows, pieces, strict=True)})
+
+
+def _read(path: Path) -> Tensor | None:
+    """The kept values; None where there are none, or where they are not what was written, which a warning says."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            kept: Tensor = file.get_tensor("log_prob")
+            good = (file.metadata() or {}).get("sha256") == _checksum(kept)
+    except (OSError, SafetensorError):
+        good = False
+    if not good:
+        warnings.warn(f"'{path}' is damaged, or of an earlier version: the anchor's log-probabilities are computed again", stacklevel=3)
+    return kept if good else None
+
+
+def _checksum(values: Tensor) -> str:
+    return hashlib.sha256(values.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def _fingerprint(anchor: Policy, rows: Sequence[tuple[Key, Trajectories]]) -> str:

@@ -33,8 +33,7 @@ class Tracker:
     def metrics(self, row: dict[str, Any]) -> None:
         """One iteration's numbers; `iteration` and `step` among them."""
         self._append("metrics.jsonl", {k: _plain(v) for k, v in row.items()})
-        for tracker in self._others:
-            tracker.log({k: v for k, v in row.items() if k not in ("iteration", "step")}, step=int(row["step"]))
+        self._forward({k: v for k, v in row.items() if k not in ("iteration", "step")}, int(row["step"]))
 
     def histograms(self, iteration: int, histograms: Sequence[Histogram]) -> None:
         for item in histograms:
@@ -43,9 +42,12 @@ class Tracker:
     def evaluation(self, iteration: int, step: int, seconds: float, results: Sequence[EvaluationResult]) -> None:
         rows = [dataclasses.asdict(r) for r in results]
         self._append("evaluations.jsonl", {"iteration": iteration, "step": step, "seconds": round(seconds, 3), "results": rows})
-        for tracker in self._others:
-            numbers = {f"evaluation/{r.task}/{name}": m["value"] for r in results for name, m in r.metrics.items()}
-            tracker.log(numbers, step=step)
+        self._forward({f"evaluation/{r.task}/{name}": m["value"] for r in results for name, m in r.metrics.items()}, step)
+
+    def _forward(self, numbers: dict[str, Any], step: int) -> None:
+        with writing(self.folder, UNTOUCHED):
+            for tracker in self._others:
+                tracker.log(numbers, step=step)
 
     def rows(self) -> list[dict[str, Any]]:
         """The metrics that were written so far, a row for each iteration."""
@@ -69,8 +71,9 @@ class Tracker:
             write_file(path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
-        for tracker in self._others:
-            tracker.finish()
+        with writing(self.folder, UNTOUCHED):
+            for tracker in self._others:
+                tracker.finish()
 
 
 def _plain(value: Any) -> Any:
