@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from unipg.algorithms import registered
-from unipg.algorithms.ppo import PPO
-from unipg.algorithms.reinforce import Reinforce
+from unipg.algorithms.control.ppo import PPO
+from unipg.algorithms.control.reinforce import Reinforce
 from unipg.estimator import Outcome, PolicyGradient, Reference
 from unipg.lab import BigramPolicy
 from unipg.laws import LAWS, LawBroken, checks, exactness

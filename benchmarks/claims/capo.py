@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from unipg.algorithms import Setting, algorithm_named
 from unipg.algorithms.base import Algorithm
-from unipg.algorithms.capo import CAPO
+from unipg.algorithms.language.capo import CAPO
 from unipg.estimator import Planning, Progress
 from unipg.estimator.curvature import ADVANTAGE, LastLayerStep
 from unipg.estimator.likelihoods import Reading, categorical_log_prob, position_keys, read_off

@@ -20,7 +20,7 @@ from harness import Check, Claim, Method, Runs, Told, by_seed, check, difference
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, algorithm_named
-from unipg.algorithms.copg import CoPG
+from unipg.algorithms.preferences.copg import CoPG
 from unipg.estimator import PREFERENCES, GroupMeanTokenSum, Planning, PolicyGradient
 from unipg.estimator.advantages import Advantage, spread
 from unipg.estimator.likelihoods import Positions, Reading

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from unipg.algorithms import Setting, algorithm_named
 from unipg.algorithms.base import Algorithm
-from unipg.algorithms.d3s import D3S
+from unipg.algorithms.language.d3s import D3S
 from unipg.estimator import Planning, Progress
 from unipg.rollouts.base import Demand
 from unipg.seeding import generator

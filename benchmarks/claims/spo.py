@@ -18,7 +18,7 @@ from harness import Check, Claim, Runs, check, difference, main
 
 from unipg.algorithms import Setting, algorithm_named
 from unipg.algorithms.base import Algorithm
-from unipg.algorithms.spo import SPO
+from unipg.algorithms.language.spo import SPO
 from unipg.estimator import PolicyGradient
 from unipg.estimator.baselines import RowsWhitened
 

@@ -25,7 +25,7 @@ from harness import Check, Claim, Method, Runs, Told, by_seed, check, difference
 from torch import Tensor
 
 from unipg.algorithms.base import Setting
-from unipg.algorithms.tppo import CRITIC, POLICY, TPPO
+from unipg.algorithms.language.tppo import CRITIC, POLICY, TPPO
 from unipg.estimator import GAE, Objective, Planning, PolicyGradient
 from unipg.lab.strings import TabularPolicy
 from unipg.policies.base import Policy

@@ -52,7 +52,7 @@ def told(text: str) -> None:
 
 def trainer(seed: int, iterations: int, folder: Path, vectorized: bool | None) -> Any:
     """Of unipg, at the settings above. Nothing is evaluated during the run, as the other side evaluates nothing."""
-    from unipg.algorithms.ppo import PPO
+    from unipg.algorithms.control.ppo import PPO
     from unipg.policies.actor_critic import ActorCriticRecipe
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.training.optimization import OptimizerRecipe

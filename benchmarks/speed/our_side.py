@@ -28,7 +28,7 @@ from work import (
     save_weights,
 )
 
-from unipg.algorithms.grpo import GRPO
+from unipg.algorithms.language.grpo import GRPO
 from unipg.estimator import GroupStandardized
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel

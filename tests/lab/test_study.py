@@ -9,10 +9,10 @@ import torch
 
 from unipg import InputError, Objective, Planning
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.dapo import DAPO
-from unipg.algorithms.grpo import GRPO
-from unipg.algorithms.reinforce import Reinforce
-from unipg.algorithms.rloo import RLOO
+from unipg.algorithms.control.reinforce import Reinforce
+from unipg.algorithms.language.dapo import DAPO
+from unipg.algorithms.language.grpo import GRPO
+from unipg.algorithms.language.rloo import RLOO
 from unipg.lab import bandit, counting, problem_named
 from unipg.lab.gradients import Draw, Sampler, ascent_directions, kept, study_batches
 from unipg.lab.measures import measure, nearest_in_cone

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from unipg.algorithms import registered
-from unipg.algorithms.reinforce import Reinforce
+from unipg.algorithms.control.reinforce import Reinforce
 from unipg.errors import InputError
 from unipg.estimator import Constant, EntropyBonus, LeaveOneOut, Outcome, RatioClip, SequenceMeanTokenMean, Stepwise, Uniform
 from unipg.laws import Case, LawBroken, LawSuite, Row, cases, exactness, learning, search, split, trial

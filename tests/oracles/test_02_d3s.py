@@ -8,7 +8,7 @@ import torch
 
 from unipg import GroupStandardized, InputError, Planning, Progress, Trajectories
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.d3s import D3S, lexicographic, most_varied
+from unipg.algorithms.language.d3s import D3S, lexicographic, most_varied
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
 from unipg.laws import LawBroken, checks
 from unipg.laws.cases import VOCABULARY, random_batch

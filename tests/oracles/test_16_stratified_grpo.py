@@ -7,7 +7,7 @@ import torch
 
 from unipg import Evaluation, GroupCentered, GroupStandardized, InputError, Planning, Trajectories
 from unipg.algorithms import Setting, algorithm_named
-from unipg.algorithms.stratified_grpo import STRATUM, StratifiedGRPO
+from unipg.algorithms.language.stratified_grpo import STRATUM, StratifiedGRPO
 from unipg.estimator.strata import Stratified
 
 SETTING = Setting(4)
@@ -161,7 +161,9 @@ def by_asked(row: dict) -> tuple:
 @pytest.mark.filterwarnings("ignore:.*strata per prompt")
 def test_strata_from_tool_calls(strata: str, expected: list[int], request) -> None:
     if ":" in strata:
-        request.getfixturevalue("monkeypatch").setattr("unipg.algorithms.stratified_grpo.callable_named", lambda spec, what: by_asked)
+        request.getfixturevalue("monkeypatch").setattr(
+            "unipg.algorithms.language.stratified_grpo.callable_named", lambda spec, what: by_asked
+        )
     batch = batch_of([1.0, 0, 0, 1, 1, 0], tool_calls=CALLS, answer=["a", "b", "b", "b", "c", "d"])
     algorithm = StratifiedGRPO(strata=strata)
     ready = algorithm.prepare(batch, SETTING, Planning())

@@ -10,7 +10,7 @@ import torch
 
 from unipg import Evaluation, GroupCentered, InputError, Objective, Planning, PolicyGradient, SequenceMeanTokenSum, Trajectories
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.copo import COPO, NO_ANSWER, VARIANTS, answer_entropy, consistency_coefficient
+from unipg.algorithms.language.copo import COPO, NO_ANSWER, VARIANTS, answer_entropy, consistency_coefficient
 from unipg.estimator.baselines import AcrossPrompts
 from unipg.lab import BigramPolicy
 from unipg.laws import checks

@@ -22,7 +22,7 @@ from unipg import (
     kl_in_reward,
 )
 from unipg.algorithms import Setting
-from unipg.algorithms.fdpg import FDPG
+from unipg.algorithms.language.fdpg import FDPG
 from unipg.estimator.divergences import DIVERGENCES, FDivergence, alpha, divergence_named
 from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, coefficient
 from unipg.estimator.references import SequenceRatio

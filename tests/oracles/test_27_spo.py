@@ -9,7 +9,7 @@ import torch
 
 from unipg import Evaluation, InputError, Outcome, Planning, PolicyGradient, SequenceMeanTokenSum, Trajectories
 from unipg.algorithms import Setting
-from unipg.algorithms.spo import SPO, initial_counts, observed, prompt_keys
+from unipg.algorithms.language.spo import SPO, initial_counts, observed, prompt_keys
 from unipg.estimator.baselines import RowsWhitened
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
 from unipg.samplers import PrioritizedSampler, UniformSampler

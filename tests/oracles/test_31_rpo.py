@@ -7,7 +7,7 @@ import torch
 
 from unipg import Evaluation, Planning, Source, Trajectories
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.rpo import from_eta
+from unipg.algorithms.preferences.rpo import from_eta
 from unipg.errors import InputError
 
 RPO, DPO = registered()["regularized_preference_optimization"], registered()["dpo"]

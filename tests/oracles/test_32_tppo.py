@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from unipg import GAE, Evaluation, InputError, Planning, Trajectories, ValueLoss
 from unipg.algorithms import Setting
-from unipg.algorithms.grpo import GRPO
-from unipg.algorithms.hpt import HPT
-from unipg.algorithms.ppo import PPO
-from unipg.algorithms.tppo import CRITIC, POLICY, TPPO
+from unipg.algorithms.control.ppo import PPO
+from unipg.algorithms.language.grpo import GRPO
+from unipg.algorithms.language.hpt import HPT
+from unipg.algorithms.language.tppo import CRITIC, POLICY, TPPO
 from unipg.estimator.advantages import generalized_advantage, settled
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
 from unipg.policies.causal_lm import CausalLanguageModel, ScratchModel, build_model, train_tokenizer

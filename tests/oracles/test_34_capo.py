@@ -10,7 +10,7 @@ import torch
 
 from unipg import Evaluation, InputError, Planning, Progress, Trajectories
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.capo import CAPO, KEPT, ROWS, STATE
+from unipg.algorithms.language.capo import CAPO, KEPT, ROWS, STATE
 from unipg.estimator import curvature
 from unipg.estimator.curvature import ADVANTAGE, AdamModel, LastLayerStep
 from unipg.estimator.likelihoods import Positions

@@ -10,8 +10,8 @@ import yaml
 from safetensors.torch import load_file
 
 from unipg import InputError, Trajectories
-from unipg.algorithms.ppo import PPO
-from unipg.algorithms.tppo import TPPO
+from unipg.algorithms.control.ppo import PPO
+from unipg.algorithms.language.tppo import TPPO
 from unipg.cli import main
 from unipg.estimator import GAE, OldPolicy, PolicyGradient, ValueLoss
 from unipg.policies import packing

@@ -14,8 +14,8 @@ from torch import Tensor
 from unipg import InputError
 from unipg.algorithms import registered
 from unipg.algorithms.base import Algorithm, Setting
-from unipg.algorithms.ppo import PPO
-from unipg.algorithms.reinforce import Reinforce
+from unipg.algorithms.control.ppo import PPO
+from unipg.algorithms.control.reinforce import Reinforce
 from unipg.estimator import GAE, GroupCentered, OldPolicy, PolicyGradient, RatioClip, SequenceClip, SequenceMean, TokenMean
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.base import Demand, Experience

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from unipg.algorithms import algorithm_named
-from unipg.algorithms.ppo import PPO
+from unipg.algorithms.control.ppo import PPO
 from unipg.cli import main
 from unipg.errors import InputError
 from unipg.lab import BigramPolicy, StringExperience, StringProblem

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from unipg.algorithms.ppo import PPO
-from unipg.algorithms.reinforce import Reinforce
+from unipg.algorithms.control.ppo import PPO
+from unipg.algorithms.control.reinforce import Reinforce
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe

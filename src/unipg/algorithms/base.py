@@ -252,8 +252,8 @@ def registered() -> Mapping[str, type[Algorithm]]:
     """Every algorithm by name, in alphabetical order."""
     import unipg.algorithms as package
 
-    for module in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{module.name}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
     return dict(sorted(_REGISTRY.items()))
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from unipg.algorithms.base import Setting, register, setting
-from unipg.algorithms.dpo import DPO
+from unipg.algorithms.preferences.dpo import DPO
 from unipg.algorithms.rates import IMITATED
 from unipg.errors import InputError
 from unipg.estimator import PREFERENCES, Constant, GroupMeanTokenSum, Objective, PolicyGradient, SequenceMeanTokenMean, Term

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Evaluate, Setting, register, setting
-from unipg.algorithms.dr_grpo import DrGRPO
-from unipg.algorithms.grpo import GRPO
+from unipg.algorithms.control.reinforce import Reinforce
+from unipg.algorithms.language.dr_grpo import DrGRPO
+from unipg.algorithms.language.grpo import GRPO
 from unipg.algorithms.preparation import everywhere
-from unipg.algorithms.reinforce import Reinforce
 from unipg.errors import InputError, nearest
 from unipg.estimator import Planning, PolicyGradient, TokenMean
 from unipg.estimator.aggregation import AggregateName, aggregate_named

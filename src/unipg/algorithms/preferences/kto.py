@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
-from unipg.algorithms.dpo import BIAS
+from unipg.algorithms.preferences.dpo import BIAS
 from unipg.algorithms.preparation import check_completions
 from unipg.algorithms.rates import PREFERRED
 from unipg.estimator import PREFERENCES, KahnemanTversky, Planning, PolicyGradient, SequenceMeanTokenSum

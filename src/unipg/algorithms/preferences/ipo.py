@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import register, setting
-from unipg.algorithms.dpo import PairAlgorithm
+from unipg.algorithms.preferences.dpo import PairAlgorithm
 from unipg.errors import InputError
 from unipg.estimator import LogRatio, PairPreference, Squared
 

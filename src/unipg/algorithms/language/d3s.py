@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
-from unipg.algorithms.grpo import GRPO
-from unipg.algorithms.gspo import GSPO
+from unipg.algorithms.language.grpo import GRPO
+from unipg.algorithms.language.gspo import GSPO
 from unipg.algorithms.preparation import everywhere
 from unipg.errors import InputError
 from unipg.estimator import GroupStandardized, KLPenalty, Objective, Planning, PolicyGradient, Progress, TokenMean

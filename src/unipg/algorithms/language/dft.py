@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Setting, register
-from unipg.algorithms.sft import SFT
+from unipg.algorithms.language.sft import SFT
 from unipg.estimator import Constant, PolicyGradient, Uniform
 from unipg.estimator.aggregation import aggregate_named
 from unipg.trajectories import Source

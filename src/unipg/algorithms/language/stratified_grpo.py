@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Setting, register, setting
-from unipg.algorithms.grpo import ClippedGroups
+from unipg.algorithms.language.grpo import ClippedGroups
 from unipg.algorithms.preparation import prompt_of
 from unipg.errors import InputError, nearest, one_line
 from unipg.estimator import GroupCentered, GroupStandardized, Planning

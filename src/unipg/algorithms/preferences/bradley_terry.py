@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import register
-from unipg.algorithms.dpo import PairAlgorithm
+from unipg.algorithms.preferences.dpo import PairAlgorithm
 from unipg.estimator import Logistic, LogRatio, PairPreference
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from unipg.algorithms.base import Setting, register, setting
-from unipg.algorithms.dpo import PairAlgorithm
+from unipg.algorithms.preferences.dpo import PairAlgorithm
 from unipg.algorithms.rates import IMITATED
 from unipg.estimator import (
     PREFERENCES,

@@ -1,0 +1,1 @@
+"""Algorithms for policies that act in environments; those that need no prompts of what they are given serve language too."""

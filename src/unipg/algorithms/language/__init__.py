@@ -1,0 +1,1 @@
+"""Algorithms for policies that answer prompts: rewards of answers, groups of rollouts, demonstrations."""

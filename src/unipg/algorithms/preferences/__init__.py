@@ -1,0 +1,1 @@
+"""Algorithms that learn from given completions: pairs, liked or not, or with scores."""
