@@ -1,8 +1,8 @@
 """One module an algorithm: its four parts on the first screen, then only what is its own.
 
 Belongs here: compositions of parts, in a folder for each family, and `preparation.py`, whole-batch work that several of them share. Does
-not belong here: loops, models, tasks. A new module is found by itself: `registered()` imports every module of these folders, and the classes
-are this package's (`from unipg.algorithms import GRPO`). Type checkers read `__init__.pyi`, which `make docs` writes.
+not belong here: loops, models, tasks. A new module is found by itself: `registered()` imports every module of these folders, and their
+classes are this package's (`from unipg.algorithms import GRPO`). Type checkers read `__init__.pyi`, which `make docs` writes.
 """
 
 from typing import Any
