@@ -13,7 +13,7 @@ SOURCE = ROOT / "src" / "unipg"
 LAYERS = (
     {"errors", "files", "hub", "loading", "settings", "shapes", "seeding"},
     {"trajectories"},
-    {"estimator", "statistics"},
+    {"estimator", "statistics", "replay"},
     {"policies", "tasks", "samplers", "rollouts"},
     {"algorithms"},
     {"training"},
