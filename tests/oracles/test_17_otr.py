@@ -13,7 +13,8 @@ from unipg.algorithms.base import Algorithm
 from unipg.estimator import Objective, Positions, Progress, likelihoods
 from unipg.estimator.likelihoods import OneTokenRollout, categorical_log_prob, read_off, token_log_prob, uniforms
 from unipg.lab import BigramPolicy
-from unipg.policies.actor_critic import ActorCritic, BoxActions
+from unipg.policies.actions import BoxActions
+from unipg.policies.actor_critic import ActorCritic
 
 LOGITS = (1.0, 0.5, -0.5, 0.0)
 GIVEN = 1

@@ -19,7 +19,8 @@ from unipg.lab.diff import measure
 from unipg.lab.gradients import selected
 from unipg.laws import checks
 from unipg.laws.cases import VOCABULARY, random_batch
-from unipg.policies.actor_critic import ActorCritic, BoxActions, DiscreteActions
+from unipg.policies.actions import BoxActions, DiscreteActions
+from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.causal_lm import CausalLanguageModel, ScratchModel, build_model
 from unipg.training import Trainer, TrainingRecipe
 from unipg.training.optimization import OptimizerRecipe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,7 +10,19 @@ import pytest
 from gymnasium import spaces
 
 from unipg.errors import InputError
-from unipg.policies.actions import BoxActions, DiscreteActions, actions_from, actions_of, described
+from unipg.policies.actions import (
+    Actions,
+    BoxActions,
+    DeterministicActions,
+    DiscreteActions,
+    GreedyActions,
+    MultiBinaryActions,
+    MultiDiscreteActions,
+    SquashedActions,
+    actions_from,
+    actions_of,
+    described,
+)
 
 FAR = np.array([[-1e9], [-1.0], [-0.5], [0.0], [0.25], [1.0], [1e9]], np.float32)
 
@@ -62,12 +75,24 @@ def test_discrete_actions_are_numbered_as_the_space_is() -> None:
     assert DiscreteActions(3, dtype="int32").for_environment(np.arange(3)).dtype == np.int32
 
 
-@pytest.mark.parametrize("actions", [DiscreteActions(3, 1), BoxActions((2,), (-1.0, -math.inf), (1.0, math.inf), "float64")])
-def test_what_is_described_comes_back(actions: DiscreteActions | BoxActions) -> None:
+@pytest.mark.parametrize(
+    "actions",
+    [
+        DiscreteActions(3, 1),
+        GreedyActions(3, -1, "int32"),
+        MultiDiscreteActions((2, 3), (0, 1), (1, 2)),
+        MultiBinaryActions((2, 2)),
+        BoxActions((2,), (-1.0, -math.inf), (1.0, math.inf), "float64"),
+        SquashedActions((2,), (-1.0, 0.0), (1.0, 0.5), "float16"),
+        DeterministicActions((1,), (-1.0,), (1.0,), exploration=0.3),
+    ],
+)
+def test_what_is_described_comes_back(actions: Actions) -> None:
+    assert json.loads(json.dumps(described(actions))) == described(actions)
     assert actions_from(**described(actions)) == actions
 
 
 def test_other_spaces_are_named() -> None:
-    for space in (spaces.MultiBinary(2), spaces.Box(0, 3, (2,), np.int64), spaces.MultiDiscrete([2, 3])):
-        with pytest.raises(InputError, match="accepted: Discrete, or a Box of real numbers"):
+    for space in (spaces.Box(0, 3, (2,), np.int64), spaces.Tuple([spaces.Discrete(2)])):
+        with pytest.raises(InputError, match="accepted: Discrete, MultiDiscrete, MultiBinary, or a Box of real"):
             actions_of(space)

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 from torch.utils.checkpoint import checkpoint
 
 from unipg.errors import InputError
@@ -271,6 +272,11 @@ def gaussian_log_prob(
     constant = 0.5 * math.log(2 * math.pi)
     log_prob = (-0.5 * z * z - log_std - constant).sum(-1)
     return log_prob, (log_std + constant + 0.5).sum(-1)
+
+
+def log_slope_of_tanh(u: Float[Tensor, "*N A"]) -> Float[Tensor, "*N"]:
+    """log |da/du| of a = tanh(u), summed over the action's dimensions: Σ 2·(log 2 − u − softplus(−2u)), exact where 1 − a² is 0."""
+    return 2 * (math.log(2) - u + logsigmoid(2 * u)).sum(-1)
 
 
 def check_temperature(temperature: float) -> float:

@@ -3,28 +3,87 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from unipg.errors import InputError
-from unipg.estimator.likelihoods import categorical_log_prob, gaussian_log_prob
+from unipg.errors import InputError, nearest
+from unipg.estimator.likelihoods import categorical_log_prob, gaussian_log_prob, log_slope_of_tanh
 
 if TYPE_CHECKING:
     import gymnasium
 
+LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
+"""Between these a log_std that a network gives is held (Haarnoja et al. 2018, the authors' code)."""
+
+Kind = Literal["auto", "gaussian", "squashed", "deterministic", "greedy"]
+"""What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
+
+
+class Actions(ABC):
+    """How an actor's output becomes actions. Trajectories hold actions [N] or [N,D] in the policy's units and numbering."""
+
+    type: ClassVar[str]
+    """Its name in a saved policy's description."""
+    densities: ClassVar[bool] = False
+    """Whether actions are real numbers, so that probabilities and entropies are those of densities."""
+    has_log_std: ClassVar[bool] = False
+    """Whether a log_std [A] stands beside the output, the same in every state."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> int:
+        """Numbers that the actor gives for an observation."""
+
+    @abstractmethod
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,…] all that is random in that many draws."""
+
+    @abstractmethod
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        """[N] or [N,D] on the host: actions of an output [N,…]; without noise the most likely ones. `std`: what the kind reads it as."""
+
+    @abstractmethod
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """[N] log-probability of stored actions, in the policy's units, with the graph; and the entropy [N] in nats if asked."""
+
+    @abstractmethod
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Actions [N] or [N,D] drawn by `noise` [N,…], the same as `draw` makes of it, and their log-probability [N].
+
+        Real actions carry the graph from output to action (reparametrised), actions that can be counted only that of the log-probability.
+        Without noise the most likely actions, and what their own log-probability is.
+        """
+
+    @abstractmethod
+    def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows] or [steps,rows,D] uniform over all actions, whatever a policy would do."""
+
+    @abstractmethod
+    def for_environment(self, action: np.ndarray) -> np.ndarray:
+        """In the environment's units, numbering, shape and dtype, inside its bounds."""
+
+    @abstractmethod
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """The inverse of `for_environment`: an environment's actions [N,…] in the policy's units and numbering."""
+
 
 @dataclass(frozen=True)
-class DiscreteActions:
+class DiscreteActions(Actions):
     """`n` actions, the actor's output their logits [N,n]. Trajectories hold the index in [0, n); the environment's starts at `start`."""
 
     n: int
     start: int = 0
     dtype: str = "int64"
+
+    type = "discrete"
 
     @property
     def outputs(self) -> int:
@@ -32,22 +91,155 @@ class DiscreteActions:
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,n] Gumbel: the argmax of logits + Gumbel noise is a draw from their softmax."""
-        wait = torch.empty(steps, rows, self.n).exponential_(generator=source)
-        return -wait.clamp_min(torch.finfo(wait.dtype).tiny).log().numpy()
+        return _gumbel(steps, rows, self.n, source)
 
-    def draw(self, logits: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
-        return (logits if noise is None else logits + noise).argmax(-1)
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        return (output if noise is None else output + noise).argmax(-1)
 
-    def log_prob(self, logits: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-        return categorical_log_prob(logits, action.long(), entropy=entropy)
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        return categorical_log_prob(output, action.long(), entropy=entropy)
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        action = (output if noise is None else output + noise).argmax(-1)
+        return action, categorical_log_prob(output, action, entropy=False)[0]
+
+    def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        return torch.randint(self.n, (steps, rows), generator=source).numpy()
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         """In the space's own numbering and dtype."""
         return (action + self.start if self.start else action).astype(self.dtype, copy=False)
 
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        return np.asarray(action, np.int64) - self.start
+
 
 @dataclass(frozen=True)
-class BoxActions:
+class GreedyActions(DiscreteActions):
+    """`n` actions, the actor's output their values [N,n]; the best one, or with probability epsilon (`draw`'s `std`) any of the n."""
+
+    type = "greedy"
+
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,1+n] uniform in [0, 1): whether to explore, and a number for each action, the largest of which is then taken."""
+        return torch.rand(steps, rows, 1 + self.n, generator=source).numpy()
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        best = output.argmax(-1)
+        if noise is None:
+            return best
+        assert std is not None
+        return np.where(noise[..., 0] < std, noise[..., 1:].argmax(-1), best)
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        raise InputError("greedy actions have no log-probability: the policy's output are values; accepted: terms that read values alone")
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The best action; `noise` must be None, since epsilon is the collection's alone."""
+        assert noise is None
+        return output.argmax(-1), None
+
+
+@dataclass(frozen=True)
+class MultiDiscreteActions(Actions):
+    """D independent choices among `counts` [D] actions each, [N,D]; the actor's output are their logits side by side [N,ΣD n_d].
+
+    Trajectories hold indices from 0; the environment's begin at `start` [D] and have its `shape`. A log-probability is the choices' sum.
+    """
+
+    counts: tuple[int, ...]
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    dtype: str = "int64"
+
+    type = "multi_discrete"
+
+    @property
+    def outputs(self) -> int:
+        return sum(self.counts)
+
+    @cached_property
+    def _ends(self) -> list[tuple[int, int]]:
+        ends = np.cumsum((0, *self.counts)).tolist()
+        return list(pairwise(ends))
+
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,Σ n_d] Gumbel."""
+        return _gumbel(steps, rows, self.outputs, source)
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        logits = output if noise is None else output + noise
+        return np.stack([logits[..., first:end].argmax(-1) for first, end in self._ends], -1)
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        each = [
+            categorical_log_prob(logits, chosen, entropy=entropy)
+            for logits, chosen in zip(output.split(self.counts, -1), action.long().unbind(-1), strict=True)
+        ]
+        log_probs, entropies = zip(*each, strict=True)
+        return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        logits = output if noise is None else output + noise
+        action = torch.stack([each.argmax(-1) for each in logits.split(self.counts, -1)], -1)
+        return action, self.log_prob(output, None, action, False)[0]
+
+    def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        return np.stack([torch.randint(n, (steps, rows), generator=source).numpy() for n in self.counts], -1)
+
+    def for_environment(self, action: np.ndarray) -> np.ndarray:
+        return (action + np.array(self.start)).astype(self.dtype).reshape(len(action), *self.shape)
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        return np.asarray(action, np.int64).reshape(len(action), -1) - np.array(self.start)
+
+
+@dataclass(frozen=True)
+class MultiBinaryActions(Actions):
+    """Independent yes or no [N,D] of `shape`, flattened; the actor's output are the logits of 1."""
+
+    shape: tuple[int, ...]
+    dtype: str = "int8"
+
+    type = "multi_binary"
+
+    @property
+    def outputs(self) -> int:
+        return math.prod(self.shape)
+
+    def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,D] logistic: logit + noise is above 0 with the logit's probability."""
+        return torch.rand(steps, rows, self.outputs, generator=source).logit(torch.finfo(torch.float32).tiny).numpy()
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        return ((output if noise is None else output + noise) > 0).astype(np.int64)
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        yes = action.reshape(output.shape) > 0
+        log_prob = logsigmoid(torch.where(yes, output, -output)).sum(-1)
+        return log_prob, -(logsigmoid(output) - output * (-output).sigmoid()).sum(-1) if entropy else None
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        action = ((output if noise is None else output + noise) > 0).long()
+        return action, self.log_prob(output, None, action, False)[0]
+
+    def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        return torch.randint(2, (steps, rows, self.outputs), generator=source).numpy()
+
+    def for_environment(self, action: np.ndarray) -> np.ndarray:
+        return action.astype(self.dtype).reshape(len(action), *self.shape)
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        return np.asarray(action, np.int64).reshape(len(action), -1)
+
+
+def _gumbel(steps: int, rows: int, n: int, source: torch.Generator) -> np.ndarray:
+    wait = torch.empty(steps, rows, n).exponential_(generator=source)
+    return -wait.clamp_min(torch.finfo(wait.dtype).tiny).log().numpy()
+
+
+@dataclass(frozen=True)
+class BoxActions(Actions):
     """Real actions of `shape`, flattened to [N,A]; the actor's output is the mean of a diagonal Gaussian whose log_std is a parameter.
 
     In a dimension with two finite bounds (`low`, `high`, `[A]` flattened) the policy's 0 is the middle between them and its 1 half their
@@ -63,16 +255,27 @@ class BoxActions:
     high: tuple[float, ...]
     dtype: str = "float32"
 
+    type = "box"
+    densities = True
+    has_log_std = True
+
+    @property
+    def size(self) -> int:
+        """A: numbers of one action."""
+        return math.prod(self.shape)
+
     @property
     def outputs(self) -> int:
-        return math.prod(self.shape)
+        return self.size
+
+    @cached_property
+    def _bounded(self) -> np.ndarray:
+        return np.isfinite(np.array(self.low, np.float64)) & np.isfinite(np.array(self.high, np.float64))
 
     @cached_property
     def _units(self) -> tuple[np.ndarray, np.ndarray] | None:
         """Middle and half the distance [A] of the bounds, 0 and 1 where they are not finite; None where it is 0 and 1 everywhere."""
-        low, high = np.array(self.low, np.float64), np.array(self.high, np.float64)
-        bounded = np.isfinite(low) & np.isfinite(high)
-        low, high = np.where(bounded, low, -1), np.where(bounded, high, 1)
+        low, high = np.where(self._bounded, np.array(self.low, np.float64), -1), np.where(self._bounded, np.array(self.high, np.float64), 1)
         middle, half = low / 2 + high / 2, high / 2 - low / 2
         return (middle, half) if middle.any() or (half != 1).any() else None
 
@@ -83,15 +286,27 @@ class BoxActions:
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,A] standard normal."""
-        return torch.randn(steps, rows, self.outputs, generator=source).numpy()
+        return torch.randn(steps, rows, self.size, generator=source).numpy()
 
-    def draw(self, mean: np.ndarray, std: np.ndarray | None, noise: np.ndarray | None) -> np.ndarray:
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        if noise is None:
+            return output
         assert std is not None
-        return mean if noise is None else mean + std * noise
+        return output + std * noise
 
-    def log_prob(self, mean: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         assert log_std is not None
-        return gaussian_log_prob(mean, log_std.expand_as(mean), action.reshape(mean.shape).to(mean.dtype))
+        return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype))
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        assert log_std is not None
+        action = output if noise is None else output + log_std.exp() * noise
+        return action, gaussian_log_prob(output, log_std, action)[0]
+
+    def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
+        """[steps,rows,A] uniform in [-1,1], which is all of the box. `InputError` where a dimension has no two finite bounds."""
+        self._check_bounded("random actions need")
+        return (torch.rand(steps, rows, self.size, generator=source) * 2 - 1).numpy()
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         """In the environment's units, shape and dtype, inside its bounds."""
@@ -101,40 +316,177 @@ class BoxActions:
         # clipped before the cast: the bounds are numbers of the dtype, so no rounding leads out of them
         return action.astype(np.float64, copy=False).clip(*self._bounds).astype(self.dtype).reshape(len(action), *self.shape)
 
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """[N,A] float32; 0 in a dimension whose bounds are one number."""
+        flat = np.asarray(action, np.float64).reshape(len(action), self.size)
+        if self._units is not None:
+            middle, half = self._units
+            flat = (flat - middle) / np.where(half > 0, half, 1)
+        return flat.astype(np.float32)
 
-Actions = DiscreteActions | BoxActions
+    def _check_bounded(self, who: str) -> None:
+        if not self._bounded.all():
+            k = int(np.flatnonzero(~self._bounded)[0])
+            raise InputError(
+                f"{who} two finite bounds in every dimension, but those of the environment's actions are {self.low[k]} and {self.high[k]} "
+                f"in dimension {k}; accepted: a plain Gaussian policy and no random actions, or an environment with bounds"
+            )
 
 
-def actions_of(space: gymnasium.Space) -> Actions:
-    """The actions of ONE environment's space: Discrete, or a Box of real numbers. Anything else is an `InputError`.
+@dataclass(frozen=True)
+class SquashedActions(BoxActions):
+    """Real actions a = tanh(u) [N,A] in [-1,1], u from a diagonal Gaussian; the actor's output are its mean and log_std, [N,2A].
 
-    A bound that is the largest number of the space's dtype, or its negative, is no bound.
+        log π(a) = log N(u; mean, std) − Σ 2·(log 2 − u − softplus(−2u)),  a density over [-1,1]^A
+
+    log_std is held between −20 and 2; beyond them its gradient is 0, as in the reference. A stored action's u is atanh(a), of ±1 that of
+    the next number inside, so values and gradients are finite; `fresh` knows u itself. The entropy has no closed form and is refused.
+    Source: Haarnoja et al. 2018 (arXiv 1812.05905), appendix C.
+
+    Errors: `InputError` where a dimension has no two finite bounds.
+    """
+
+    type = "squashed"
+    has_log_std = False
+
+    def __post_init__(self) -> None:
+        self._check_bounded("squashed actions need")
+
+    @property
+    def outputs(self) -> int:
+        return 2 * self.size
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        mean = output[..., : self.size]
+        if noise is None:
+            return np.tanh(mean)
+        return np.tanh(mean + np.exp(output[..., self.size :].clip(LOG_STD_MIN, LOG_STD_MAX)) * noise)
+
+    def gaussian(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log_std [N,A] of u."""
+        mean, log_std = output.chunk(2, -1)
+        return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        if entropy:
+            raise InputError("the entropy of squashed actions has no closed form; accepted: −log_prob of fresh actions in its place")
+        mean, log_std = self.gaussian(output)
+        u = _atanh(action.reshape(mean.shape)).to(mean.dtype)
+        return gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u), None
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.gaussian(output)
+        u = mean if noise is None else mean + log_std.exp() * noise
+        return u.tanh(), gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u)
+
+
+def _atanh(action: Tensor) -> Tensor:
+    """Of numbers in [-1,1]; ±1 counts as its neighbour inside, in the precision that the action was stored in."""
+    most = 1 - torch.finfo(action.dtype).eps / 2
+    action = action.clamp(-most, most)
+    return 0.5 * (action.log1p() - (-action).log1p())
+
+
+@dataclass(frozen=True)
+class DeterministicActions(BoxActions):
+    """Real actions a = tanh(output) [N,A]; for exploration Gaussian noise is added in the policy's units and the sum clipped to [-1,1].
+
+    Its standard deviation is `draw`'s `std`, or exp(log_std) in `fresh`; `exploration` where neither is given. There is no density: a
+    log-probability is refused.
+
+    Errors: `InputError` where a dimension has no two finite bounds.
+    """
+
+    exploration: float = 0.1
+
+    type = "deterministic"
+    has_log_std = False
+
+    def __post_init__(self) -> None:
+        self._check_bounded("deterministic actions need")
+        if not (math.isfinite(self.exploration) and self.exploration >= 0):
+            raise InputError(f"the exploration noise is {self.exploration}; accepted: a finite standard deviation of at least 0")
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        if noise is None:
+            return np.tanh(output)
+        return (np.tanh(output) + (self.exploration if std is None else std) * noise).clip(-1, 1)
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        raise InputError("deterministic actions have no log-probability; accepted: a policy that draws, or terms that read none (Pathwise)")
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        if noise is None:
+            return output.tanh(), None
+        std = self.exploration if log_std is None else log_std.exp()
+        return (output.tanh() + std * noise).clamp(-1, 1), None
+
+
+_KINDS: dict[str, type[Actions]] = {
+    kind.type: kind
+    for kind in (
+        DiscreteActions,
+        GreedyActions,
+        MultiDiscreteActions,
+        MultiBinaryActions,
+        BoxActions,
+        SquashedActions,
+        DeterministicActions,
+    )
+}
+_OF_A_BOX: dict[str, type[BoxActions]] = {
+    "auto": BoxActions,
+    "gaussian": BoxActions,
+    "squashed": SquashedActions,
+    "deterministic": DeterministicActions,
+}
+
+
+def actions_of(space: gymnasium.Space, kind: Kind = "auto") -> Actions:
+    """The actions of ONE environment's space: Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers.
+
+    `kind` says what is made of it. `gaussian`, `squashed` and `deterministic` want a Box, `greedy` wants Discrete. A bound that is the
+    largest number of the space's dtype, or its negative, is no bound. Anything else is an `InputError`.
     """
     from gymnasium import spaces
 
-    if isinstance(space, spaces.Discrete):
-        return DiscreteActions(int(space.n), int(space.start), str(space.dtype))
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+    if kind not in get_args(Kind):
+        raise InputError(f"actions of the kind '{kind}' do not exist; {nearest(kind, get_args(Kind))}")
+    if isinstance(space, spaces.Discrete) and kind in ("auto", "greedy"):
+        discrete = GreedyActions if kind == "greedy" else DiscreteActions
+        return discrete(int(space.n), int(space.start), str(space.dtype))
+    if isinstance(space, spaces.MultiDiscrete) and kind == "auto":
+        counts, start = (tuple(map(int, np.ravel(values))) for values in (space.nvec, space.start))
+        return MultiDiscreteActions(counts, start, tuple(space.shape), str(space.dtype))
+    if isinstance(space, spaces.MultiBinary) and kind == "auto":
+        return MultiBinaryActions(tuple(space.shape), str(space.dtype))
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and kind in _OF_A_BOX:
         most = float(np.finfo(space.dtype).max)
         low, high = (
             tuple(math.copysign(math.inf, b) if abs(b) >= most else b for b in map(float, bound.reshape(-1)))
             for bound in (space.low, space.high)
         )
-        return BoxActions(tuple(space.shape), low, high, str(space.dtype))
-    raise InputError(f"the environment's actions are {space}; accepted: Discrete, or a Box of real numbers")
+        return _OF_A_BOX[kind](tuple(space.shape), low, high, str(space.dtype))
+    accepted = {"auto": "Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers", "greedy": "Discrete"}
+    policy = "" if kind == "auto" else f", of which a {kind} policy can make nothing"
+    raise InputError(f"the environment's actions are {space}{policy}; accepted: {accepted.get(kind, 'a Box of real numbers')}")
 
 
 def described(actions: Actions) -> dict[str, Any]:
     """Plain values that `actions_from` reads; a bound that is infinite, which JSON has no word for, is null."""
-    if isinstance(actions, DiscreteActions):
-        return {"type": "discrete", "n": actions.n, "start": actions.start, "dtype": actions.dtype}
-    low, high = ([b if math.isfinite(b) else None for b in bounds] for bounds in (actions.low, actions.high))
-    return {"type": "box", "shape": list(actions.shape), "low": low, "high": high, "dtype": actions.dtype}
+    values = {field.name: getattr(actions, field.name) for field in fields(actions)}  # type: ignore[arg-type]
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    for side in ("low", "high"):
+        if side in values:
+            values[side] = [b if math.isfinite(b) else None for b in values[side]]
+    return {"type": actions.type, **values}
 
 
 def actions_from(type: str, **values: Any) -> Actions:
     """What `described` wrote. Raises KeyError or TypeError for anything else."""
-    if type == "discrete":
-        return DiscreteActions(values["n"], values["start"], values.get("dtype", "int64"))
-    low, high = (tuple(limit if b is None else b for b in values[side]) for side, limit in (("low", -math.inf), ("high", math.inf)))
-    return BoxActions(tuple(values["shape"]), low, high, values["dtype"])
+    kind = _KINDS[type]
+    if issubclass(kind, BoxActions):
+        values["dtype"]  # without it, bounds were no units
+        for side, limit in (("low", -math.inf), ("high", math.inf)):
+            values[side] = [limit if b is None else b for b in values[side]]
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

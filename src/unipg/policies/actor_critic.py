@@ -6,21 +6,20 @@ import json
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
-from unipg.policies.actions import Actions, BoxActions, DiscreteActions, actions_from, actions_of, described
+from unipg.networks.perceptron import ACTIVATIONS, Activation, Perceptron
+from unipg.policies.actions import Actions, DiscreteActions, actions_from, actions_of, described
 from unipg.policies.base import Policy
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.weights import nonfinite
@@ -29,10 +28,6 @@ from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     import gymnasium
-
-Activation = Literal["tanh", "relu"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
-_ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 Actor = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """`actor(observation [N,O] float32, noise [N,…] or None)`: an action [N] or [N,A] for each observation; the most likely one for None."""
@@ -61,45 +56,6 @@ class Controller(Policy):
         raise InputError(f"{type(self).__name__} has no critic; take an algorithm that reads no values, or a policy with a critic")
 
 
-class _Perceptron(nn.Module):
-    """Linear layers with an activation between them; orthogonal weights of gain sqrt(2) (the last layer: `gain`), biases 0."""
-
-    def __init__(self, sizes: list[int], gain: float, activation: Activation, source: torch.Generator) -> None:
-        super().__init__()
-        self.activation = activation
-        # skip_init: torch's own initialisation would draw from the global generator
-        layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
-        for layer in layers:
-            nn.init.orthogonal_(layer.weight, gain if layer is layers[-1] else math.sqrt(2), generator=source)
-            nn.init.zeros_(layer.bias)
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        last = cast("nn.Linear", self.layers[-1])
-        return linear(self.last_hidden(x), last.weight, last.bias)
-
-    def last_hidden(self, x: Tensor) -> Tensor:
-        """[N,H] what the last layer sees."""
-        # plain functions: at these sizes a call of each layer's module costs as much as its product
-        *hidden, last = cast("Iterable[nn.Linear]", self.layers)
-        x, activation = x.to(last.weight.dtype), _ACTIVATIONS[self.activation]
-        for layer in hidden:
-            x = activation(linear(x, layer.weight, layer.bias))
-        return x
-
-    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
-        copies = [tuple(_array(p).copy() for p in (layer.weight.T, layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
-        (*hidden, last), activation = copies, _ON_THE_HOST[self.activation]
-
-        def forward(x: np.ndarray) -> np.ndarray:
-            for weight, bias in hidden:
-                x = activation(x @ weight + bias)
-            return x @ last[0] + last[1]
-
-        return forward
-
-
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
@@ -109,7 +65,7 @@ class _Networks(nn.Module):
 
     log_std: nn.Parameter | None
 
-    def __init__(self, actor: _Perceptron, critic: _Perceptron, log_std: Tensor | None, normalizer: RunningNormalizer | None) -> None:
+    def __init__(self, actor: Perceptron, critic: Perceptron, log_std: Tensor | None, normalizer: RunningNormalizer | None) -> None:
         super().__init__()
         self.actor = actor
         self.critic = critic
@@ -154,11 +110,13 @@ class ActorCritic(Controller):
         self.hidden = tuple(hidden)
         self.activation = activation
         self.inputs = math.prod(self.observation_shape)
-        actor = _Perceptron([self.inputs, *hidden, actions.outputs], 0.01, activation, generator(seed, "actor"))
-        critic = _Perceptron([self.inputs, *hidden, 1], 1.0, activation, generator(seed, "critic"))
-        spread = torch.full((actions.outputs,), log_std) if isinstance(actions, BoxActions) else None
+        actor, critic = (
+            Perceptron([self.inputs, *hidden, out], activation=activation, init="orthogonal", gain=gain, source=generator(seed, name))
+            for name, out, gain in (("actor", actions.outputs, 0.01), ("critic", 1, 1.0))
+        )
+        spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         self.normalizes = normalize
-        self.has_densities = isinstance(actions, BoxActions)
+        self.has_densities = actions.densities
         self.module: _Networks = _Networks(actor, critic, spread, RunningNormalizer(self.inputs) if normalize else None)
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
@@ -186,7 +144,8 @@ class ActorCritic(Controller):
             states, projection = self._last_layer(flat)
             logits = output.new_zeros(*shape, output.shape[-1]).masked_scatter(batch.mask.unsqueeze(-1), output)
             read = read_off(logits, batch.action.long(), batch, readings, states, projection)
-        return Evaluation(finished(log_prob), finished(entropies) if entropy else None, None if values is None else finished(values), read)
+        entropies, values = (None if each is None else finished(each) for each in (entropies if entropy else None, values))
+        return Evaluation(finished(log_prob), entropies, values, read)
 
     def _last_layer(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """[N,H+1] and [n,H+1] whose product is the actor's output: the bias is the weight of a state that is always 1."""
@@ -309,8 +268,8 @@ class ActorCriticRecipe:
     def __post_init__(self) -> None:
         if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
             raise InputError(f"controller.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
-        if self.activation not in _ACTIVATIONS:
-            raise InputError(f"controller.activation '{self.activation}' does not exist; {nearest(str(self.activation), _ACTIVATIONS)}")
+        if self.activation not in ACTIVATIONS:
+            raise InputError(f"controller.activation '{self.activation}' does not exist; {nearest(str(self.activation), ACTIVATIONS)}")
         if not math.isfinite(self.log_std):
             raise InputError(f"controller.log_std is {self.log_std}; accepted: a finite number")
 

@@ -1,0 +1,9 @@
+"""What is made of layers and knows neither data nor losses: perceptrons, ensembles as one batched product, encoders of observations.
+
+Belongs here: modules from tensors to tensors, each initialised from a generator of its own, and what they look like on the host. Does not
+belong here: what the numbers mean (`policies/`, `critics/`), how they are trained (`training/`). Imports nothing of the other rooms.
+"""
+
+from unipg.networks.perceptron import Activation, Ensemble, Initialisation, Perceptron
+
+__all__ = ["Activation", "Ensemble", "Initialisation", "Perceptron"]

@@ -1,0 +1,145 @@
+"""Multilayer perceptrons: one, or several of one shape at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from unipg.errors import InputError, nearest
+
+Activation = Literal["tanh", "relu"]
+Initialisation = Literal["torch", "orthogonal"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
+_ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+
+
+class Perceptron(nn.Module):
+    """Linear layers with an activation between them; `sizes` [I, hidden …, O].
+
+    `init`: `torch` draws weights and biases uniformly from ±1/sqrt(inputs of the layer), as `nn.Linear` does; `orthogonal` makes orthogonal
+    weights of gain sqrt(2) (the last layer: `gain`) and biases 0. All of it from `source`: the global generator is not touched.
+
+    Errors: `InputError` for sizes that are no layer, and for an unknown activation or initialisation.
+    """
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        activation: Activation = "relu",
+        init: Initialisation = "torch",
+        gain: float = 1.0,
+        source: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 2 or min(sizes) < 1:
+            raise InputError(f"a perceptron's sizes are {list(sizes)}; accepted: inputs, hidden layers if any, outputs, each at least 1")
+        if activation not in ACTIVATIONS:
+            raise InputError(f"activation '{activation}' does not exist; {nearest(activation, ACTIVATIONS)}")
+        if init not in get_args(Initialisation):
+            raise InputError(f"initialisation '{init}' does not exist; {nearest(init, get_args(Initialisation))}")
+        self.sizes = tuple(sizes)
+        self.activation = activation
+        # skip_init: torch's own initialisation would draw from the global generator
+        layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
+        for layer in layers:
+            if init == "orthogonal":
+                nn.init.orthogonal_(layer.weight, gain if layer is layers[-1] else math.sqrt(2), generator=source)
+                nn.init.zeros_(layer.bias)
+            else:
+                bound = layer.in_features**-0.5
+                for parameter in (layer.weight, layer.bias):
+                    nn.init.uniform_(parameter, -bound, bound, generator=source)
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,I] to [N,O]."""
+        last = cast("nn.Linear", self.layers[-1])
+        return linear(self.last_hidden(x), last.weight, last.bias)
+
+    def last_hidden(self, x: Tensor) -> Tensor:
+        """[N,H] what the last layer sees."""
+        # plain functions: at these sizes a call of each layer's module costs as much as its product
+        *hidden, last = cast("Iterable[nn.Linear]", self.layers)
+        x, activation = x.to(last.weight.dtype), ACTIVATIONS[self.activation]
+        for layer in hidden:
+            x = activation(linear(x, layer.weight, layer.bias))
+        return x
+
+    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
+        """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
+        copies = [tuple(_array(p).copy() for p in (layer.weight.T, layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
+        (*hidden, last), activation = copies, _ON_THE_HOST[self.activation]
+
+        def forward(x: np.ndarray) -> np.ndarray:
+            for weight, bias in hidden:
+                x = activation(x @ weight + bias)
+            return x @ last[0] + last[1]
+
+        return forward
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+class _Layer(nn.Module):
+    """The K members' layer as one: `weight` [K,I,O], `bias` [K,1,O]."""
+
+    def __init__(self, layers: Iterable[nn.Linear]) -> None:
+        super().__init__()
+        layers = list(layers)
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach().T for layer in layers]).contiguous())
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach().unsqueeze(0) for layer in layers]))
+
+
+class Ensemble(nn.Module):
+    """K perceptrons of one shape as one batched product a layer: small members cost little more than one.
+
+    Each is initialised by itself, in order: member k is the k-th `Perceptron` that would be made from the same `source`.
+    """
+
+    def __init__(
+        self,
+        members: int,
+        sizes: Sequence[int],
+        *,
+        activation: Activation = "relu",
+        init: Initialisation = "torch",
+        gain: float = 1.0,
+        source: torch.Generator,
+    ) -> None:
+        super().__init__()
+        if members < 1:
+            raise InputError(f"an ensemble has {members} members; accepted: 1 or more")
+        singles = [Perceptron(sizes, activation=activation, init=init, gain=gain, source=source) for _ in range(members)]
+        self.members = members
+        self.sizes = tuple(sizes)
+        self.activation: Activation = activation
+        self.layers = nn.ModuleList(_Layer(cast("Iterable[nn.Linear]", each)) for each in zip(*(s.layers for s in singles), strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]."""
+        *hidden, last = cast("Iterable[_Layer]", self.layers)
+        x, activation = x.to(last.weight.dtype), ACTIVATIONS[self.activation]
+        if x.ndim == 2:
+            x = x.expand(self.members, *x.shape)
+        for layer in hidden:
+            x = activation(torch.baddbmm(layer.bias, x, layer.weight))
+        return torch.baddbmm(last.bias, x, last.weight)
+
+    @torch.no_grad()
+    def member(self, k: int) -> Perceptron:
+        """The k-th member alone, with copies of its weights."""
+        single = Perceptron(self.sizes, activation=self.activation, source=torch.Generator())
+        for own, layer in zip(cast("Iterable[nn.Linear]", single.layers), cast("Iterable[_Layer]", self.layers), strict=True):
+            own.weight = nn.Parameter(layer.weight[k].T.clone(memory_format=torch.contiguous_format))
+            own.bias = nn.Parameter(layer.bias[k, 0].clone())
+        return single
