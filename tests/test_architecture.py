@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "unipg"
 LAYERS = (
-    {"errors", "files", "hub", "loading", "settings", "shapes", "seeding"},
+    {"arguments", "errors", "files", "hub", "loading", "settings", "shapes", "seeding"},
     {"trajectories"},
     {"estimator", "networks", "statistics", "replay"},
     {"policies", "tasks", "samplers", "rollouts"},
@@ -44,7 +44,7 @@ def test_imports_point_one_way(path: Path) -> None:
     for other in imported(path):
         assert RANK[other] <= RANK[room], f"{path.name} imports {other}, which stands above {room}"
     own = {
-        "estimator": {"estimator", "trajectories", "shapes", "errors", "loading"},
+        "estimator": {"estimator", "trajectories", "shapes", "arguments", "errors", "loading"},
         "networks": {"networks", "errors", "seeding", "shapes"},
     }
     assert imported(path) <= own.get(room, set(RANK))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class InputError(ValueError):
@@ -19,7 +20,7 @@ def nearest(name: str, accepted: Iterable[str]) -> str:
     names = sorted(str(item) for item in accepted)
     close = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(repr(item) for item in close)}? " if close else ""
-    return f"{hint}accepted: {', '.join(names)}"
+    return f"{hint}accepted: {', '.join(names) or 'none'}"
 
 
 def missing_package(package: str, extra: str, what: str) -> InputError:
@@ -34,3 +35,15 @@ def one_line(error: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+LARGEST = 2**63 - 1
+"""Largest whole number that a recipe may hold."""
+
+
+def shown(value: Any) -> str:
+    """A value in an error, however long it is."""
+    if isinstance(value, int) and abs(value) > LARGEST:  # some are too long to be written out at all
+        return f"a whole number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

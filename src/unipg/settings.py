@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, nearest, shown
 
 LATER = 60.0
 """Seconds by which files of one checkout or installation may differ in age."""
@@ -174,9 +174,6 @@ def _override(values: dict[str, Any], text: str) -> None:
     place[last] = parse_value(value, f"override '{key}'")
 
 
-LARGEST = 2**63 - 1
-
-
 def numbers_in(value: Any) -> Iterator[int | float]:
     """Every number in a value."""
     if isinstance(value, list | tuple | dict):
@@ -184,11 +181,3 @@ def numbers_in(value: Any) -> Iterator[int | float]:
             yield from numbers_in(part)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         yield value
-
-
-def shown(value: Any) -> str:
-    """A value in an error, however long it is."""
-    if isinstance(value, int) and abs(value) > LARGEST:  # some are too long to be written out at all
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from unipg.algorithms.rates import REWARDED, LearningRate
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
 from unipg.estimator.likelihoods import Reading
@@ -48,7 +49,7 @@ NEVER_NEGATIVE = (
 
 
 @dataclass(frozen=True)
-class Algorithm:
+class Algorithm(CheckedArguments):
     """Base class. A subclass says its parts in `objective` and, where it needs any, its whole-batch work in `prepare`."""
 
     name: ClassVar[str]
@@ -109,6 +110,9 @@ class Algorithm:
         given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
         check_range(self, 0, math.inf, *sorted(given & set(NEVER_NEGATIVE)))
         check_range(self, 0, 0.5, *(given & {"label_smoothing"}))
+        for name in sorted(given):
+            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
+                raise InputError(f"algorithm.{name} is {value}; accepted: finite numbers")
 
     @property
     def penalises_length(self) -> bool:

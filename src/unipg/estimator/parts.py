@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 
 
@@ -30,7 +31,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(CheckedArguments):
     """A weight that changes with training. Base class; `2.0 * schedule` is a schedule."""
 
     def __call__(self, progress: Progress) -> float:
@@ -139,7 +140,7 @@ def beyond_row(reach: Joint) -> bool:
     return REACH.index(reach) > REACH.index("row")
 
 
-class Part:
+class Part(CheckedArguments):
     """A small immutable value with a symbol for tables, the batch fields it reads, and whether it needs the policy's entropy."""
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError, missing_package, nearest
 from unipg.estimator.likelihoods import (
     POSITION_KEY,
@@ -285,7 +286,7 @@ def _own_copy(trunk: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class ScratchModel:
+class ScratchModel(CheckedArguments):
     """A small model built from scratch, with a tokenizer trained on the task's own text."""
 
     architecture: str = "qwen3"
@@ -312,7 +313,7 @@ class ScratchModel:
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(CheckedArguments):
     """Low-rank adapters through `peft` (extra `lora`)."""
 
     r: int = 16

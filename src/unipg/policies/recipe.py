@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.hub import in_home
 from unipg.policies.causal_lm import (
@@ -31,7 +32,7 @@ from unipg.policies.reward_model import SequenceScorer, build_reward_model, load
 
 
 @dataclass(frozen=True)
-class ModelRecipe:
+class ModelRecipe(CheckedArguments):
     """Which language model is trained."""
 
     kind: Literal["causal", "reward"] = "causal"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.loading import module_named
@@ -40,7 +41,7 @@ _SEEDS = 2**31
 
 
 @dataclass(frozen=True)
-class EnvironmentRecipe:
+class EnvironmentRecipe(CheckedArguments):
     """Which environment, how many of it, and how long a window is collected."""
 
     id: str

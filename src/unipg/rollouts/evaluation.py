@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.policies.reward_model import SequenceScorer
@@ -23,7 +24,7 @@ from unipg.tasks.verifiers import Failures, score
 
 
 @dataclass(frozen=True)
-class EvaluationRecipe:
+class EvaluationRecipe(CheckedArguments):
     """How held-out performance is measured."""
 
     items: int = 200

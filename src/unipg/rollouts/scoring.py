@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.hub import saved_model
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
@@ -27,7 +28,7 @@ VERIFIER = "verifier"
 
 
 @dataclass(frozen=True)
-class RewardModelRecipe:
+class RewardModelRecipe(CheckedArguments):
     """A model that scores answers."""
 
     model: str
@@ -88,7 +89,7 @@ class RewardModelRecipe:
 
 
 @dataclass(frozen=True)
-class RewardFunctionRecipe:
+class RewardFunctionRecipe(CheckedArguments):
     """A Python function that scores answers."""
 
     function: str
@@ -110,7 +111,7 @@ class RewardFunctionRecipe:
 
 
 @dataclass(frozen=True)
-class RewardRecipe:
+class RewardRecipe(CheckedArguments):
     """Where the reward of an answer comes from: a weighted sum of the task's verifier, of Python functions and of models."""
 
     verifier: float = 1.0

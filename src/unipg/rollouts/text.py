@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.rollouts.generation import Completion, Decoding
 from unipg.tasks.base import Item, Messages
@@ -14,7 +15,7 @@ from unipg.tasks.tools import CALL, CALL_END, Tool
 
 
 @dataclass(frozen=True)
-class ToolRecipe:
+class ToolRecipe(CheckedArguments):
     """How rollouts call the tools of a task that has any (`task.tools`)."""
 
     turns: int = 4
@@ -39,7 +40,7 @@ class ToolRecipe:
 
 
 @dataclass(frozen=True)
-class SamplingRecipe:
+class SamplingRecipe(CheckedArguments):
     """How answers are sampled."""
 
     max_new_tokens: int = 64

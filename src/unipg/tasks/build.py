@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.tasks.data import DataTask, Preferences, data_task
 from unipg.tasks.reasoning import ReasoningGymTask, reasoning_gym_task
 
 
 @dataclass
-class ReasoningGymRecipe:
+class ReasoningGymRecipe(CheckedArguments):
     """Procedural problems with a scorer, from the package reasoning-gym.
 
     Errors: `InputError` for a value out of range, when the recipe is read; those of `reasoning_gym_task`, by `build`.
@@ -52,7 +53,7 @@ PREFERENCE_COLUMNS = {"pairs": ("chosen", "rejected"), "unpaired": ("completion"
 
 
 @dataclass
-class DataRecipe:
+class DataRecipe(CheckedArguments):
     """Rows of a file or of a hub dataset.
 
     Errors: `InputError` for a value out of range, when the recipe is read; those of `data_task`, by `build`.

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy
 import torch
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError, missing_package
 from unipg.seeding import derived_seed, generator
 from unipg.tasks.base import Item, Messages, Verifier
@@ -41,7 +42,7 @@ NOTHING = "nothing found"
 
 
 @dataclass
-class MultiHopRecipe:
+class MultiHopRecipe(CheckedArguments):
     """Questions of several hops over a generated world, with a search tool: set `task.tools: [search]`.
 
     Training and evaluation share the world and never a question: each belongs to one `split`.

@@ -12,7 +12,8 @@ import typing
 from typing import Any, Literal, cast, get_args, get_origin
 
 from unipg.algorithms.base import registered
-from unipg.training.recipe import Recipe, type_name
+from unipg.arguments import type_name
+from unipg.training.recipe import Recipe
 
 Sections = dict[str, dict[str, dict[str, Any]]]
 

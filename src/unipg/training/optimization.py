@@ -12,6 +12,7 @@ from torch import nn
 
 from unipg.algorithms.base import Algorithm
 from unipg.algorithms.rates import CONTROLLED
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.policies.base import Policy
 
@@ -20,7 +21,7 @@ ADAPTER_SHARE = 0.25
 
 
 @dataclass(frozen=True)
-class TrainingRecipe:
+class TrainingRecipe(CheckedArguments):
     """How long, how much at once, how often."""
 
     iterations: int = 100
@@ -62,7 +63,7 @@ class TrainingRecipe:
 
 
 @dataclass(frozen=True)
-class OptimizerRecipe:
+class OptimizerRecipe(CheckedArguments):
     """The optimiser, its learning rate over time, and what guards a step."""
 
     learning_rate: float | Literal["auto"] = "auto"

@@ -15,7 +15,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts
-from unipg.errors import InputError, nearest
+from unipg.arguments import CheckedArguments, type_name
+from unipg.errors import LARGEST, InputError, nearest, shown
 from unipg.hub import in_home
 from unipg.loading import Live
 from unipg.policies.actor_critic import ActorCriticRecipe
@@ -24,7 +25,7 @@ from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.evaluation import EvaluationRecipe
 from unipg.rollouts.scoring import RewardRecipe
 from unipg.rollouts.text import SamplingRecipe
-from unipg.settings import LARGEST, numbers_in, read_settings, shown, unknown_key
+from unipg.settings import numbers_in, read_settings, unknown_key
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
@@ -42,7 +43,7 @@ MOST_ROWS = 10_000_000
 
 
 @dataclass(frozen=True)
-class LoggingRecipe:
+class LoggingRecipe(CheckedArguments):
     """Where numbers go beside the run folder's own files."""
 
     trackers: list[str] = field(default_factory=list)
@@ -55,7 +56,7 @@ class LoggingRecipe:
 
 
 @dataclass(frozen=True)
-class TaskRecipe:
+class TaskRecipe(CheckedArguments):
     """What is asked: give exactly one of `reasoning_gym`, `data` and `multi_hop`."""
 
     reasoning_gym: ReasoningGymRecipe | None = None
@@ -79,7 +80,7 @@ class TaskRecipe:
 
 
 @dataclass(frozen=True)
-class DemonstrationsRecipe:
+class DemonstrationsRecipe(CheckedArguments):
     """A stream of demonstrations with its own prompts and its own epochs, mixed into every iteration."""
 
     task: TaskRecipe
@@ -101,7 +102,7 @@ class HeldOutRecipe(EvaluationRecipe):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(CheckedArguments):
     """A whole run. Language: `policy`, `task`, `rollouts`, `evaluation`. Control: `environment`, `controller`."""
 
     algorithm: Any
@@ -302,17 +303,6 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return parser.parse_object({"value": value}).value
     except (ArgumentError, TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: expected {type_name(hint)}, got {shown(value)}") from None
-
-
-def type_name(hint: Any) -> str:
-    """A type in a user's words."""
-    if hint is type(None):
-        return "null"
-    if get_origin(hint) is Literal:
-        return " or ".join(str(a) for a in get_args(hint))
-    if get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(type_name(o) for o in get_args(hint))
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint) or str(hint).replace("typing.", "")
 
 
 def _plain(value: Any) -> Any:
