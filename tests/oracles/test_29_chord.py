@@ -314,7 +314,7 @@ def test_dual_clip_is_on() -> None:
         ({"mu_warmup": -1}, r"algorithm\.mu_warmup is -1; accepted"),
         ({"cutoff_prob": 0.0}, r"algorithm\.cutoff_prob is 0\.0; accepted: a probability in \(0, 1\]"),
         ({"cutoff_prob": 1.5}, r"algorithm\.cutoff_prob is 1\.5"),
-        ({"phi": "entropy"}, r"algorithm\.phi is 'entropy'; accepted: none, probability, uncertainty"),
+        ({"phi": "entropy"}, r"CHORD: phi 'entropy' does not exist; accepted: none, probability, uncertainty"),
         ({"rollouts": 1}, r"algorithm\.rollouts is 1; accepted for chord: 2 or more"),
     ],
 )

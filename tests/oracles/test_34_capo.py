@@ -587,8 +587,8 @@ def test_kept_tokens_do_not_lower_the_expected_reward_beyond_the_bound() -> None
         ({"top_k": 0}, "top_k 0"),
         ({"patience": 0}, "patience is 0"),
         ({"rollouts": 1}, "algorithm.rollouts is 1"),
-        ({"base": "ppo"}, "algorithm.base 'ppo' does not exist"),
-        ({"model": "lion"}, "algorithm.model 'lion' does not exist"),
+        ({"base": "ppo"}, "CAPO: base 'ppo' does not exist"),
+        ({"model": "lion"}, "CAPO: model 'lion' does not exist"),
     ],
 )
 def test_bad_settings(settings, words) -> None:

@@ -111,8 +111,8 @@ class Algorithm(CheckedArguments):
         check_range(self, 0, math.inf, *sorted(given & set(NEVER_NEGATIVE)))
         check_range(self, 0, 0.5, *(given & {"label_smoothing"}))
         for name in sorted(given):
-            if isinstance(value := getattr(self, name), float) and not math.isfinite(value):
-                raise InputError(f"algorithm.{name} is {value}; accepted: finite numbers")
+            if (value := getattr(self, name)) != value:
+                raise InputError(f"algorithm.{name} is {value}; accepted: a number")
 
     @property
     def penalises_length(self) -> bool:

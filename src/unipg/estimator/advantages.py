@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.parts import Joint, Part, Progress, Reduce, Weight, alone, furthest, weight_at
 from unipg.shapes import Bool, Float, Int
@@ -389,8 +389,6 @@ class GAE(Advantage):
     def __post_init__(self) -> None:
         if not (0 <= self.gamma <= 1 and 0 <= self.lam <= 1):
             raise InputError(f"GAE(gamma={self.gamma}, lam={self.lam}); accepted: both in [0, 1]")
-        if self.bootstrap not in get_args(Bootstrap):
-            raise InputError(f"GAE.bootstrap '{self.bootstrap}' does not exist; {nearest(str(self.bootstrap), get_args(Bootstrap))}")
 
     def raw(self, batch: Trajectories) -> Float[Tensor, "B T"]:
         """[B,T] without whitening."""

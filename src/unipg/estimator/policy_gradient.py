@@ -23,7 +23,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError
 from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
 from unipg.estimator.aggregation import Aggregate, TokenMean
 from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, position_keys
@@ -213,13 +213,6 @@ class PolicyGradient(Term):
     mask: Mask = field(default=Everything(), kw_only=True)
     likelihood: Likelihood = field(default=Stepwise(), kw_only=True)
     surrogate: Surrogate = field(default="score", kw_only=True)
-
-    def __post_init__(self) -> None:
-        if self.surrogate not in ("score", "ratio"):
-            raise InputError(f"surrogate '{self.surrogate}' does not exist; {nearest(str(self.surrogate), ['score', 'ratio'])}")
-        for name, kind in (("advantage", Advantage), ("reference", Reference), ("mask", Mask), ("likelihood", Likelihood)):
-            if not isinstance(getattr(self, name), kind):
-                raise InputError(f"{name} must be {kind.__name__} values such as those in unipg.estimator, not {getattr(self, name)!r}")
 
     @property
     def reads(self) -> frozenset[str]:

@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError
 from unipg.estimator.masks import mismatch_log_ratio, sequence_mean
 from unipg.estimator.parts import Joint, Part, furthest
 from unipg.shapes import Float
@@ -123,8 +123,6 @@ class SequenceRatio(Reference):
     limit: float | None = None
 
     def __post_init__(self) -> None:
-        if self.field not in ("behaviour_log_prob", "old_log_prob"):
-            raise InputError(f"SequenceRatio.field is '{self.field}'; {nearest(str(self.field), ['behaviour_log_prob', 'old_log_prob'])}")
         if self.limit is not None and not self.limit >= 1:
             raise InputError(f"SequenceRatio.limit is {self.limit}; accepted: a weight of 1 or more, or null for no truncation")
 

@@ -17,7 +17,7 @@ from unipg.algorithms.control.reinforce import Reinforce
 from unipg.algorithms.language.dr_grpo import DrGRPO
 from unipg.algorithms.language.grpo import GRPO
 from unipg.algorithms.preparation import everywhere
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError
 from unipg.estimator import Planning, PolicyGradient, TokenMean
 from unipg.estimator.aggregation import AggregateName, aggregate_named
 from unipg.estimator.curvature import ADVANTAGE, AdamModel, LastLayerStep
@@ -82,9 +82,6 @@ class CAPO(Algorithm):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, accepted in (("base", ("grpo", "dr_grpo", "reinforce")), ("model", ("adam", "sgd"))):
-            if (value := getattr(self, name)) not in accepted:
-                raise InputError(f"algorithm.{name} '{value}' does not exist; {nearest(str(value), accepted)}")
         for name in ("delta_f", "delta_h"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

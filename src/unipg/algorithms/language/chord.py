@@ -77,8 +77,6 @@ class CHORD(Algorithm):
         for name in ("mu_warmup", "mu_decay"):
             if getattr(self, name) < 0:
                 raise InputError(f"algorithm.{name} is {getattr(self, name)}; accepted: a number of optimiser steps of 0 or more")
-        if self.phi not in ("none", "probability", "uncertainty"):
-            raise InputError(f"algorithm.phi is '{self.phi}'; accepted: none, probability, uncertainty")
         if not 0 < self.cutoff_prob <= 1:
             raise InputError(f"algorithm.cutoff_prob is {self.cutoff_prob}; accepted: a probability in (0, 1], 1 for none")
 
