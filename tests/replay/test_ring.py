@@ -225,6 +225,12 @@ def test_rows_that_a_checkpoint_needs_and_the_run_wrote_over_are_missed(tmp_path
     again.load_state_dict(previous)
     again.load_state_dict(newest)
     go_on(ring, 1)
+    early = filled(tmp_path / "early", 3, 10, 4)
+    state = early.state_dict()
+    go_on(early, 11)  # the file was not full: there was more room than the slack
+    young = Ring(tmp_path / "early", COLUMNS, 10, slack=4)
+    young.load_state_dict(state)
+    assert_holds(young, 3)
     says = (
         r"replay.bin' has gone on by 5 transitions since the checkpoint, and the oldest of those that the checkpoint needs are overwritten"
     )
@@ -351,6 +357,7 @@ def test_less_slack_than_the_file_has_is_enough(tmp_path) -> None:
     state = filled(tmp_path, 33, 10, 4).state_dict()
     again = Ring(tmp_path, COLUMNS, 10, slack=1)
     again.load_state_dict(state)
+    assert_holds(again, 33)
     go_on(again, 40)
     assert_holds(again, 73)
 

@@ -4,6 +4,8 @@ Belongs here: storage of rows and arithmetic on where they lie. Does not belong 
 losses of what is drawn (`estimator/`).
 """
 
+from unipg.replay.priorities import Priorities
+from unipg.replay.returns import Steps, n_step
 from unipg.replay.ring import Column, Ring, transition_columns
 
-__all__ = ["Column", "Ring", "transition_columns"]
+__all__ = ["Column", "Priorities", "Ring", "Steps", "n_step", "transition_columns"]
