@@ -314,23 +314,13 @@ class TrainedPolicy:
         The most likely one, or with `sample` a random one, drawn from torch's global generator. Errors: `InputError` for a language model,
         and for an observation of another shape or that is not finite.
         """
-        import numpy as np
         import torch
 
         from unipg.policies.actor_critic import ActorCritic
 
         if not isinstance(self.policy, ActorCritic):
             raise InputError(f"the run in '{self.folder}' trained a language model, which does not act; accepted: policy.generate(prompt)")
-        shape = self.policy.observation_shape
-        given = np.asarray(observation, np.float32)
-        one = given.shape == shape
-        if not one and given.shape[1:] != shape:
-            raise InputError(
-                f"the observation has the shape {list(given.shape)}; accepted: {list(shape)}, or several: [N, {str(list(shape))[1:]}"
-            )
-        if not np.isfinite(given).all():
-            raise InputError("the observation holds a number that is not finite")
-        rows = given.reshape(1 if one else len(given), -1)
+        rows, one = self.policy.encoder.read(observation)
         noise = None
         if sample:
             source = torch.Generator().manual_seed(int(torch.randint(2**62, ())))

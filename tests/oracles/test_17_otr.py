@@ -320,7 +320,7 @@ def test_a_token_outside_the_vocabulary(token: int) -> None:
 def test_a_controller_with_real_actions_has_no_next_token_distribution() -> None:
     batch = demonstrations().replace(observation=torch.zeros(1, 2, 3))
     objective = algorithm("otr").terms(Setting())
-    with pytest.raises(InputError, match="OneTokenRollout reads distributions over actions that can be counted"):
+    with pytest.raises(InputError, match="OneTokenRollout reads distributions over Discrete actions, not over BoxActions"):
         ActorCritic((3,), BoxActions((2,), (-1.0, -1.0), (1.0, 1.0))).evaluate(batch, readings=objective.readings)
     with pytest.raises(InputError, match="OneTokenRollout must be read off the policy's logits"):
         objective(Evaluation(torch.zeros(1, 2)), batch)

@@ -624,7 +624,7 @@ def test_policies_without_hidden_states() -> None:
         selected(capo, Closed(VOCABULARY), batch, at(0.1))
     gaussian = ActorCritic((3,), BoxActions((1,), (-1.0,), (1.0,)))
     real = batch.replace(action=torch.zeros(2, 3, 1), observation=torch.zeros(2, 3, 3))
-    with pytest.raises(InputError, match="LastLayerStep reads distributions over actions that can be counted; these are real numbers"):
+    with pytest.raises(InputError, match="LastLayerStep reads distributions over Discrete actions, not over BoxActions"):
         selected(capo, gaussian, real, at(0.1))
     with pytest.raises(InputError, match="LastLayerStep must be read off the policy's logits"):
         capo.select(batch, at(0.1), lambda rows, readings: Evaluation(torch.zeros(2, 3)))

@@ -269,8 +269,12 @@ def test_impossible_sizes_are_named(settings: dict, message: str) -> None:
 
 def test_spaces_that_do_not_fit_are_named() -> None:
     box = spaces.Box(-1, 1, (2,), np.float32)
-    with pytest.raises(InputError, match=r"observations are Discrete\(3\); accepted: a Box"):
-        ActorCriticRecipe().build(spaces.Discrete(3), spaces.Discrete(2), seed=0)
+    with pytest.raises(InputError, match=r"observations are Text\(.*; accepted: Box, Discrete"):
+        ActorCriticRecipe().build(spaces.Text(3), spaces.Discrete(2), seed=0)
+    with pytest.raises(InputError, match="channels is 'first', but the environment's observations are no images"):
+        ActorCriticRecipe(channels="first").build(box, spaces.Discrete(2), seed=0)
+    with pytest.raises(InputError, match="images are divided by 255 already"):
+        ActorCriticRecipe(normalize_observations=True).build(spaces.Box(0, 255, (8, 8, 3), np.uint8), spaces.Discrete(2), seed=0)
     with pytest.raises(InputError, match="Box of real numbers"):
         ActorCriticRecipe().build(box, spaces.Box(0, 3, (2,), np.int64), seed=0)
     with pytest.raises(InputError, match="the policy reads 3 numbers per step"):

@@ -119,6 +119,9 @@ def position_keys(batch: Trajectories, seed: int) -> Int[Tensor, "B T"]:
         content = batch.action.reshape(*batch.mask.shape, -1).float().contiguous().view(torch.int32).long().sum(-1)
     else:
         content = batch.action.long()
+        if content.ndim > 2:  # several choices a step
+            several = content.reshape(*batch.mask.shape, -1)
+            content = mixed(several + torch.arange(several.shape[-1], device=several.device) * _GOLDEN).sum(-1)
     row = torch.where(batch.present, mixed(content + place), 0).sum(1)
     turn = torch.tensor(seed, device=batch.mask.device) * _GOLDEN  # wraps as a tensor; as a plain number it would not fit
     return mixed((row + mixed(batch.group + turn)).unsqueeze(1) + place)

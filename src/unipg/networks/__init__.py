@@ -4,6 +4,18 @@ Belongs here: modules from tensors to tensors, each initialised from a generator
 belong here: what the numbers mean (`policies/`, `critics/`), how they are trained (`training/`). Imports nothing of the other rooms.
 """
 
+from unipg.networks.encoders import Channels, Encoder, Observation, Stored, encoder_for, encoder_from
 from unipg.networks.perceptron import Activation, Ensemble, Initialisation, Perceptron
 
-__all__ = ["Activation", "Ensemble", "Initialisation", "Perceptron"]
+__all__ = [
+    "Activation",
+    "Channels",
+    "Encoder",
+    "Ensemble",
+    "Initialisation",
+    "Observation",
+    "Perceptron",
+    "Stored",
+    "encoder_for",
+    "encoder_from",
+]

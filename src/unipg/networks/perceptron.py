@@ -20,6 +20,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu"
 _ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
 
 
+def initialise(layer: nn.Linear | nn.Conv2d, init: Initialisation, gain: float, source: torch.Generator) -> None:
+    """Draws a layer's weights and biases from `source`, as `Perceptron` says; `gain` is read by `orthogonal` alone."""
+    assert layer.bias is not None
+    if init == "orthogonal":
+        nn.init.orthogonal_(layer.weight, gain, generator=source)
+        nn.init.zeros_(layer.bias)
+    else:
+        bound = layer.weight[0].numel() ** -0.5
+        for parameter in (layer.weight, layer.bias):
+            nn.init.uniform_(parameter, -bound, bound, generator=source)
+
+
 class Perceptron(nn.Module):
     """Linear layers with an activation between them; `sizes` [I, hidden …, O].
 
@@ -50,13 +62,7 @@ class Perceptron(nn.Module):
         # skip_init: torch's own initialisation would draw from the global generator
         layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
         for layer in layers:
-            if init == "orthogonal":
-                nn.init.orthogonal_(layer.weight, gain if layer is layers[-1] else math.sqrt(2), generator=source)
-                nn.init.zeros_(layer.bias)
-            else:
-                bound = layer.in_features**-0.5
-                for parameter in (layer.weight, layer.bias):
-                    nn.init.uniform_(parameter, -bound, bound, generator=source)
+            initialise(layer, init, gain if layer is layers[-1] else math.sqrt(2), source)
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
+from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encoder_from, observation_of
 from unipg.networks.perceptron import ACTIVATIONS, Activation, Perceptron
 from unipg.policies.actions import Actions, DiscreteActions, actions_from, actions_of, described
 from unipg.policies.base import Policy
@@ -38,6 +40,14 @@ class Controller(Policy):
 
     normalizes: bool = False
     """Whether it keeps running statistics of its observations itself."""
+
+    def flatten(self, observation: Any) -> np.ndarray:
+        """[N,…] observations of N environments, in their own form, as they are stored and as `actor` reads them: one array."""
+        return np.ascontiguousarray(observation, np.float32).reshape(len(observation), -1)
+
+    def flatten_one(self, observation: Any) -> np.ndarray:
+        """[…] an observation by itself."""
+        return self.flatten(np.array(observation)[None])[0]
 
     @abstractmethod
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
@@ -60,29 +70,50 @@ def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
 
 
+class _Seeing(Perceptron):
+    """A perceptron behind an encoder that learns, its own."""
+
+    def __init__(self, encoder: Encoder, sizes: Sequence[int], **settings: Any) -> None:
+        super().__init__([encoder.size, *sizes], **settings)
+        self.encoder = encoder
+
+    def last_hidden(self, x: Tensor) -> Tensor:
+        return super().last_hidden(self.encoder(x))
+
+    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
+        see, rest = self.encoder.on_the_host(), super().on_the_host()
+        return lambda x: rest(see(x))
+
+
 class _Networks(nn.Module):
     """Actor, critic, for real actions the Gaussian's state-independent log_std [A], and what they see observations through."""
 
     log_std: nn.Parameter | None
 
-    def __init__(self, actor: Perceptron, critic: Perceptron, log_std: Tensor | None, normalizer: RunningNormalizer | None) -> None:
+    def __init__(
+        self, actor: Perceptron, critic: Perceptron, log_std: Tensor | None, flat: Flat | None, normalizer: RunningNormalizer | None
+    ) -> None:
         super().__init__()
         self.actor = actor
         self.critic = critic
+        self.flat = flat
         self.normalizer = normalizer
         self.register_parameter("log_std", None if log_std is None else nn.Parameter(log_std))
 
     def forward(self, observation: Tensor, value: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[N,O] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
+        """[N,…] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
         return self.actor(observation), self.log_std, self.critic(observation).squeeze(-1) if value else None
 
     def seen(self, observation: Tensor) -> Tensor:
-        """[N,O] what actor and critic read."""
+        """[N,…] stored observations as actor and critic read them: images as they are, else [N,O], one-hot and normalised."""
+        observation = observation if self.flat is None else self.flat(observation)
         return observation if self.normalizer is None else self.normalizer(observation)
 
 
 class ActorCritic(Controller):
-    """Separate multilayer perceptrons for the actor and the critic, over flattened observations [O].
+    """Separate multilayer perceptrons for the actor and the critic, over flattened observations [O]; of images each behind its own encoder.
+
+    `observation`: the shape of vectors, or what `networks.observation_of` gives of a space.
 
     Initialisation: orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at the critic's, biases 0 (Huang et al. 2022, "The
     37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not touched.
@@ -96,7 +127,7 @@ class ActorCritic(Controller):
 
     def __init__(
         self,
-        observation_shape: tuple[int, ...],
+        observation: Sequence[int] | Observation,
         actions: Actions,
         *,
         hidden: tuple[int, ...] = (64, 64),
@@ -105,30 +136,44 @@ class ActorCritic(Controller):
         normalize: bool = False,
         seed: int = 0,
     ) -> None:
-        self.observation_shape = tuple(observation_shape)
+        self.observation = observation if isinstance(observation, dict) else {"type": "vector", "shape": list(observation)}
         self.actions = actions
         self.hidden = tuple(hidden)
         self.activation = activation
-        self.inputs = math.prod(self.observation_shape)
-        actor, critic = (
-            Perceptron([self.inputs, *hidden, out], activation=activation, init="orthogonal", gain=gain, source=generator(seed, name))
-            for name, out, gain in (("actor", actions.outputs, 0.01), ("critic", 1, 1.0))
-        )
+
+        def network(name: str, outputs: int, gain: float) -> tuple[Encoder, Perceptron]:
+            source = generator(seed, name)
+            encoder, sizes = encoder_from(self.observation, source, init="orthogonal"), [*hidden, outputs]
+            settings: dict[str, Any] = {"activation": activation, "init": "orthogonal", "gain": gain, "source": source}
+            if isinstance(encoder, Flat):
+                return encoder, Perceptron([encoder.size, *sizes], **settings)
+            return encoder, _Seeing(encoder, sizes, **settings)
+
+        self.encoder, actor = network("actor", actions.outputs, 0.01)
+        _, critic = network("critic", 1, 1.0)
+        flat = self.encoder if isinstance(self.encoder, Flat) else None
+        if normalize and flat is None:
+            raise InputError("controller.normalize_observations is true, but images are divided by 255 already; accepted: false, null")
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         self.normalizes = normalize
         self.has_densities = actions.densities
-        self.module: _Networks = _Networks(actor, critic, spread, RunningNormalizer(self.inputs) if normalize else None)
+        self.module: _Networks = _Networks(
+            actor, critic, spread, None if flat is None or flat.plain else flat, RunningNormalizer(self.encoder.size) if normalize else None
+        )
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
-        if readings and not isinstance(self.actions, DiscreteActions):
-            raise InputError(f"{type(readings[0]).__name__} reads distributions over actions that can be counted; these are real numbers")
+        if readings and type(self.actions) is not DiscreteActions:
+            raise InputError(
+                f"{type(readings[0]).__name__} reads distributions over Discrete actions, not over {type(self.actions).__name__}"
+            )
         observation = batch.require("observation", "ActorCritic")
         shape = batch.mask.shape
-        if math.prod(observation.shape[2:]) != self.inputs:
-            raise InputError(f"observation is {list(observation.shape)} but the policy reads {self.inputs} numbers per step [B,T,O]")
+        stored = self.encoder.stored.shape
+        if math.prod(observation.shape[2:]) != math.prod(stored):
+            raise InputError(f"observation is {list(observation.shape)} but the policy reads {math.prod(stored)} numbers per step [B,T,O]")
         live, everywhere = batch.mask.reshape(-1), batch.full
-        flat = observation.reshape(len(live), self.inputs)
+        flat = observation.reshape(len(live), *stored)
         action = batch.action.reshape(len(live), *batch.action.shape[2:])
         if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
             flat, action = flat[live], action[live]
@@ -165,10 +210,22 @@ class ActorCritic(Controller):
     def actor(self) -> Actor:
         network, log_std, draw = self.module.actor.on_the_host(), self.module.log_std, self.actions.draw
         std = None if log_std is None else _array(log_std.exp())
-        if self.module.normalizer is None:
+        before = [stage.on_the_host() for stage in (self.module.flat, self.module.normalizer) if stage is not None]
+        if not before:
             return lambda observation, noise: draw(network(observation), std, noise)
-        seen = self.module.normalizer.on_the_host()
-        return lambda observation, noise: draw(network(seen(observation)), std, noise)
+
+        def act(observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+            for stage in before:
+                observation = stage(observation)
+            return draw(network(observation), std, noise)
+
+        return act
+
+    def flatten(self, observation: Any) -> np.ndarray:
+        return self.encoder.flatten(observation)
+
+    def flatten_one(self, observation: Any) -> np.ndarray:
+        return self.encoder.flatten_one(observation)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
@@ -181,7 +238,8 @@ class ActorCritic(Controller):
     def observe(self, batch: Trajectories, total: Reduce) -> None:
         if self.module.normalizer is not None:
             observation = batch.require("observation", "ActorCritic")
-            self.module.normalizer.update(observation.reshape(batch.mask.numel(), self.inputs)[batch.mask.reshape(-1)], total)
+            stored = observation.reshape(batch.mask.numel(), *self.encoder.stored.shape)[batch.mask.reshape(-1)]
+            self.module.normalizer.update(stored if self.module.flat is None else self.module.flat(stored), total)
 
     def environment_action(self, action: np.ndarray) -> np.ndarray:
         return self.actions.for_environment(action)
@@ -193,7 +251,7 @@ class ActorCritic(Controller):
         folder.mkdir(parents=True, exist_ok=True)
         config = {
             "policy": "actor_critic",
-            "observation_shape": list(self.observation_shape),
+            "observation": self.observation,
             "actions": described(self.actions),
             "hidden": list(self.hidden),
             "activation": self.activation,
@@ -216,7 +274,7 @@ class ActorCritic(Controller):
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         try:
             policy = cls(
-                tuple(config["observation_shape"]),
+                config["observation_shape"] if "observation_shape" in config else config["observation"],
                 actions_from(**config["actions"]),
                 hidden=tuple(config["hidden"]),
                 activation=config["activation"],
@@ -262,6 +320,8 @@ class ActorCriticRecipe:
     normalize_observations: bool | None = None
     """Whether the policy reads observations in units of their running mean and standard deviation, which it keeps and saves. null: where
     the environment is wrapped by NormalizeObservation, whose place it then takes."""
+    channels: Channels = "auto"
+    """Where the channels of image observations (bytes with three axes) are: first, last, or auto, on the shorter one of these axes."""
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
 
@@ -278,17 +338,15 @@ class ActorCriticRecipe:
     ) -> ActorCritic:
         """An untrained policy for the spaces of ONE environment, or the saved one that `model` names.
 
-        Observations must be a Box; actions Discrete, or a Box of real numbers. `normalized`: whether the environment had a running
+        Observations are a Box (of bytes with three axes: an image), Discrete, MultiDiscrete, MultiBinary or a Dict of these without images;
+        actions Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers. `normalized`: whether the environment had a running
         normaliser of its own, which the policy must then replace. Anything else is an `InputError`.
         """
-        try:
-            from gymnasium import spaces
-        except ModuleNotFoundError as absent:
-            raise missing_package("gymnasium", "control", "a control policy") from absent
-        if not isinstance(observation_space, spaces.Box):
-            raise InputError(
-                f"the environment's observations are {observation_space}; accepted: a Box (gymnasium's FlattenObservation makes one)"
-            )
+        if find_spec("gymnasium") is None:
+            raise missing_package("gymnasium", "control", "a control policy")
+        observation = observation_of(observation_space, self.channels)
+        if self.channels != "auto" and observation["type"] != "image":
+            raise InputError(f"controller.channels is '{self.channels}', but the environment's observations are no images; accepted: auto")
         if normalized and self.normalize_observations is False:
             raise InputError(
                 "controller.normalize_observations is false, but the environment is wrapped by NormalizeObservation, whose statistics are "
@@ -296,7 +354,7 @@ class ActorCriticRecipe:
             )
         actions = actions_of(action_space)
         if self.model is not None:
-            return self._saved(Path(self.model), observation_space.shape, actions, normalized)
+            return self._saved(Path(self.model), observation, actions, normalized)
         if normalized and self.normalize_observations is None:
             warnings.warn(
                 "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
@@ -304,7 +362,7 @@ class ActorCriticRecipe:
                 stacklevel=2,
             )
         return ActorCritic(
-            observation_space.shape,
+            observation,
             actions,
             hidden=tuple(self.hidden),
             activation=self.activation,
@@ -313,14 +371,14 @@ class ActorCriticRecipe:
             seed=seed,
         )
 
-    def _saved(self, folder: Path, observation_shape: tuple[int, ...], actions: Actions, normalized: bool) -> ActorCritic:
+    def _saved(self, folder: Path, observation: Observation, actions: Actions, normalized: bool) -> ActorCritic:
         if not folder.is_dir():
             raise InputError(f"controller.model '{folder}' is no folder; accepted: one that a control run wrote, or its model folder")
         policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder)
-        if (policy.observation_shape, policy.actions) != (tuple(observation_shape), actions):
+        if (policy.observation, policy.actions) != (observation, actions):
             raise InputError(
-                f"the controller in '{folder}' reads observations {list(policy.observation_shape)} and gives {policy.actions}, but the "
-                f"environment has {list(observation_shape)} and {actions}"
+                f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
+                f"environment has {_shown(observation)} and {actions}"
             )
         default = ActorCriticRecipe()
         has = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
@@ -334,3 +392,7 @@ class ActorCriticRecipe:
                 "was trained with controller.normalize_observations"
             )
         return policy
+
+
+def _shown(observation: Observation) -> Any:
+    return observation["shape"] if observation["type"] == "vector" else observation

@@ -20,7 +20,7 @@ from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
-from unipg.rollouts.playing import at_once, flat, not_finite, play, resets_in_same_step
+from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
@@ -141,15 +141,15 @@ class EnvironmentRollouts(Experience):
         if self._observation is None:
             seed = derived_seed(self.seed, "environments", demand.worker, self._steps) % _SEEDS
             with at_once(stop):
-                self._observation = flat(self._environments.reset(seed=seed)[0])
+                self._observation = policy.flatten(self._environments.reset(seed=seed)[0])
         current = self._observation
-        observation = np.empty((steps, rows, current.shape[1]), np.float32)
+        observation = np.empty((steps, *current.shape), current.dtype)
         reward = np.empty((steps, rows), np.float32)
         terminated, truncated = np.empty((steps, rows), bool), np.empty((steps, rows), bool)
         actions: list[np.ndarray] = []
         finals: list[tuple[int, int, np.ndarray]] = []  # row, step, observation after it
         noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round, demand.worker))
-        act = policy.actor()
+        act, flatten = policy.actor(), policy.flatten
         same_step = resets_in_same_step(self._environments)
         t = 0
         try:
@@ -160,10 +160,10 @@ class EnvironmentRollouts(Experience):
                     actions.append(act(current, noise[t]))
                     given = policy.environment_action(actions[-1])
                     following, reward[t], terminated[t], truncated[t], infos = self._environments.step(given)
-                    current = flat(following)
+                    current = flatten(following)
                     if same_step and truncated[t].any():
                         last, cut = infos["final_obs"], truncated[t] & ~terminated[t]
-                        finals += [(row, t, flat(np.array(last[row])[None])[0]) for row in np.flatnonzero(cut).tolist()]
+                        finals += [(row, t, policy.flatten_one(last[row])) for row in np.flatnonzero(cut).tolist()]
         except Interrupted:
             raise
         except Exception as error:
@@ -199,6 +199,8 @@ class EnvironmentRollouts(Experience):
     ) -> None:
         """Refuses NaN and infinity in [T,N,…] from the environment, naming row and step; `finals`: observations after a step."""
         for what, values in (("observation", observation), ("reward", reward)):
+            if values.dtype.kind != "f":
+                continue
             bad = ~np.isfinite(values)
             bad = bad.any(2) if bad.ndim > 2 else bad
             if mask is not None:

@@ -61,11 +61,11 @@ def play(
     resetting = np.zeros(rows, bool)
     played = Played()
     told = time.monotonic()
-    observation = flat(environments.reset(seed=seed)[0])
+    observation = policy.flatten(environments.reset(seed=seed)[0])
     _check(name, "observation", observation, left > 0, length)
     while left.any():
         following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, None)))
-        observation = flat(following)
+        observation = policy.flatten(following)
         reward = np.asarray(reward, float)
         _check(name, "reward", reward, (left > 0) & ~resetting, length)
         total += np.where(resetting, 0, reward)
@@ -96,6 +96,8 @@ def play(
 
 def _check(name: str, what: str, values: np.ndarray, live: np.ndarray, step: np.ndarray) -> None:
     """Refuses NaN and infinity in [N] or [N,O] where `live` [N]; `step` [N] is each row's place in its episode."""
+    if values.dtype.kind != "f":
+        return
     bad = ~np.isfinite(values)
     bad = (bad.any(1) if bad.ndim > 1 else bad) & live
     if bad.any():
@@ -110,11 +112,6 @@ def not_finite(environment: str, what: str, values: Any, where: str) -> InputErr
     return InputError(
         f"environment '{environment}' gave {article} {what} that is not finite, in {where}: {several[~np.isfinite(several)][0]}"
     )
-
-
-def flat(observation: np.ndarray) -> np.ndarray:
-    """[N,O] float32."""
-    return np.ascontiguousarray(observation, np.float32).reshape(len(observation), -1)
 
 
 def resets_in_same_step(environments: gymnasium.vector.VectorEnv) -> bool:
