@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from unipg.errors import InputError
 from unipg.networks import Encoder, encoder_for, encoder_from
 from unipg.networks.encoders import Image, observation_of
+from unipg.replay import Column, Ring
 from unipg.seeding import generator
 
 FLAT = [
@@ -68,6 +69,24 @@ def test_a_dict_is_stored_in_the_order_of_its_keys_a_number_for_each_that_counts
     stored = encoder.flatten_one({"z": 5, "m": {"b": np.array([1, 0, 1], np.int8)}, "a": np.array([0.5, 8.0], np.float32)})
     assert stored.tolist() == [0.5, 8.0, 1.0, 0.0, 1.0, 3.0]
     assert encoder(torch.from_numpy(stored[None])).tolist() == [[0.5, 8.0, 1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("space", "width"), [(spaces.Box(0, 255, (4, 6, 3), np.uint8), 72), (spaces.Discrete(300), 4), (FLAT[6], 16), (FLAT[8], 24)], ids=str
+)
+def test_a_ring_keeps_them_as_they_are_stored(space: spaces.Space, width: int) -> None:
+    encoder = encoder_of(space)
+    ring = Ring(None, [Column("observation", *encoder.stored)], 50)
+    assert ring.row_bytes == width
+    given = batch_space(space, 40).sample() if not isinstance(space, spaces.Discrete) else np.arange(260, 300)
+    stored = encoder.flatten(given)
+    if space.dtype == np.uint8:
+        stored[:, 0] = 255
+    ring.append(observation=stored)
+    drawn = ring.draw(torch.arange(40))["observation"]
+    assert drawn.dtype == torch.from_numpy(stored).dtype
+    assert np.array_equal(drawn.numpy().reshape(stored.shape), stored)
+    assert torch.equal(encoder(drawn), encoder(torch.from_numpy(stored)))
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((4, 6, 3), "auto"), ((3, 4, 6), "auto"), ((4, 6, 3), "last"), ((3, 4, 6), "first")])

@@ -65,6 +65,20 @@ def test_before_anything_was_shown_and_after_nothing() -> None:
     assert (empty(torch.tensor([[1e6, 1.0, -1e6]])) == torch.tensor([[LIMIT, 0.0, -LIMIT]])).all()
 
 
+def test_a_number_that_never_changed_is_not_blown_up() -> None:
+    """Three constants, one of them not exact in binary; then a one-hot that lights up, and rounding of the others."""
+    seen = RunningNormalizer(4)
+    row = torch.tensor([0.1, -3e6, 0.0])
+    for piece in (1, 7, 1000):
+        seen.update(torch.cat([row.expand(piece, 3), torch.linspace(0, 1, piece).unsqueeze(1)], 1))
+    found = seen(torch.tensor([[0.1, -3e6, 0.0, 0.5], [0.1 + 1e-7, -3e6, 1.0, 0.5]]))
+    assert found[:, :3].tolist() == [pytest.approx([0, 0, 0], abs=1e-6), pytest.approx([0, 0, 1], abs=1e-6)]
+    assert seen(torch.tensor([[0.0] * 3 + [1.0]]))[0, 3] == pytest.approx(3**0.5, rel=0.02)
+    nearly = RunningNormalizer(1)
+    nearly.update(torch.tensor([[0.5], [0.501]]))
+    assert nearly(torch.tensor([[0.0]])).item() == -LIMIT
+
+
 def policy() -> ActorCritic:
     made = ActorCriticRecipe([8], normalize_observations=True).build(BOX, spaces.Discrete(2), 0)
     made.observe(batch(), lambda counts: counts)

@@ -377,7 +377,11 @@ class SquashedActions(BoxActions):
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         mean, log_std = self.gaussian(output)
         u = mean if noise is None else mean + log_std.exp() * noise
-        return u.tanh(), gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u)
+        # the Gaussian's z is the noise itself, and with the slope of tanh there is one sum: half the time of `log_prob`
+        each = 2 * (u - logsigmoid(2 * u)) - log_std
+        if noise is not None:
+            each = each - 0.5 * noise.square()
+        return u.tanh(), each.sum(-1) - self.size * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
 
 
 def _atanh(action: Tensor) -> Tensor:

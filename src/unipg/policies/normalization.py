@@ -18,7 +18,8 @@ EPS = 1e-8
 class RunningNormalizer(nn.Module):
     """(x − mean) / sqrt(variance + 1e-8) of each of O numbers, cut off at ±10, over everything that `update` was shown.
 
-    As it is until then: x itself. The statistics are buffers in float64, saved and copied with the policy; nothing but `update` moves them.
+    A number that never changed is read as its distance from that; until anything was shown, x is read as it is. The statistics are buffers
+    in float64, saved and copied with the policy; nothing but `update` moves them.
     """
 
     count: Tensor
@@ -37,7 +38,9 @@ class RunningNormalizer(nn.Module):
         return not bool(self.count)
 
     def _scale(self) -> Tensor:
-        return (self.squares / self.count + EPS).rsqrt()
+        variance = self.squares / self.count
+        # of a constant the square root of 1e-8 would make 10 of any other number; its variance is rounding
+        return torch.where(variance <= (1e-10 * self.mean) ** 2, 1.0, (variance + EPS).rsqrt())
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,O] to [N,O], of the same dtype."""
