@@ -89,7 +89,9 @@ def test_discrete_actions_are_numbered_as_the_space_is() -> None:
 )
 def test_what_is_described_comes_back(actions: Actions) -> None:
     assert json.loads(json.dumps(described(actions))) == described(actions)
-    assert actions_from(**described(actions)) == actions
+    again = actions_from(**described(actions))
+    assert again == actions
+    assert getattr(again, "exploration", None) == getattr(actions, "exploration", None)
 
 
 def test_other_spaces_are_named() -> None:

@@ -176,6 +176,14 @@ def test_a_saved_policy_is_the_same_policy(actions: DiscreteActions | BoxActions
     assert loaded.actions == actions
     assert torch.equal(loaded.evaluate(batch).log_prob, policy.evaluate(batch).log_prob)
 
+    # as it was written when observations were vectors only
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    older = {**{key: value for key, value in config.items() if key != "observation"}, "observation_shape": [3]}
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "config.json").write_text(json.dumps(older))
+    (tmp_path / "older" / "model.safetensors").write_bytes((tmp_path / "model" / "model.safetensors").read_bytes())
+    assert ActorCritic.load(tmp_path / "older").observation == loaded.observation == policy.observation
+
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 

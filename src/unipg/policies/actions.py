@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
@@ -401,7 +401,8 @@ class DeterministicActions(BoxActions):
     Errors: `InputError` where a dimension has no two finite bounds.
     """
 
-    exploration: float = 0.1
+    exploration: float = field(default=0.1, compare=False)
+    """Not compared: with another one, these are still the actions of the same space."""
 
     type = "deterministic"
     has_log_std = False
@@ -478,7 +479,7 @@ def actions_of(space: gymnasium.Space, kind: Kind = "auto") -> Actions:
 
 def described(actions: Actions) -> dict[str, Any]:
     """Plain values that `actions_from` reads; a bound that is infinite, which JSON has no word for, is null."""
-    values = {field.name: getattr(actions, field.name) for field in fields(actions)}  # type: ignore[arg-type]
+    values = {each.name: getattr(actions, each.name) for each in fields(actions)}  # type: ignore[arg-type]
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
     for side in ("low", "high"):
         if side in values:
