@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from unipg import InputError, hub
+from unipg.cli import main
+from unipg.hub import check_place
 from unipg.policies.causal_lm import load_model, load_tokenizer
 from unipg.policies.reward_model import is_reward_model, load_reward_model
 from unipg.tasks.data import _hub_rows
@@ -132,3 +134,12 @@ def test_the_command_line_answers_before_it_imports_torch(tmp_path: Path) -> Non
     run = subprocess.run([sys.executable, "-c", code, "evaluate", "runs/typo"], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(run.stdout) == [2, False]
     assert "the model folder 'runs/typo' does not exist" in run.stderr
+
+
+def test_a_run_folder_is_offered_where_it_would_do(capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", "runs/typo"]) == 2
+    assert (
+        "'runs/typo' does not exist; accepted: a run folder, a folder written by save_pretrained, or a hub name" in capsys.readouterr().err
+    )
+    with pytest.raises(InputError, match=r"does not exist; accepted: a folder written by save_pretrained, or a hub name"):
+        check_place("runs/typo")

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, command_line, nearest
 from unipg.files import Command, check_output, disk_is_full, generator, write_output
-from unipg.hub import check_place
+from unipg.hub import check_place, in_home
 
 COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "keys", "lab", "report")
 
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 parser.error(f"unrecognized argument '{text}'")
             options.overrides.append(text)
         options.arguments = arguments
-        return int(options.run(options) or 0)
+        with command_line():
+            return int(options.run(options) or 0)
     except InputError as error:
         print("unipg: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -87,11 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("first", help="an algorithm")
     diff.add_argument("second", help="another one")
     diff.add_argument(
-        "--on", metavar="RECIPE", help="a recipe or a run folder whose model, prompts or environment to use (default: short strings)"
+        "--on",
+        metavar="RECIPE",
+        type=in_home,
+        help="a recipe or a run folder whose model, prompts or environment to use (default: short strings)",
     )
     diff.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the recipe; may be repeated")
     diff.add_argument("--seed", type=int, help="of the batch (default: the recipe's)")
-    diff.add_argument("--output", metavar="FILE", help="write a page to this HTML file, and the numbers beside it as JSON")
+    diff.add_argument("--output", metavar="FILE", type=in_home, help="write a page to this HTML file, and the numbers beside it as JSON")
     diff.set_defaults(run=_diff)
 
     train = commands.add_parser(
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Sections of a recipe, and keys that may be overridden as section.key=value: " + ", ".join(_sections()) + ". "
         "Every key, its default and meaning: unipg keys [SECTION].",
     )
-    train.add_argument("recipe", help="a YAML file")
+    train.add_argument("recipe", type=in_home, help="a YAML file")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides, e.g. algorithm.gamma=0.25")
     train.add_argument("--resume", action="store_true", help="continue the run in the recipe's output folder")
     train.add_argument(
@@ -112,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "evaluate", help="pass@1, pass@k and maj@k with intervals on named tasks; return and length of a controller's episodes"
     )
-    evaluate.add_argument("model", help="a hub name, a model folder or a run folder")
+    evaluate.add_argument("model", type=in_home, help="a hub name, a model folder or a run folder")
     evaluate.add_argument(
         "--task",
         action="append",
@@ -121,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
         help="a reasoning-gym task, or a data file, with options in YAML, e.g. 'chain_sum:{max_digits: 2, tools: [calculator]}'; "
         "may be repeated",
     )
-    evaluate.add_argument("--recipe", help="take held-out tasks and sampling settings, or a controller's environment, from a recipe")
+    evaluate.add_argument(
+        "--recipe", type=in_home, help="take held-out tasks and sampling settings, or a controller's environment, from a recipe"
+    )
     evaluate.add_argument("--items", type=int, help="items of each task (default 200)")
     evaluate.add_argument("--samples", type=int, help="sampled answers per item, for pass@k and maj@k (default 0: greedy only)")
     evaluate.add_argument("--k", help="the k of pass@k and maj@k, e.g. 1,4,8 (default: 1 and all samples)")
@@ -131,11 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--threads", type=int)
-    evaluate.add_argument("--json", metavar="FILE", help="write the results, with sampled answers, to this file")
+    evaluate.add_argument("--json", metavar="FILE", type=in_home, help="write the results, with sampled answers, to this file")
     evaluate.set_defaults(run=_evaluate)
 
     check = commands.add_parser("check-model", help="what of packing, shared prompts and decoding is proved for a model")
-    check.add_argument("model", help="a hub name, a model folder, or an architecture of transformers, e.g. qwen3")
+    check.add_argument(
+        "model", type=in_home, help="a hub name, a model folder, a run folder, or an architecture of transformers, e.g. qwen3"
+    )
     check.add_argument("--attention", help="transformers' attention implementation (sdpa, eager); default: its choice")
     check.add_argument("--trust-remote-code", action="store_true", help="run the model's own code")
     check.add_argument("--json", action="store_true", help="as an object")
@@ -161,12 +169,12 @@ def _parser() -> argparse.ArgumentParser:
     for kind in ("masks", "references", "advantages", "aggregates"):
         lab.add_argument(f"--{kind}", default="", metavar="A,B,…", help="of the grid: class names, or symbols with their settings")
     lab.add_argument("--seed", type=int, default=0)
-    lab.add_argument("--output", default="runs/lab", help="folder for lab.html, lab.png and lab.json (default runs/lab)")
+    lab.add_argument("--output", default="runs/lab", type=in_home, help="folder for lab.html, lab.png and lab.json (default runs/lab)")
     lab.set_defaults(run=_lab)
 
     report = commands.add_parser("report", help="one self-contained HTML page of one or several runs")
-    report.add_argument("runs", nargs="+", help="run folders")
-    report.add_argument("--output", help="the page (default: report.html in the first run's folder)")
+    report.add_argument("runs", nargs="+", type=in_home, help="run folders")
+    report.add_argument("--output", type=in_home, help="the page (default: report.html in the first run's folder)")
     report.set_defaults(run=_report)
     return parser
 
@@ -289,7 +297,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    check_place(options.model)
+    check_place(options.model, runs=True)
     import dataclasses
 
     from unipg.terminal import evaluation_progress, evaluation_table, plain_console

@@ -3,8 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+_typed_command = False
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """While a command is what the user has typed: `spoken` says so."""
+    global _typed_command
+    before, _typed_command = _typed_command, True
+    try:
+        yield
+    finally:
+        _typed_command = before
+
+
+def spoken(command: str, python: str) -> str:
+    """What a message asks for, in the words of the command line (`--resume`) or of Python (`resume=True`): those that the user is using."""
+    return command if _typed_command else python
 
 
 class InputError(ValueError):

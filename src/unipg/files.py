@@ -13,6 +13,8 @@ from typing import Literal
 
 from unipg.errors import InputError, one_line
 
+Hint = str | Callable[[], str]
+"""What ends the line of a file that cannot be written."""
 Command = Literal["report", "evaluate", "lab", "diff"]
 HEAD = 4096
 """First bytes of a page, a JSON file or a PNG, among which it says what wrote it."""
@@ -32,18 +34,19 @@ def disk_is_full(error: BaseException) -> bool:
 
 
 @contextmanager
-def writing(path: Path, hint: str = "") -> Iterator[None]:
+def writing(path: Path, hint: Hint = "") -> Iterator[None]:
     """Turns whatever the system refuses while `path` is written into one line: `InputError`, with `hint` at its end."""
     try:
         yield
     except InputError:
         raise
     except Exception as error:
+        ending = hint if isinstance(hint, str) else hint()
         if disk_is_full(error):
-            raise InputError(f"the disk is full: '{path}' cannot be written ({os.strerror(errno.ENOSPC)}){hint}") from error
+            raise InputError(f"the disk is full: '{path}' cannot be written ({os.strerror(errno.ENOSPC)}){ending}") from error
         if isinstance(error, OSError) or _SYSTEM_TEXT.search(str(error)):
             reason = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-            raise InputError(f"'{path}' cannot be written: {reason}{hint}") from error
+            raise InputError(f"'{path}' cannot be written: {reason}{ending}") from error
         raise
 
 
@@ -81,7 +84,7 @@ def write_output(path: Path, content: Content, command: Command) -> Path:
     return write_file(path, content)
 
 
-def write_file(path: Path, content: Content, hint: str = "") -> Path:
+def write_file(path: Path, content: Content, hint: Hint = "") -> Path:
     """Writes a file, which is replaced once it is complete. Devices and pipes (`/dev/stdout`) are written to as they are.
 
     Errors: `InputError` for one that cannot be written, with `hint` at its end.
@@ -109,7 +112,7 @@ def write_file(path: Path, content: Content, hint: str = "") -> Path:
     return path
 
 
-def write_folder(folder: Path, save: Callable[[Path], object], hint: str = "") -> None:
+def write_folder(folder: Path, save: Callable[[Path], object], hint: Hint = "") -> None:
     """Lets `save` fill a folder beside `folder`, which takes its place once it is complete; nothing where `save` writes nothing."""
     unfinished, old = folder.with_name(f"{folder.name}.writing"), folder.with_name(f"{folder.name}.old")
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Never, overload
 
 from unipg.errors import InputError, nearest
+from unipg.hub import in_home
 
 if TYPE_CHECKING:  # torch is loaded when something is trained
     import numpy as np
@@ -117,7 +118,7 @@ def load_run(folder: str | os.PathLike[str]) -> Run:
     """
     from unipg.training.recipe import load_recipe
 
-    place = Path(folder)
+    place = Path(in_home(os.fspath(folder)))
     if not (place / "recipe.yaml").is_file():
         raise InputError(f"'{place}' holds no run (there is no recipe.yaml); accepted: a run folder")
     recipe = load_recipe(place / "recipe.yaml")
@@ -190,8 +191,9 @@ class Run:
     ) -> list[EvaluationResult]:
         """The saved policy's performance with intervals, as `unipg evaluate` measures it.
 
-        `tasks`: files or rows with the columns of the run's own data, names of reasoning-gym tasks (as `--task`), or sections of a recipe;
-        by default the held-out tasks of the run. Rows without a verifier of their own are scored by the run's reward functions.
+        `tasks`: files or rows with the columns of the run's own data, names of reasoning-gym tasks with their options
+        (`chain_sum:{max_digits: 2}`), or sections of a recipe; by default the held-out tasks of the run. Rows without a verifier of
+        their own are scored by the run's reward functions.
         A controller plays `episodes` in its environment, and takes no tasks.
         """
         from unipg.training.evaluate import evaluate_model
@@ -479,7 +481,7 @@ def _reward(reward: Any) -> Any:
         if not callable(function) and not isinstance(function, str):
             raise InputError(f"reward holds {function!r}; accepted: a function, a name, or (function, weight)")
         title = function if isinstance(function, str) else getattr(function, "__name__", type(function).__name__)
-        title = title.rpartition(":")[2].rpartition(".")[2]
+        title = title.rpartition(":")[2].rpartition(".")[2].strip("<>")  # of a lambda
         names.append(title)
         number = names.count(title)
         functions.append({"function": _live(function), "weight": weight, "name": title if number == 1 else f"{title}-{number}"})

@@ -33,20 +33,22 @@ def is_checkpoint(name: str) -> bool:
     return is_repository(name) or any((Path(name) / file).is_file() for file in CONFIGURATIONS)
 
 
-def check_folder(name: str) -> None:
-    """Refuses what is no repository's name and no folder with a checkpoint: the hub is not asked for it."""
+def check_folder(name: str, runs: bool = False) -> None:
+    """Refuses what is no repository's name and no folder with a checkpoint: the hub is not asked for it. `runs`: a run folder would do."""
     if not is_checkpoint(name):
         path = Path(name)
         what = "has no config.json" if path.is_dir() else "does not exist" if not path.exists() else "is not a folder"
         if (path / "recipe.yaml").is_file():
-            what = "is a run that has no model yet"
-        raise InputError(f"the model folder '{name}' {what}; accepted: a folder written by save_pretrained, or a hub name (owner/name)")
+            model = path / "model"
+            what = f"is a run: its model is in '{model}'" if is_checkpoint(str(model)) else "is a run that has no model yet"
+        folders = "a run folder, a folder written by save_pretrained," if runs else "a folder written by save_pretrained,"
+        raise InputError(f"the model folder '{name}' {what}; accepted: {folders} or a hub name (owner/name)")
 
 
-def check_place(name: str) -> None:
+def check_place(name: str, runs: bool = False) -> None:
     """Refuses what is not here and no repository's name: a typing error, which can be told before anything heavy is imported or read."""
     if not Path(name).exists():
-        check_folder(name)
+        check_folder(name, runs)
 
 
 def saved_model(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -40,6 +41,17 @@ def live_function(function: Callable[..., Any]) -> Live:
         if found is function:
             return Live(f"{module}:{path}", function)
     return Live(IN_MEMORY + (path or type(function).__qualname__).rpartition("<locals>.")[2], function)
+
+
+def name_of(function: Any) -> str:
+    """What messages call a function: its name, or where a nameless one is written."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    name = str(getattr(function, "__qualname__", None) or getattr(function, "name", type(function).__qualname__)).rpartition("<locals>.")[2]
+    code = getattr(function, "__code__", None)
+    if name.rpartition(".")[2] != "<lambda>" or code is None:
+        return name
+    return f"the lambda in line {code.co_firstlineno} of {os.path.basename(code.co_filename)}"
 
 
 def check_named(spec: str, what: str) -> None:

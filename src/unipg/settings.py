@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from unipg.errors import InputError, nearest, shown
+from unipg.hub import in_home
 
 LATER = 60.0
 """Seconds by which files of one checkout or installation may differ in age."""
@@ -116,7 +117,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if path.resolve() in seen:
         raise InputError(f"'{path}' is its own base")
-    return _merged(_read(path.parent / str(base), (*seen, path.resolve())), values)
+    return _merged(_read(path.parent / in_home(str(base)), (*seen, path.resolve())), values)
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

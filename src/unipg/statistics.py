@@ -28,6 +28,10 @@ class Interval(NamedTuple):
     n: int
     """Independent observations behind it (items, seeds, pairs)."""
 
+    def as_metric(self) -> dict[str, float]:
+        """`value`, `low`, `high` and `n`; without the ends where there are none."""
+        return {name: number for name, number in self._asdict().items() if not math.isnan(number) or name == "value"}
+
 
 def pass_at_k(n: int, c: int, k: int) -> float:
     """Probability that at least one of k answers is right, estimated without bias from n answers of which c are right.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -65,10 +67,28 @@ def test_a_key_that_stands_twice(tmp_path: Path) -> None:
 
 def test_home_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    recipe = load_recipe(str(RECIPES / "grpo.yaml"), ["output=~/runs/x", "policy.model=~/model", "policy.anchor=~/anchor"])
-    assert (recipe.output, recipe.policy.model, recipe.policy.anchor) == tuple(  # type: ignore[union-attr]
-        str(tmp_path / name) for name in ("runs/x", "model", "anchor")
-    )
+    given = ["output=~/runs/x", "policy.model=~/model", "policy.anchor=~/anchor", "anchor_cache=~/c", "reward.models=[{model: ~/r}]"]
+    recipe = load_recipe(str(RECIPES / "grpo.yaml"), given)
+    found = (recipe.output, recipe.policy.model, recipe.policy.anchor, recipe.anchor_cache, recipe.reward.models[0].model)  # type: ignore[union-attr]
+    assert found == tuple(str(tmp_path / name) for name in ("runs/x", "model", "anchor", "c", "r"))
+    (tmp_path / "own.yaml").write_text("algorithm: grpo\nenvironment: {id: x}\npolicy: {model: y}\n")
+    (tmp_path / "on.yaml").write_text("base: ~/own.yaml\n")
+    for command in (["train", "~/on.yaml"], ["evaluate", str(tmp_path), "--recipe=~/on.yaml"], ["diff", "grpo", "rloo", "--on=~/on.yaml"]):
+        assert "does not exist" not in _said(command)
+    (tmp_path / "foreign").write_text("mine")
+    for command in (
+        ["evaluate", "gpt2", "--json=~/foreign"],
+        ["report", ".", "--output=~/foreign"],
+        ["diff", "grpo", "rloo", "--output=~/foreign"],
+    ):
+        assert str(tmp_path / "foreign") in _said(command)
+    assert f"'{tmp_path / 'none'}'" in _said(["evaluate", "~/none"])
+
+
+def _said(command: list[str]) -> str:
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert main(command) == 2
+    return said.getvalue()
 
 
 @pytest.mark.parametrize("temperature", [float("nan"), 0.0, -1.0, float("inf")])

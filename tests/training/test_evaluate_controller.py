@@ -54,7 +54,7 @@ def test_the_command_shows_and_writes_it(run: Path, tmp_path: Path, capsys: pyte
 def test_a_model_folder_needs_an_environment(run: Path, tmp_path: Path) -> None:
     (run / "model").rename(tmp_path / "bare")
     try:
-        with pytest.raises(InputError, match=r"does not say which environment it acts in: give --recipe FILE"):
+        with pytest.raises(InputError, match=r"does not say which environment it acts in: give recipe=FILE"):
             evaluate_model(str(tmp_path / "bare"))
         assert evaluate_model(str(tmp_path / "bare"), recipe=str(run / "recipe.yaml"), episodes=1)[0].metrics["return"]["n"] == 1
         with pytest.raises(InputError, match="is a run that has no model yet"):
@@ -66,10 +66,10 @@ def test_a_model_folder_needs_an_environment(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tasks": ["chain_sum"]}, "is a controller, which acts in an environment: --task does not apply"),
-        ({"samples": 4}, "--samples does not apply"),
-        ({"max_new_tokens": 4}, "--max-new-tokens does not apply"),
-        ({"episodes": 0}, "--episodes is 0; accepted: 1 or more"),
+        ({"tasks": ["chain_sum"]}, "is a controller, which acts in an environment: tasks does not apply"),
+        ({"samples": 4}, ": samples does not apply"),
+        ({"max_new_tokens": 4}, ": max_new_tokens does not apply"),
+        ({"episodes": 0}, "^episodes is 0; accepted: 1 or more"),
         ({"recipe": "recipes/grpo.yaml"}, "has no environment for the controller in"),
     ],
 )
@@ -77,6 +77,19 @@ def test_what_does_not_apply_is_named(run: Path, options: dict[str, Any], messag
     monkeypatch.chdir(Path(__file__).parents[2])
     with pytest.raises(InputError, match=message):
         evaluate_model(str(run), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "chain_sum"], ": --task does not apply"),
+        (["--max-new-tokens", "4"], ": --max-new-tokens does not apply"),
+        (["--episodes", "0"], "--episodes is 0; accepted: 1 or more"),
+    ],
+)
+def test_the_command_names_its_own_options(run: Path, options: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", str(run), *options]) == 2
+    assert capsys.readouterr().err.strip().endswith(message)
 
 
 def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
@@ -108,3 +121,28 @@ def test_the_command_compares_on_a_control_recipe(run: Path, capsys: pytest.Capt
     assert "64 steps" in " ".join(capsys.readouterr().out.split())
     assert main(["diff", "ppo", "grpo", "--on", str(run)]) == 2
     assert "'grpo' compares several rollouts of one prompt" in capsys.readouterr().err
+
+
+def test_one_episode_has_no_interval(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["evaluate", str(run), "--episodes", "1", "--json", str(tmp_path / "one.json")]) == 0
+    assert "nan" not in capsys.readouterr().out
+
+    def refused(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    written = json.loads((tmp_path / "one.json").read_text(), parse_constant=refused)
+    assert written["results"][0]["metrics"]["return"].keys() == {"value", "n"}
+
+
+def test_no_proof_of_a_controller(run: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["check-model", str(run)]) == 2
+    assert "is a controller; accepted: a causal language model" in capsys.readouterr().err
+
+
+def test_options_that_an_environment_does_not_have(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    other = ["train", str(run / "recipe.yaml"), f"output={tmp_path / 'other'}"]
+    for vectorized in ("true", "false"):
+        assert main([*other, "environment.options={suton_barto: true}", f"environment.vectorized={vectorized}"]) == 2
+        said = capsys.readouterr().err
+        assert "environment.options.suton_barto: this key does not exist; did you mean 'sutton_barto_reward'? accepted: " in said
+    assert not (tmp_path / "other").exists()

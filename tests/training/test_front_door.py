@@ -1,5 +1,6 @@
 """Training from Python: `train`, what a `Run` can do, rewards and data in memory, and what bad arguments get."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -226,7 +227,7 @@ def test_typed_sections_and_paths() -> None:
     [
         ({"itrations": 3}, r"itrations: this keyword does not exist; did you mean 'iterations'"),
         ({"optimizer": {"learning_rat": 3}}, r"optimizer\.learning_rat: this key does not exist; did you mean 'learning_rate'"),
-        ({"optimizer": {"learning_rate": "fast"}}, r"optimizer\.learning_rate"),
+        ({"optimizer": {"learning_rate": "nan"}}, r"optimizer\.learning_rate: 'nan' does not exist; accepted: a number, auto"),
         ({"iterations": 2, "training": {"iterations": 3}}, r"iterations is given twice, also as training\.iterations"),
         ({"model": "./nowhere", "policy": None}, "the model folder './nowhere' does not exist"),
         ({"data": []}, "data is empty"),
@@ -235,7 +236,8 @@ def test_typed_sections_and_paths() -> None:
         ({"data": [{"question": "x"}]}, "row 1: there is no column 'prompt'"),
         ({"data": "nowhere.jsonl"}, r"no such file: nowhere\.jsonl"),
         ({"reward": 3}, "reward holds 3; accepted: a function"),
-        ({"reward": lambda x: 1.0}, r"cannot be called as \(answer, item\)"),
+        ({"reward": lambda x: 1.0}, r"verifier 'the lambda in line \d+ of test_front_door.py' cannot be called as \(answer, item\)"),
+        ({"reward": functools.partial(ours, None)}, r"verifier 'ours' cannot be called as \(answer, item\)"),
         ({"reward": lambda completions, anser: [1.0]}, "asks for 'anser', but the rows have no such column; did you mean 'answer'"),
         ({"reward": {"verifier": 0}}, "nothing scores the answers"),
         ({"algorithm": GRPO}, r"the class GRPO; accepted: GRPO\(\)"),
@@ -383,3 +385,26 @@ def test_run_json_says_that_it_came_from_python() -> None:
     small = {"environment": {"id": "CartPole-v1", "count": 2, "steps": 8, "evaluation_episodes": 1}, "iterations": 1, "progress": False}
     run = train(PPO(), **small)
     assert json.loads((run.folder / "run.json").read_text(encoding="utf-8"))["command"].startswith("unipg.train(…)")
+
+
+def test_messages_speak_pythons_words(tmp_path) -> None:
+    run = train(GRPO(rollouts=2), data=ROWS, reward=[lambda answer, item: 1.0, short], iterations=1, output=tmp_path / "run", **SMALL)
+    assert {"reward/lambda", "reward/short"} < run.metrics[0].keys()
+    asked = [
+        (
+            lambda: train(GRPO(), data=ROWS, reward=lambda a, i: None, **SMALL),
+            r"'the lambda in line \d+ of test_front_door.py' gave None for row",
+        ),
+        (lambda: train(GRPO(rollouts=2), data=ROWS, reward=ours, output=tmp_path / "run", **SMALL), "use resume=True to continue it"),
+        (run.evaluate, r"nothing to evaluate on: give a task \(a reasoning-gym task or a data file, or rows\)"),
+        (lambda: run.evaluate("chain_sum:{a"), "task 'chain_sum': '{a' is not valid YAML"),
+        (lambda: run.evaluate(episodes=3), "is no controller: episodes does not apply"),
+        (
+            lambda: train(GRPO(), model=tmp_path / "run", data=ROWS, reward=ours),
+            f"is a run: its model is in '{tmp_path / 'run' / 'model'}'",
+        ),
+    ]
+    for ask, said in asked:
+        with pytest.raises(InputError, match=said) as error:
+            ask()
+        assert "--" not in str(error.value)

@@ -244,7 +244,7 @@ def test_pickled_environments_of_others_are_loaded_only_where_they_are_trusted(n
         assert equal(second.policy.module.state_dict(), straight.policy.module.state_dict())
         return
     before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
-    with pytest.raises(InputError, match=r"was not written by this user here, .*which runs whatever code is in them; .*add --trust$"):
+    with pytest.raises(InputError, match=r"was not written by this user here, .*which runs whatever code is in them; .*add trust=True$"):
         second.resume()
     assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
     second.resume(trust=True)

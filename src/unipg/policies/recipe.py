@@ -63,7 +63,7 @@ class ModelRecipe(CheckedArguments):
     """Run code that comes with the model."""
 
     def __post_init__(self) -> None:
-        for name in ("model", "tokenizer", "anchor"):
+        for name in ("model", "tokenizer", "anchor", "critic_from"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, in_home(value))
         if (self.model is None) == (self.scratch is None):

@@ -61,7 +61,7 @@ class EvaluationResult:
 
     task: str
     metrics: dict[str, dict[str, float]]
-    """By name (`pass@1`, `return`): `value`, `low`, `high` (95 % interval) and `n`."""
+    """By name (`pass@1`, `return`): `value`, `low`, `high` (95 % interval, where there is one) and `n`."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """A few answers: `prompt`, `answer`, `expected`, `reward`."""
     trouble: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import pickle
 import warnings
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 
 from unipg.arguments import CheckedArguments
-from unipg.errors import InputError, missing_package, nearest, one_line
+from unipg.errors import InputError, missing_package, nearest, one_line, spoken
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
@@ -24,6 +25,7 @@ from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_ste
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
+from unipg.settings import unknown_key
 from unipg.statistics import mean_interval
 from unipg.trajectories import Trajectories
 
@@ -302,7 +304,7 @@ class EnvironmentRollouts(Experience):
         if why:
             warnings.warn(
                 f"environment '{self.recipe.id}' is more than its numbers ({why}) and is kept as a pickle beside the checkpoint: a run "
-                "that is moved to another user or machine can be continued there with --trust alone",
+                f"that is moved to another user or machine can be continued there with {spoken('--trust', 'trust=True')} alone",
                 stacklevel=3,
             )
         return found
@@ -357,7 +359,7 @@ def evaluate_controller(
         finally:
             environments.close()
     values = {"return": found.returns, "length": found.lengths} | ({"cut fraction": found.cut} if any(found.cut) else {})
-    return EvaluationResult(recipe.id, {name: mean_interval(numbers)._asdict() for name, numbers in values.items()})
+    return EvaluationResult(recipe.id, {name: mean_interval(numbers).as_metric() for name, numbers in values.items()})
 
 
 def _most_steps(recipe: EnvironmentRecipe) -> float:
@@ -392,6 +394,8 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.Vector
     try:
         environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **recipe.options)
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
+        if isinstance(error, TypeError):
+            _check_options(recipe, spec.vector_entry_point if arrays else spec.entry_point)
         raise InputError(f"environment '{recipe.id}' with options {recipe.options} cannot be made: {_first_line(error)}") from error
     if environments.metadata.get("autoreset_mode") not in (
         gymnasium.vector.AutoresetMode.NEXT_STEP,
@@ -399,6 +403,20 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.Vector
     ):
         raise InputError(f"the array implementation of '{recipe.id}' does not reset itself; set environment.vectorized to false")
     return environments, take_normalizers(environments, recipe.id)
+
+
+def _check_options(recipe: EnvironmentRecipe, entry: Any) -> None:
+    """Refuses an option that the environment has no argument for; where its arguments cannot be read, nothing is known."""
+    from gymnasium.envs.registration import load_env_creator
+
+    try:
+        parameters = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters
+    except (TypeError, ValueError):
+        return
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in recipe.options:
+            if name not in parameters:
+                raise unknown_key(f"environment.options.{name}", [p for p in parameters if p not in ("self", "num_envs")])
 
 
 def _first_line(error: Exception) -> str:

@@ -152,7 +152,7 @@ def evaluate_pairs(
         if len(samples) < recipe.shown:
             answer, best = max(judged, key=lambda pair: pair[1])[0], max(item.completions, key=lambda c: c.score)
             samples.append({"prompt": prompt_text(item), "answer": answer.text, "expected": best.text, "reward": right[-1]})
-    return EvaluationResult(task.name, {"accuracy": _share(right), "margin": mean_interval(margins)._asdict()}, samples)
+    return EvaluationResult(task.name, {"accuracy": _share(right), "margin": mean_interval(margins).as_metric()}, samples)
 
 
 def _tool_use(found: list[Answer]) -> dict[str, dict[str, float]]:
@@ -162,7 +162,7 @@ def _tool_use(found: list[Answer]) -> dict[str, dict[str, float]]:
         return {}
     counts = [float(len(talk.calls)) for talk in talks]
     outcomes = [float(call["outcome"] == "ok") for talk in talks for call in talk.calls]
-    metrics = {"tool calls": mean_interval(counts)._asdict(), "turn limit fraction": _share([float(talk.at_limit) for talk in talks])}
+    metrics = {"tool calls": mean_interval(counts).as_metric(), "turn limit fraction": _share([float(talk.at_limit) for talk in talks])}
     return metrics | ({"tool calls ok fraction": _share(outcomes)} if outcomes else {})
 
 
@@ -181,4 +181,4 @@ def _share(rewards: list[float]) -> dict[str, float]:
     """Mean over items with its interval: Wilson's where every value is 0 or 1, else a bootstrap, which has no width where all are equal."""
     binary = all(r in (0.0, 1.0) for r in rewards)
     interval: Interval = wilson_interval(round(sum(rewards)), len(rewards)) if binary else mean_interval(rewards)
-    return interval._asdict()
+    return interval.as_metric()

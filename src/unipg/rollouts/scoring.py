@@ -12,7 +12,7 @@ import torch
 
 from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
-from unipg.hub import saved_model
+from unipg.hub import in_home, saved_model
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model, scored
 from unipg.rollouts.text import answer_with_end, prompt_tokens
@@ -54,6 +54,7 @@ class RewardModelRecipe(CheckedArguments):
     """Run code that comes with the model."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "model", in_home(self.model))
         if not self.model.strip():
             raise InputError("model is empty; accepted: a hub name or a folder")
         if not math.isfinite(self.weight):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from unipg.errors import InputError, missing_package, nearest, one_line
-from unipg.loading import callable_named
+from unipg.loading import IN_MEMORY, callable_named, name_of
 from unipg.tasks.base import Item, Verifier
 from unipg.tasks.limits import OutOfTime, limited
 
@@ -108,18 +108,19 @@ def verifier_named(spec: str) -> Verifier:
     if "." not in spec and ":" not in spec:
         raise InputError(f"unknown verifier {spec!r}: {nearest(spec, [*_NAMED, 'package.module:function'])}")
     found = callable_named(spec, "verifier")
+    name = name_of(found) if spec.startswith(IN_MEMORY) else spec
     try:
         signature = inspect.signature(found)
     except ValueError:  # a built-in callable that does not tell
         return found
     if inspect.iscoroutinefunction(found):
-        raise InputError(f"verifier '{spec}' is async; accepted: a plain function")
+        raise InputError(f"verifier '{name}' is async; accepted: a plain function")
     if "completions" in signature.parameters:
-        return BatchFunction(found, spec)
+        return BatchFunction(found, name)
     try:
         signature.bind("answer", Item(0, "prompt"))
     except TypeError as error:
-        raise InputError(f"verifier '{spec}' cannot be called as (answer, item), nor has it a parameter `completions`: {error}") from error
+        raise InputError(f"verifier '{name}' cannot be called as (answer, item), nor has it a parameter `completions`: {error}") from error
     return found
 
 
@@ -253,7 +254,7 @@ def score(
         rewards, failures = verifier.together(answers, items, time_limit_seconds)
         for reward, item in zip(rewards, items, strict=True):
             if not gaps:
-                _reward(reward, _name_of(verifier), item)
+                _reward(reward, name_of(verifier), item)
         return rewards, failures
     rewards = []
     failures = Failures()
@@ -269,7 +270,7 @@ def score(
             failures.add("raised", row, f"{place}: {one_line(error)}")
             failures.traceback = failures.traceback or f"{place}:\n{''.join(traceback.format_exception(error))}"
         else:
-            reward = _reward(result, _name_of(verifier), item)
+            reward = _reward(result, name_of(verifier), item)
         rewards.append(reward)
     return rewards, failures
 
@@ -290,10 +291,6 @@ def _finite(result: Any) -> float | None:
     except Exception:
         return None
     return number if math.isfinite(number) else None
-
-
-def _name_of(verifier: Verifier) -> str:
-    return str(getattr(verifier, "__qualname__", None) or getattr(verifier, "name", type(verifier).__qualname__))
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ import torch
 from unipg.errors import InputError, one_line
 from unipg.files import writing
 from unipg.rollouts.base import Pickled
-from unipg.training.folder import CHECKPOINTS, UNTOUCHED
+from unipg.training.folder import CHECKPOINTS, untouched
 from unipg.training.plain import decoded, encoded
 from unipg.training.signing import is_own, signature
 
@@ -71,7 +71,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any], *, again: bool = False
     content = encoded(state, pickled)
     temporary = folder / f"{NAME}.writing"
     try:
-        with writing(folder / NAME, UNTOUCHED):
+        with writing(folder / NAME, untouched):
             kept = _write_pickles(folder, pickled) if pickled else _NONE
             with temporary.open("wb") as file:
                 hashed = _Hashed(file)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from unipg.errors import InputError
+from unipg.errors import InputError, spoken
 from unipg.hub import check_folder, check_place, saved_model
 from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
@@ -52,12 +52,11 @@ def evaluate_model(
     if threads is not None:
         check_threads(threads)
         torch.set_num_threads(threads)
-    check_place(model)
+    check_place(model, runs=True)
     place, own = saved_model(model), Path(model) / "recipe.yaml"
-    if own.is_file():
-        check_folder(place)
+    check_folder(place, runs=True)
     if is_controller(folder := Path(place)):
-        language = {"task": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
+        language = {"tasks": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
         _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)
         return [_evaluate_controller(folder, recipe, episodes, seed, device, progress)]
     _refuse(f"'{model}' is no controller", episodes=episodes)
@@ -78,7 +77,9 @@ def evaluate_model(
         sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens)
     wanted += [task_from_text(task, evaluation.items) if isinstance(task, str) else task for task in tasks]
     if not wanted:
-        raise InputError("nothing to evaluate on: give --task NAME (a reasoning-gym task or a data file), --recipe FILE, or a run folder")
+        kinds = "a reasoning-gym task or a data file"
+        give = spoken(f"--task NAME ({kinds}), --recipe FILE, or a run folder with held-out tasks", f"a task ({kinds}, or rows)")
+        raise InputError(f"nothing to evaluate on: give {give}")
     built = [scored_alike(task.build(), functions) for task in wanted]
     scorer = is_reward_model(place)
     if scorer:
@@ -106,12 +107,13 @@ def _evaluate_controller(
     """A saved controller in the environment of a recipe: by default that of the run that it is in."""
     own = folder.resolve().parent / "recipe.yaml"
     if recipe is None and not own.is_file():
-        raise InputError(f"'{folder}' does not say which environment it acts in: give --recipe FILE with one, or the run folder")
+        asked = spoken("--recipe FILE", "recipe=FILE")
+        raise InputError(f"'{folder}' does not say which environment it acts in: give {asked} with one, or the run folder")
     environment = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)).environment
     if environment is None:
         raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
     if episodes is not None and episodes < 1:
-        raise InputError(f"--episodes is {episodes}; accepted: 1 or more")
+        raise InputError(f"{spoken('--episodes', 'episodes')} is {episodes}; accepted: 1 or more")
     environment = dataclasses.replace(environment, count=1, evaluation_episodes=episodes or environment.evaluation_episodes)
     rollouts = environment.build(seed)
     spaces = rollouts.observation_space, rollouts.action_space
@@ -124,7 +126,8 @@ def _evaluate_controller(
 def _refuse(why: str, **options: Any) -> None:
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise InputError(f"{why}: --{given[0].replace('_', '-')} does not apply")
+        typed_as = "task" if given[0] == "tasks" else given[0].replace("_", "-")
+        raise InputError(f"{why}: {spoken(f'--{typed_as}', given[0])} does not apply")
 
 
 def task_from_text(text: str, items: int) -> TaskRecipe:
@@ -134,12 +137,13 @@ def task_from_text(text: str, items: int) -> TaskRecipe:
     columns. Either takes `tools`, as a recipe's task does.
     """
     name, colon, rest = text.partition(":{")
-    options: Any = parse_value("{" + rest, f"--task {name}") if colon else {}
+    place = spoken(f"--task {name}", f"task '{name}'")
+    options: Any = parse_value("{" + rest, place) if colon else {}
     if not isinstance(options, dict):
-        raise InputError(f"--task {name}: options are written {{key: value}}")
+        raise InputError(f"{place}: options are written {{key: value}}")
     tools = {"tools": options.pop("tools")} if "tools" in options else {}
     if name.endswith((".jsonl", ".json", ".parquet")) or "/" in name:
-        return typed(TaskRecipe, {"data": {"source": name, **options}, **tools}, f"--task {name}")
+        return typed(TaskRecipe, {"data": {"source": name, **options}, **tools}, place)
     own = {key: options.pop(key) for key in ("size", "seed", "binary", "system", "preferences") if key in options}
     section = {"name": name, "size": items, "seed": UNSEEN_SEED, "config": options, **own}
-    return typed(TaskRecipe, {"reasoning_gym": section, **tools}, f"--task {name}")
+    return typed(TaskRecipe, {"reasoning_gym": section, **tools}, place)

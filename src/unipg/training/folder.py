@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from unipg.errors import InputError
+from unipg.errors import InputError, spoken
 from unipg.files import writing
 
 try:
@@ -24,8 +24,11 @@ LOCK = "run.lock"
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")
 LINES = ("metrics.jsonl", "histograms.jsonl", "evaluations.jsonl")
 
-UNTOUCHED = "; the last good checkpoint is untouched: make room and continue with --resume"
-"""What to do where a run's file cannot be written."""
+
+def untouched() -> str:
+    """What to do where a run's file cannot be written."""
+    return f"; the last good checkpoint is untouched: make room and continue with {spoken('--resume', 'resume=True')}"
+
 
 _held: dict[Path, list[int]] = {}
 """Locks of this process: by which thread, and how often."""

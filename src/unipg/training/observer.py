@@ -96,7 +96,7 @@ class Observers(Observer):
 
 
 class Stopped(Exception):
-    """Training was stopped on request; the checkpoint is written and `--resume` continues."""
+    """Training was stopped on request; the checkpoint is written, and a resume continues."""
 
     signal: int = signal.SIGINT
     """What asked for it."""

@@ -133,6 +133,8 @@ class Recipe(CheckedArguments):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output", in_home(self.output))
+        if self.anchor_cache is not None:
+            object.__setattr__(self, "anchor_cache", in_home(self.anchor_cache))
         if not self.output.strip():
             raise InputError("output is empty; accepted: a folder for the run")
         if self.threads is not None:
@@ -287,7 +289,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if get_origin(option) is dict and get_args(option) == (str, str) and isinstance(value, dict):
             return {str(key): _value(str, item, f"{where}.{key}") for key, item in value.items()}
         if get_origin(option) is Literal and isinstance(value, str) and value not in get_args(option):
-            raise InputError(f"{where}: '{value}' does not exist; {nearest(value, [str(a) for a in get_args(option)])}")
+            others = [type_name(o) for o in options if o is not option and o is not type(None)]
+            raise InputError(f"{where}: '{value}' does not exist; {nearest(value, [*others, *map(str, get_args(option))])}")
     return _coerce(hint, value, where)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from unipg.algorithms.base import Algorithm, Setting
-from unipg.errors import InputError
+from unipg.errors import InputError, spoken
 from unipg.files import write_file, write_folder, writing
 from unipg.hub import check_place
 from unipg.policies.base import Policy
@@ -38,7 +38,7 @@ from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
-from unipg.training.folder import LOCK, UNTOUCHED, holds_checkpoint, locked, trained
+from unipg.training.folder import LOCK, holds_checkpoint, locked, trained, untouched
 from unipg.training.observer import Observer, Stopped
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
@@ -113,7 +113,7 @@ def run_recipe(
         if goes_on:
             stack.enter_context(record.kept())
         if tracker is not None:
-            write_file(folder / "recipe.yaml", recipe.as_yaml(), UNTOUCHED)
+            write_file(folder / "recipe.yaml", recipe.as_yaml(), untouched)
             if not goes_on:
                 tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
                 if recipe.policy is not None and recipe.policy.scratch is not None:
@@ -153,9 +153,11 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         fits = "reward" if algorithm.scores else "causal"
         raise InputError(f"policy.kind is '{recipe.policy.kind}'; accepted for algorithm '{algorithm.name}': {fits}")
     recipe.policy.critic_folder("value" in algorithm.terms(Setting()).reads)
-    for name in (recipe.policy.model, recipe.policy.anchor, *(reward.model for reward in recipe.reward.models)):
+    for name in (recipe.policy.model, recipe.policy.anchor):
         if name is not None:
             check_place(name)
+    for reward in recipe.reward.models:
+        check_place(reward.model, runs=True)
     task = recipe.task.build()
     check_given(task, algorithm.completions)
     more, seconds = recipe.demonstrations, recipe.rollouts.verifier_seconds
@@ -271,7 +273,8 @@ def _continues(folder: Path, resume: bool) -> bool:
     if not resume:
         if started and not _untrained(folder):
             raise InputError(
-                f"the run folder '{folder}' already exists: use --resume (resume=True) to continue it, or output=… for another place"
+                f"the run folder '{folder}' already exists: use {spoken('--resume', 'resume=True')} to continue it, or output=… for "
+                "another place"
             )
         return False
     if not folder.is_dir():
@@ -397,7 +400,7 @@ class RunRecord:
 
     def _write(self) -> None:
         if self.writes:
-            write_file(self.path, json.dumps(self.content, indent=1), UNTOUCHED)
+            write_file(self.path, json.dumps(self.content, indent=1), untouched)
 
 
 def _earlier(path: Path) -> dict[str, Any]:

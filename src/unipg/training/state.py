@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from unipg.errors import InputError
+from unipg.errors import InputError, spoken
 from unipg.rollouts.base import Pickled
 from unipg.training.checkpoints import random_states, restore_random_states
 from unipg.training.diagnostics import UpdateDiagnostics
@@ -89,7 +89,7 @@ def _check(run: Trainer, state: dict[str, Any], trust: bool) -> None:
     if not trust and any(not found.own for found in _pickled(state["experience"])):
         raise InputError(
             f"the run in '{run.folder}' was not written by this user here, and to continue it its pickled environments must be loaded, "
-            "which runs whatever code is in them; if you trust where it comes from, add --trust"
+            f"which runs whatever code is in them; if you trust where it comes from, add {spoken('--trust', 'trust=True')}"
         )
 
 

@@ -13,7 +13,7 @@ from unipg.errors import InputError, missing_package, nearest
 from unipg.files import write_file, writing
 from unipg.rollouts.base import EvaluationResult
 from unipg.training.diagnostics import Histogram
-from unipg.training.folder import UNTOUCHED
+from unipg.training.folder import untouched
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -27,7 +27,7 @@ class Tracker:
 
     def _append(self, file: str, row: dict[str, Any]) -> None:
         path = self.folder / file
-        with writing(path, UNTOUCHED), path.open("a", encoding="utf-8") as out:
+        with writing(path, untouched), path.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row) + "\n")
 
     def metrics(self, row: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class Tracker:
         self._forward({f"evaluation/{r.task}/{name}": m["value"] for r in results for name, m in r.metrics.items()}, step)
 
     def _forward(self, numbers: dict[str, Any], step: int) -> None:
-        with writing(self.folder, UNTOUCHED):
+        with writing(self.folder, untouched):
             for tracker in self._others:
                 tracker.log(numbers, step=step)
 
@@ -71,7 +71,7 @@ class Tracker:
             write_file(path, "".join(f"{line}\n" for line in kept))
 
     def close(self) -> None:
-        with writing(self.folder, UNTOUCHED):
+        with writing(self.folder, untouched):
             for tracker in self._others:
                 tracker.finish()
 

@@ -26,7 +26,7 @@ from unipg.training.collapse import Finding, Watch
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
-from unipg.training.folder import UNTOUCHED, check_free, locked
+from unipg.training.folder import check_free, locked, untouched
 from unipg.training.learner import Learner, NonFinite
 from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
@@ -238,8 +238,8 @@ class Trainer:
         if self.tracker:
             self.tracker.close()
         if self.workers.leads:
-            write_folder(self.folder / "model", self.policy.save, UNTOUCHED)
-            write_folder(self.folder / "critic", self.policy.save_critic, UNTOUCHED)
+            write_folder(self.folder / "model", self.policy.save, untouched)
+            write_folder(self.folder / "critic", self.policy.save_critic, untouched)
         self.workers.wait()
         return last
 
@@ -455,7 +455,7 @@ class Trainer:
         """Keeps in the run folder why answers could not be scored, and says so once; ends a run in which none could be."""
         path = self.folder / TROUBLE
         if self.workers.leads and not path.exists():
-            write_file(path, f"iteration {self.iteration}, {where}\n{trouble}\n", UNTOUCHED)
+            write_file(path, f"iteration {self.iteration}, {where}\n{trouble}\n", untouched)
         first = trouble.splitlines()[0]
         if broken:
             raise InputError(f"the verifier raised an error for {broken}; the first: {first}; its traceback is in {path}")
