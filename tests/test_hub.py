@@ -12,8 +12,9 @@ import pytest
 
 from unipg import InputError, hub
 from unipg.cli import main
-from unipg.hub import check_place
+from unipg.hub import check_folder, check_place
 from unipg.policies.causal_lm import load_model, load_tokenizer
+from unipg.policies.check import proof_of_name
 from unipg.policies.reward_model import is_reward_model, load_reward_model
 from unipg.tasks.data import _hub_rows
 
@@ -143,3 +144,30 @@ def test_a_run_folder_is_offered_where_it_would_do(capsys: pytest.CaptureFixture
     )
     with pytest.raises(InputError, match=r"does not exist; accepted: a folder written by save_pretrained, or a hub name"):
         check_place("runs/typo")
+
+
+def test_a_run_without_a_model_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run").mkdir()
+    Path("run/recipe.yaml").touch()
+    with pytest.raises(InputError, match="'run' is a run that has no model yet"):
+        check_folder("run")
+    Path("run/model").mkdir()
+    Path("run/model/config.json").touch()
+    with pytest.raises(InputError, match=r"'run' is a run: its model is in 'run/model'"):
+        check_folder("run")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('{"base_model_name_or_path": "/gone/base"}', "belong to the model '/gone/base', which is not there"),
+        ("{", "cannot be read: Expecting"),
+        ("{}", "do not say which model they belong to"),
+    ],
+)
+def test_adapters_without_their_model(config: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(config)
+    for ask in (load_model, proof_of_name):
+        with pytest.raises(InputError, match=f"^the adapters '{tmp_path}' {said}"):
+            ask(str(tmp_path))

@@ -30,7 +30,11 @@ def is_repository(name: str) -> bool:
 
 def is_checkpoint(name: str) -> bool:
     """Whether it is a folder with a checkpoint, or may be a repository's name."""
-    return is_repository(name) or any((Path(name) / file).is_file() for file in CONFIGURATIONS)
+    return is_repository(name) or _holds_checkpoint(Path(name))
+
+
+def _holds_checkpoint(folder: Path) -> bool:
+    return any((folder / file).is_file() for file in CONFIGURATIONS)
 
 
 def check_folder(name: str, runs: bool = False) -> None:
@@ -40,7 +44,7 @@ def check_folder(name: str, runs: bool = False) -> None:
         what = "has no config.json" if path.is_dir() else "does not exist" if not path.exists() else "is not a folder"
         if (path / "recipe.yaml").is_file():
             model = path / "model"
-            what = f"is a run: its model is in '{model}'" if is_checkpoint(str(model)) else "is a run that has no model yet"
+            what = f"is a run: its model is in '{model}'" if _holds_checkpoint(model) else "is a run that has no model yet"
         folders = "a run folder, a folder written by save_pretrained," if runs else "a folder written by save_pretrained,"
         raise InputError(f"the model folder '{name}' {what}; accepted: {folders} or a hub name (owner/name)")
 

@@ -25,7 +25,7 @@ from unipg.estimator.likelihoods import (
     token_log_prob,
     wanted,
 )
-from unipg.hub import check_folder, first_line, impatient, loading
+from unipg.hub import check_folder, is_checkpoint, first_line, impatient, loading
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.policies.decoding import proof_of
@@ -347,6 +347,8 @@ def load_model(name: str, dtype: str = "float32", attention: str | None = None, 
     from transformers import AutoModelForCausalLM
 
     check_folder(name)
+    if Path(name).is_dir():
+        adapter_of(name)  # which says what is wrong with it
     options: dict[str, Any] = {"attn_implementation": attention} if attention else {}
     with loading("the model", name):
         model = AutoModelForCausalLM.from_pretrained(name, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code, **options)
@@ -449,6 +451,8 @@ def adapter_of(name: str) -> Adapter | None:
         raise InputError(f"the adapters '{name}' cannot be read: {first_line(error)}") from error
     if found is not None and not base:
         raise InputError(f"the adapters '{name}' do not say which model they belong to (base_model_name_or_path)")
+    if found is not None and not is_checkpoint(str(base)):
+        raise InputError(f"the adapters '{name}' belong to the model '{base}', which is not there; accepted: a base_model_name_or_path that is")
     return None if found is None else Adapter(name, str(base))
 
 
