@@ -25,7 +25,7 @@ from unipg.estimator.likelihoods import (
     token_log_prob,
     wanted,
 )
-from unipg.hub import check_folder, is_checkpoint, first_line, impatient, loading
+from unipg.hub import check_folder, first_line, impatient, is_checkpoint, loading
 from unipg.policies import packing
 from unipg.policies.base import Policy
 from unipg.policies.decoding import proof_of
@@ -452,7 +452,9 @@ def adapter_of(name: str) -> Adapter | None:
     if found is not None and not base:
         raise InputError(f"the adapters '{name}' do not say which model they belong to (base_model_name_or_path)")
     if found is not None and not is_checkpoint(str(base)):
-        raise InputError(f"the adapters '{name}' belong to the model '{base}', which is not there; accepted: a base_model_name_or_path that is")
+        raise InputError(
+            f"the adapters '{name}' belong to the model '{base}', which is not there; accepted: a base_model_name_or_path that is"
+        )
     return None if found is None else Adapter(name, str(base))
 
 
