@@ -240,6 +240,7 @@ def test_typed_sections_and_paths() -> None:
         ({"reward": functools.partial(ours, None)}, r"verifier 'ours' cannot be called as \(answer, item\)"),
         ({"reward": lambda completions, anser: [1.0]}, "asks for 'anser', but the rows have no such column; did you mean 'answer'"),
         ({"reward": {"verifier": 0}}, "nothing scores the answers"),
+        ({"algorithm": GRPO(clip_dual=float("nan"))}, r"algorithm\.clip_dual is nan; accepted: a number"),
         ({"algorithm": GRPO}, r"the class GRPO; accepted: GRPO\(\)"),
         ({"algorithm": "grop"}, "algorithm 'grop' does not exist; did you mean 'grpo'"),
         ({"environment": "CartPole-v1"}, "data is given, but an environment has none"),

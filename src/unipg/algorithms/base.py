@@ -110,9 +110,6 @@ class Algorithm(CheckedArguments):
         given = {f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
         check_range(self, 0, math.inf, *sorted(given & set(NEVER_NEGATIVE)))
         check_range(self, 0, 0.5, *(given & {"label_smoothing"}))
-        for name in sorted(given):
-            if (value := getattr(self, name)) != value:
-                raise InputError(f"algorithm.{name} is {value}; accepted: a number")
 
     @property
     def penalises_length(self) -> bool:

@@ -54,7 +54,8 @@ def evaluate_model(
         torch.set_num_threads(threads)
     check_place(model, runs=True)
     place, own = saved_model(model), Path(model) / "recipe.yaml"
-    check_folder(place, runs=True)
+    if own.is_file():
+        check_folder(place, runs=True)
     if is_controller(folder := Path(place)):
         language = {"tasks": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
         _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)

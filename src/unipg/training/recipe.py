@@ -207,6 +207,9 @@ def check_threads(threads: int) -> None:
 def build_algorithm(section: Any) -> Algorithm:
     """The algorithm of a recipe's `algorithm` key, or the one that is there in its place."""
     if isinstance(section, Algorithm):
+        for f in dataclasses.fields(section):
+            if any(math.isnan(number) for number in numbers_in(getattr(section, f.name))):
+                raise InputError(f"algorithm.{f.name} is {shown(getattr(section, f.name))}; accepted: a number")
         return section
     if isinstance(section, str):
         section = {"name": section}
