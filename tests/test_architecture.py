@@ -14,6 +14,7 @@ LAYERS = (
     {"arguments", "errors", "files", "hub", "loading", "settings", "shapes", "seeding"},
     {"trajectories"},
     {"estimator", "networks", "statistics", "replay"},
+    {"critics"},
     {"policies", "tasks", "samplers", "rollouts"},
     {"algorithms"},
     {"training"},

@@ -195,7 +195,7 @@ class PerEntry(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        policy, toy, batch = self.policy, self.policy.toy, self.trainer.batch
+        policy, toy, batch = self.policy, self.policy.toy, self.trainer.feed.batch
         assert batch is not None
         assert batch.observation is not None
 

@@ -49,6 +49,8 @@ class Trajectories:
     """[B,T] bool: 1 where there is anything at all (prompt, answer, environment); 0 is padding. Default: all 1."""
     observation: Tensor | None = None
     """[B,T,…] what a control policy saw before each step; language policies read `action` itself."""
+    next_observation: Tensor | None = None
+    """[B,T,…] what followed each step, of kept transitions: the true final observation where the episode ended, also by a limit."""
     group: Tensor | None = None
     """[B] int64: which prompt or start state the row answers. Default: each row its own group."""
     source: Tensor | None = None
@@ -64,6 +66,8 @@ class Trajectories:
     flag is cut by the window and goes on elsewhere."""
     behaviour_log_prob: Tensor | None = None
     """[B,T] log-probability under the policy that sampled, as the sampler recorded it."""
+    episode: Tensor | None = None
+    """[B,T] int64: which episode each step is of, where rows are kept transitions or windows of several."""
     old_log_prob: Tensor | None = None
     """[B,T] log-probability under the policy as it was when this batch was assembled, taken by the training network."""
     anchor_log_prob: Tensor | None = None
@@ -323,9 +327,9 @@ class Trajectories:
 
 
 _ROW_FIELDS = frozenset({"group", "source", "reward"})
-_WIDE_FIELDS = frozenset({"action", "observation"})
+_WIDE_FIELDS = frozenset({"action", "observation", "next_observation"})
 _FLAGS = frozenset({"mask", "present", "terminated", "truncated"})
-_NUMBERS = frozenset({"group", "source"})
+_NUMBERS = frozenset({"group", "source", "episode"})
 _REWARDS = frozenset({"reward", "step_reward"})
 _FREE = frozenset({"planned", "annotations"})
 
@@ -367,6 +371,34 @@ def _float_of(*tensors: Tensor | None) -> torch.dtype:
     return torch.get_default_dtype()
 
 
+class Point:
+    """A policy's networks at an observation and an action: what advantages and critics' terms look at. [B,T] each, with the graph.
+
+    At a point with all n actions there is one more dimension, [B,T,n].
+    """
+
+    @property
+    def log_prob(self) -> Tensor:
+        """log pi(action | observation)."""
+        raise NotImplementedError(type(self).__name__)
+
+    def action_value(self, network: str) -> Tensor:
+        """[K,B,T] what each of a network's K members says of the action."""
+        raise NotImplementedError(type(self).__name__)
+
+    def state_value(self, network: str) -> Tensor:
+        """[K,B,T] what each of a network's K members says of the observation."""
+        raise NotImplementedError(type(self).__name__)
+
+    def number(self, network: str) -> Tensor:
+        """[] a learned number."""
+        raise NotImplementedError(type(self).__name__)
+
+    def log_number(self, network: str) -> Tensor:
+        """[] its logarithm, which is what is learned."""
+        raise NotImplementedError(type(self).__name__)
+
+
 @dataclass
 class Evaluation:
     """What the current policy says of a batch: the only place where the graph lives."""
@@ -399,6 +431,14 @@ class Evaluation:
                 f"{type(reading).__name__} must be read off the policy's logits, which this policy does not offer or was not asked"
             )
         return self.read[reading]
+
+    def fresh(self, at: str, of: str = "actor") -> Point:
+        """This evaluation at the actions that the network `of` would take at the named observations; only controllers offer it."""
+        raise InputError("a term looks at actions other than those that were taken, which only policies of networks by name offer")
+
+    def every(self, at: str) -> Point:
+        """This evaluation at all actions that there are."""
+        return self.fresh(at)
 
     def entropy_of(self, who: str) -> Tensor:
         """[B,T] the entropy, or an error that says who needed it."""

@@ -256,8 +256,8 @@ def test_old_entropies_are_those_of_the_whole_vocabulary(tmp_path) -> None:
     policy = BigramPolicy(3, seed=2)
     problem = StringProblem(vocabulary=3, prompts=(0, 1), length=2)
     trainer = Trainer(D3S(), policy, StringExperience(problem), folder=tmp_path, seed=1)
-    trainer._collect()
-    batch = trainer.batch
+    trainer.feed.begin()
+    batch = trainer.feed.batch
     tokens = torch.cat([batch.action[:, :1], batch.action[:, :-1]], 1)
     p = policy.logits.detach().softmax(1)[tokens]
     exact = -(p * p.log()).sum(-1)

@@ -508,7 +508,7 @@ def test_a_run_with_a_critic_of_its_own_while_the_next_batch_is_sampled(recipe, 
     assert (last["learning_rate"], last["critic/learning_rate"]) == (0.01, 0.02)
     checkpoint = torch.load(folder / "checkpoint.pt", weights_only=False)
     assert any(name.startswith("critic.") for name in checkpoint["module"])
-    assert not any(name.startswith(("critic.", "value_head.")) for name in checkpoint["proposal"])
+    assert not any(name.startswith(("critic.", "value_head.")) for name in checkpoint["feed"]["proposal"])
 
 
 @pytest.mark.parametrize("critic", CRITICS)

@@ -154,15 +154,16 @@ def test_minibatches_are_the_shares_of_a_permutation_of_the_seed_iteration_and_e
     actions = torch.arange(10).unsqueeze(1)
     batch = Trajectories(action=actions, mask=torch.ones(10, 1, dtype=torch.bool), annotations={"name": list("abcdefghij")})
     for position in (6, 0, 1, 2, 3, 4, 5, 6, 7):
-        trainer.position = position
+        trainer.feed.batch = batch
         epoch, part = divmod(position, 4)
         order = torch.randperm(10, generator=generator(3, "order", 0, epoch))
         expected = batch.select(order.tensor_split(4)[part])
-        got = trainer._minibatch(batch)
+        got = trainer.feed.draw(0, position)
         assert torch.equal(got.action, expected.action)
         assert got.annotations == expected.annotations
     other = batch.replace(action=actions + 100)
-    assert (trainer._minibatch(other).action >= 100).all()
+    trainer.feed.batch = other
+    assert (trainer.feed.draw(0, position).action >= 100).all()
 
 
 def test_the_step_clips_to_the_norm_as_torch_does(tmp_path) -> None:
@@ -199,7 +200,7 @@ def test_clipping_leaves_a_norm_of_the_limit_or_the_gradient_as_it_is(times, tmp
     """What the optimiser sees in a run, for gradients of `times` the limit."""
     made = trainer(registered()["sft"](), tmp_path / "free", optimizer=OptimizerRecipe(clip_norm=None))
     free = made.train()["gradient_norm"]
-    for limit, name in ((free / times, "set"), (OptimizerRecipe().clip_norm, "default")):
+    for limit, name in ((free / times, "set"), (OptimizerRecipe().longest, "default")):
         made = trainer(registered()["sft"](), tmp_path / name, optimizer=OptimizerRecipe(clip_norm=limit))
         seen = []
         step = made.optimizer.step
@@ -218,4 +219,4 @@ def test_clipping_leaves_a_norm_of_the_limit_or_the_gradient_as_it_is(times, tmp
 
 
 def test_the_limit_of_clipping_is_that_of_the_literature() -> None:
-    assert OptimizerRecipe().clip_norm == 1.0
+    assert OptimizerRecipe().longest == 1.0

@@ -26,7 +26,7 @@ def trained(folder: Path, algorithm, environment: str = "CartPole-v1") -> tuple[
 def test_steps_on_vectors_are_those_on_parameters(tmp_path, monkeypatch, environment) -> None:
     vectors, trainer = trained(tmp_path / "vectors", PPO(), environment)
     assert [len(group["params"]) for group in trainer.optimizer.param_groups] == [2]
-    monkeypatch.setattr(ActorCritic, "networks", [])
+    monkeypatch.setattr(ActorCritic, "networks", {})
     single, trainer = trained(tmp_path / "single", PPO(), environment)
     assert len(trainer.optimizer.param_groups[0]["params"]) == len(list(trainer.policy.module.parameters()))
     assert vectors.keys() == single.keys()
@@ -110,7 +110,7 @@ def test_any_write_to_the_vector_is_seen_and_parameters_stay_the_same_objects() 
 
 def test_a_controllers_step_between_forward_and_backward_raises(tmp_path) -> None:
     _, trainer = trained(tmp_path / "run", PPO())
-    batch = trainer.experience.collect(trainer.policy, trainer._demand(9))[0]
+    batch = trainer.experience.collect(trainer.policy, trainer.feed.demand(9))[0]
     now = trainer.policy.evaluate(batch, value=True)
     for parameter in trainer.policy.module.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
+from unipg.algorithms.learners import Learner, told_apart
 from unipg.algorithms.rates import REWARDED, LearningRate
 from unipg.arguments import CheckedArguments
+from unipg.critics.networks import Network
 from unipg.errors import InputError, nearest
-from unipg.estimator import Objective, Planning, PolicyGradient, Term, kl_in_reward
+from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term, kl_in_reward
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.penalties import KLEstimator
 from unipg.rollouts.base import Completions
@@ -34,6 +36,15 @@ class Setting:
 
     max_new_tokens: int = 1
     """Limit on the policy's tokens (or steps) in one trajectory."""
+    counted: bool = False
+    """Whether the policy's actions can be counted."""
+    actions: int = 1
+    """How many actions there are, or how many numbers one has."""
+
+    @property
+    def highest_entropy(self) -> float:
+        """In nats, of actions that can be counted, or of real ones in [−1, 1]."""
+        return math.log(self.actions) if self.counted else self.actions * math.log(2)
 
 
 def setting(default: Any, help: str, source: str = "") -> Any:
@@ -89,16 +100,26 @@ class Algorithm(CheckedArguments):
     scores: ClassVar[bool] = False
     """Whether what it trains gives a score to a whole answer (a reward model) instead of a probability to each token."""
 
+    replays: ClassVar[bool] = False
+    """Whether it learns from transitions that are kept (a recipe's `replay` section), rather than from each batch of rollouts once."""
+
+    controllers: ClassVar[tuple[str, ...]] = ()
+    """Kinds of actions that it can train (`controller.kind`), `auto` for those that can be counted; the first that fits is the default.
+    None: any that have probabilities."""
+    controller: ClassVar[Mapping[str, Any]] = {}
+    """Its own `hidden`, `activation` and `init` of a controller, where the recipe says nothing."""
+
     rollouts: int = setting(8, "rollouts per prompt")
 
     @classmethod
     def sources(cls) -> tuple[Source, ...]:
         """The rows that it is made for."""
         some = {
-            Source.ROLLOUT: cls.uses_rollouts,
+            Source.ROLLOUT: cls.uses_rollouts and not cls.replays,
             Source.DEMONSTRATION: cls.demonstrations != "none",
             Source.PREFERENCE: cls.completions != "none",
             Source.MISMATCHED: cls.completions == "unpaired",
+            Source.REPLAY: cls.replays,
         }
         return tuple(source for source, wanted in some.items() if wanted)
 
@@ -125,9 +146,27 @@ class Algorithm(CheckedArguments):
         """The four parts, and the terms that are added to them."""
         raise NotImplementedError(type(self).__name__)
 
+    def networks(self, counted: bool) -> Mapping[str, Network]:
+        """The networks that it needs beside the policy's actor, by name. `counted`: whether actions can be counted."""
+        return {}
+
+    def learners(self, setting: Setting) -> tuple[Learner, ...]:
+        """What it trains, in the order of the steps. By default `objective` alone moves everything that the policy trains."""
+        return (Learner("policy", (), self.objective(setting)),)
+
+    def explores(self, progress: Progress) -> float | None:
+        """How much is explored beside the policy's own draws: epsilon of greedy actions, the noise of deterministic ones; None for their
+        own. `progress` counts steps of the environments."""
+        return None
+
+    def learned(self, setting: Setting) -> tuple[Learner, ...]:
+        """Its learners, their terms told apart by name."""
+        return told_apart(self.learners(setting))
+
     def terms(self, setting: Setting) -> Objective:
-        composed = self.objective(setting)
-        return composed if isinstance(composed, Objective) else Objective((composed,))
+        """The objective of its learner `policy`, or of its only one."""
+        learners = self.learned(setting)
+        return next((learner for learner in learners if learner.name == "policy"), learners[0]).terms
 
     def keep(self, batch: Trajectories) -> Trajectories:
         """Rows of a fresh batch that are worth training on; the loop samples on while groups are missing (dynamic sampling)."""

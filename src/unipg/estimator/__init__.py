@@ -47,7 +47,18 @@ from unipg.estimator.aggregation import (
     TokenMean,
 )
 from unipg.estimator.divergences import DIVERGENCES, Divergence, FDivergence, alpha, divergence_named
-from unipg.estimator.likelihoods import Likelihood, OneTokenRollout, Positions, Reading, ReadLikelihood, Stepwise, uniforms
+from unipg.estimator.likelihoods import (
+    Enumerated,
+    Likelihood,
+    OneTokenRollout,
+    Pathwise,
+    Positions,
+    Reading,
+    ReadLikelihood,
+    Stepwise,
+    Substituted,
+    uniforms,
+)
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
 from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
@@ -98,6 +109,7 @@ __all__ = [
     "Divergence",
     "EntropyBonus",
     "EntropyScaled",
+    "Enumerated",
     "Everything",
     "FDivergence",
     "GroupAdvantage",
@@ -120,6 +132,7 @@ __all__ = [
     "Outcome",
     "PairPreference",
     "Part",
+    "Pathwise",
     "Planning",
     "PolicyGradient",
     "Positions",
@@ -140,6 +153,7 @@ __all__ = [
     "ShapedUniform",
     "Squared",
     "Stepwise",
+    "Substituted",
     "Term",
     "TokenMean",
     "TokenProbability",

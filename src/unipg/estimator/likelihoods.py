@@ -8,7 +8,7 @@ the vocabulary in chunks) is their business and nobody else's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from unipg.errors import InputError
 from unipg.estimator.parts import Joint, Part
 from unipg.estimator.projection import CHUNK_ELEMENTS, project
 from unipg.shapes import Bool, Float, Int
-from unipg.trajectories import Evaluation, Trajectories
+from unipg.trajectories import Evaluation, Point, Trajectories
 
 POSITION_KEY = "position_key"
 """The planned tensor from which readings draw."""
@@ -181,6 +181,11 @@ class OneTokenRollout(Reading):
 class Likelihood(Part):
     """Base class: the `[B,T]` log-probabilities that a term differentiates."""
 
+    substitutes: ClassVar[bool] = False
+    """Whether other actions stand in the place of the stored one, so that no ratio and no mask mean anything (`Substituted`)."""
+    draws: ClassVar[bool] = False
+    """Whether those actions are drawn, from planned noise."""
+
     @property
     def readings(self) -> tuple[Reading, ...]:
         """What must be read off the next-token distributions."""
@@ -188,6 +193,45 @@ class Likelihood(Part):
 
     def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
+
+
+Valued = Callable[[Point], Tensor]
+"""An advantage as a function of where it is looked at, [B,T], or [B,T,n] at a point with all n actions."""
+
+
+@dataclass(frozen=True)
+class Substituted(Likelihood):
+    """Base class: the objective is E[Â(s, a)] over the policy's own actions at each stored observation, and is differentiated as it is."""
+
+    substitutes: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+
+    def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
+        """An estimate of E[Â(s, a)], a ~ pi_theta(·|s), at the named observations; its gradient is that of the expectation."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class Pathwise(Substituted):
+    """∇_theta Â(s, a_theta(s, noise)): through the action, one draw for each row. The advantage is differentiated, not weighed.
+
+    The noise is planned (`noise/observation`, [B,T,A]), so the gradient does not depend on how a batch is cut. Source: arXiv 1312.6114;
+    1801.01290, eq. 12.
+    """
+
+    draws: ClassVar[bool] = True
+
+    def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
+        return value(now.fresh(at))
+
+
+@dataclass(frozen=True)
+class Enumerated(Substituted):
+    """sum_a ∇pi_theta(a|s) · Â(s, a) over all actions, without a draw; Â is detached. Source: arXiv 1910.07207; 1709.00503."""
+
+    def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
+        point = now.every(at)
+        return (point.log_prob.exp() * value(point).detach()).sum(-1)
 
 
 @dataclass(frozen=True)

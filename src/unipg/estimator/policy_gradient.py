@@ -26,7 +26,7 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
 from unipg.estimator.aggregation import Aggregate, TokenMean
-from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, position_keys
+from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, Substituted, position_keys
 from unipg.estimator.masks import Everything, Mask
 from unipg.estimator.parts import Joint, Part, Schedule, Weight, beyond_row, furthest, weight_at
 from unipg.estimator.references import Corrected, CurrentPolicy, Reference
@@ -81,6 +81,13 @@ class Record:
     facts: dict[str, Tensor] = field(default_factory=dict)
     """What the advantage tells of itself, `[n]` by name."""
 
+    @classmethod
+    def of(cls, term: str, *, advantage: Tensor | None = None, **facts: Tensor) -> Record:
+        """Of a term without ratios and masks."""
+        nothing = torch.empty(0)
+        seen = nothing if advantage is None else advantage.detach().reshape(-1)
+        return cls(term, nothing, seen, nothing, {name: value.detach().reshape(-1) for name, value in facts.items()})
+
 
 @dataclass(frozen=True)
 class Term(Part):
@@ -114,6 +121,21 @@ class Term(Part):
     def reads_value(self) -> bool:
         """Whether the current critic is evaluated."""
         return False
+
+    @property
+    def reads_log_prob(self) -> bool:
+        """Whether it looks at the probabilities of the actions that were taken."""
+        return True
+
+    @property
+    def differentiates(self) -> frozenset[str]:
+        """Observations whose fresh actions it differentiates, by field."""
+        return frozenset()
+
+    @property
+    def noise(self) -> frozenset[str]:
+        """Observations at which it draws actions, by field: they come with planned noise."""
+        return frozenset()
 
     @property
     def reach(self) -> Joint:
@@ -214,6 +236,15 @@ class PolicyGradient(Term):
     likelihood: Likelihood = field(default=Stepwise(), kw_only=True)
     surrogate: Surrogate = field(default="score", kw_only=True)
 
+    def __post_init__(self) -> None:
+        if self.likelihood.substitutes:
+            for name in ("mask", "reference"):
+                if (part := getattr(self, name)) != type(self).__dataclass_fields__[name].default:
+                    raise InputError(
+                        f"{name} is {part.symbol()}, but {type(self.likelihood).__name__} looks at other actions than those that were "
+                        "taken, which have no ratio; accepted: leave it out"
+                    )
+
     @property
     def reads(self) -> frozenset[str]:
         ratio = self.mask.ratio_field
@@ -222,6 +253,18 @@ class PolicyGradient(Term):
     @property
     def reads_entropy(self) -> bool:
         return self.advantage.reads_entropy or self.mask.needs_entropy
+
+    @property
+    def reads_log_prob(self) -> bool:
+        return not self.likelihood.substitutes
+
+    @property
+    def differentiates(self) -> frozenset[str]:
+        return frozenset({"observation"}) if self.likelihood.substitutes else frozenset()
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({"observation"}) if self.likelihood.draws else frozenset()
 
     @property
     def reach(self) -> Joint:
@@ -250,6 +293,9 @@ class PolicyGradient(Term):
         return batch.require(f"{name}/advantage", "PolicyGradient") == 0
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        if isinstance(self.likelihood, Substituted):
+            value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)  # type: ignore[arg-type]
+            return -value, Record.of(name, advantage=value)
         log_prob = self.likelihood(now)
         lp = log_prob.detach()
         log_reference = self.reference(lp, batch)
@@ -326,6 +372,29 @@ class Objective:
         return any(t.reads_entropy for t in self.terms)
 
     @cached_property
+    def reads_log_prob(self) -> bool:
+        return any(t.reads_log_prob for t in self.terms)
+
+    @cached_property
+    def differentiates(self) -> frozenset[str]:
+        """Observations whose fresh actions are differentiated, by field."""
+        return frozenset().union(*(t.differentiates for t in self.terms))
+
+    @cached_property
+    def noise(self) -> frozenset[str]:
+        """Observations at which actions are drawn, by field."""
+        return frozenset().union(*(t.noise for t in self.terms))
+
+    @cached_property
+    def is_settled(self) -> bool:
+        """Whether the plan of a batch depends on nothing but which rows it has, from which sources: it may then be used again."""
+        return (
+            not self.readings
+            and not beyond_row(self.reach)
+            and all(t.never_silent and not isinstance(t.weight, Schedule) for t in self.terms)
+        )
+
+    @cached_property
     def reads_value(self) -> bool:
         return any(t.reads_value for t in self.terms)
 
@@ -396,6 +465,8 @@ class Objective:
         Without `old_log_prob` in the batch the current policy is taken to be the old one: the ratio is 1, to the last bit.
         """
         planning = planning or Planning()
+        if not self.reads_log_prob:
+            return self._summed(now, silence(batch), planning, records, None).sum()
         for read in ("log_prob", "entropy", "value"):
             if (tensor := getattr(now, read)) is not None and tensor.shape != batch.mask.shape:
                 raise InputError(f"{read} is {list(tensor.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
@@ -407,16 +478,28 @@ class Objective:
             self._check_given(batch)
         if quiet.old_log_prob is None and "old_log_prob" in self.reads:
             quiet = quiet.replace(old_log_prob=quiet_now.log_prob.detach())
+        per_token = self._summed(quiet_now, quiet, planning, records, quiet_now.log_prob.dtype)
+        if not per_token.requires_grad:  # 0, with a usable graph
+            per_token = quiet_now.log_prob * 0.0 + per_token
+        return per_token.sum()
+
+    def _summed(
+        self, now: Evaluation, batch: Trajectories, planning: Planning, records: list[Record] | None, dtype: torch.dtype | None
+    ) -> Float[Tensor, "B T"]:
+        """The terms' weighted losses of a silenced batch, in `dtype`; None for that of the first term's."""
         per_token: Tensor | None = None
         for name, term in self.named():
-            weight = batch.require(f"{name}/weight", name).to(now.log_prob.dtype)
-            loss, record = term.per_token(quiet_now, quiet, name, planning)
-            per_token = weight * loss if per_token is None else torch.addcmul(per_token, weight, loss)
+            loss, record = term.per_token(now, batch, name, planning)
+            weight = batch.require(f"{name}/weight", name).to(dtype or loss.dtype)
+            if per_token is None:
+                if loss.shape != weight.shape:
+                    raise InputError(f"term '{name}' gives {list(loss.shape)} but mask is {list(weight.shape)}; they must be equal")
+                per_token = weight * loss
+            else:
+                per_token = torch.addcmul(per_token, weight, loss)
             if records is not None and record is not None:
                 records.append(record)
-        if per_token is None or not per_token.requires_grad:  # 0, with a usable graph
-            per_token = quiet_now.log_prob * 0.0 + (0.0 if per_token is None else per_token)
-        return per_token.sum()
+        return torch.zeros_like(batch.mask, dtype=torch.float32) if per_token is None else per_token
 
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:
         """Prepare, plan and evaluate a whole batch at once: the estimator on tensors, without model or trainer."""
@@ -442,9 +525,9 @@ def corrected(objective: Objective, limit: float | None) -> Objective:
 
 def silence(batch: Trajectories) -> Trajectories:
     """The batch with every floating `[B,T]` tensor 0 where the policy did not act, so that nothing there can leak."""
-    shape = batch.mask.shape
     if batch.full:
         return batch
+    shape = batch.mask.shape
 
     def quiet(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or not tensor.is_floating_point() or tensor.shape != shape:

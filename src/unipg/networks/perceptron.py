@@ -79,17 +79,30 @@ class Perceptron(nn.Module):
             x = activation(linear(x, layer.weight, layer.bias))
         return x
 
-    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
-        """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch."""
-        copies = [tuple(_array(p).copy() for p in (layer.weight.T, layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
-        (*hidden, last), activation = copies, _ON_THE_HOST[self.activation]
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch.
 
-        def forward(x: np.ndarray) -> np.ndarray:
-            for weight, bias in hidden:
-                x = activation(x @ weight + bias)
-            return x @ last[0] + last[1]
+        `live`: not a copy but the weights themselves, as whoever steps them leaves them; float32 on the CPU alone.
+        """
+        weights = [(_array(layer.weight).T, _array(layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
+        return _forward(weights, self.activation, live)
 
-        return forward
+
+HostFunction = Callable[[np.ndarray], np.ndarray]
+"""[N,I] to [N,O], float32."""
+
+
+def _forward(weights: list[tuple[np.ndarray, np.ndarray]], activation: Activation, live: bool) -> HostFunction:
+    """Layers [I,O] with biases [O] as a function in NumPy; of copies of them, unless `live`."""
+    (*hidden, last) = weights if live else [(w.copy(), b.copy()) for w, b in weights]
+    between = _ON_THE_HOST[activation]
+
+    def forward(x: np.ndarray) -> np.ndarray:
+        for weight, bias in hidden:
+            x = between(x @ weight + bias)
+        return x @ last[0] + last[1]
+
+    return forward
 
 
 def _array(tensor: Tensor) -> np.ndarray:
@@ -140,6 +153,11 @@ class Ensemble(nn.Module):
         for layer in hidden:
             x = activation(torch.baddbmm(layer.bias, x, layer.weight))
         return torch.baddbmm(last.bias, x, last.weight)
+
+    def on_the_host(self, k: int = 0, *, live: bool = False) -> HostFunction:
+        """Member k in NumPy; see `Perceptron.on_the_host`."""
+        weights = [(_array(layer.weight)[k], _array(layer.bias)[k, 0]) for layer in cast("Iterable[_Layer]", self.layers)]
+        return _forward(weights, self.activation, live)
 
     @torch.no_grad()
     def member(self, k: int) -> Perceptron:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unipg.critics.networks import ActionValues, Body, Network
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encoder_from, observation_of
-from unipg.networks.perceptron import ACTIVATIONS, Activation, Perceptron
-from unipg.policies.actions import Actions, DiscreteActions, actions_from, actions_of, described
+from unipg.networks.perceptron import ACTIVATIONS, Activation, HostFunction, Initialisation, Perceptron
+from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
 from unipg.policies.base import Policy
+from unipg.policies.named import ACTOR, CRITIC, VALUES, NamedNetworks, build_networks
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
@@ -80,8 +83,8 @@ class _Seeing(Perceptron):
     def last_hidden(self, x: Tensor) -> Tensor:
         return super().last_hidden(self.encoder(x))
 
-    def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
-        see, rest = self.encoder.on_the_host(), super().on_the_host()
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        see, rest = self.encoder.on_the_host(), super().on_the_host(live=live)
         return lambda x: rest(see(x))
 
 
@@ -89,20 +92,29 @@ class _Networks(nn.Module):
     """Actor, critic, for real actions the Gaussian's state-independent log_std [A], and what they see observations through."""
 
     log_std: nn.Parameter | None
+    actor: Perceptron
 
     def __init__(
-        self, actor: Perceptron, critic: Perceptron, log_std: Tensor | None, flat: Flat | None, normalizer: RunningNormalizer | None
+        self,
+        actor: Perceptron,
+        critic: Perceptron | None,
+        log_std: Tensor | None,
+        flat: Flat | None,
+        normalizer: RunningNormalizer | None,
+        more: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
         self.actor = actor
         self.critic = critic
         self.flat = flat
         self.normalizer = normalizer
+        if more:
+            self.more = nn.ModuleDict(more)
         self.register_parameter("log_std", None if log_std is None else nn.Parameter(log_std))
 
     def forward(self, observation: Tensor, value: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """[N,…] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
-        return self.actor(observation), self.log_std, self.critic(observation).squeeze(-1) if value else None
+        return self.actor(observation), self.log_std, self.critic(observation).squeeze(-1) if value and self.critic is not None else None
 
     def seen(self, observation: Tensor) -> Tensor:
         """[N,…] stored observations as actor and critic read them: images as they are, else [N,O], one-hot and normalised."""
@@ -110,13 +122,17 @@ class _Networks(nn.Module):
         return observation if self.normalizer is None else self.normalizer(observation)
 
 
-class ActorCritic(Controller):
-    """Separate multilayer perceptrons for the actor and the critic, over flattened observations [O]; of images each behind its own encoder.
+class ActorCritic(NamedNetworks, Controller):
+    """Separate multilayer perceptrons for the actor and the critic of states, over flattened observations [O], of images each behind its own
+    encoder; and what else an algorithm asks for by name (`networks`), built to the same sizes.
 
     `observation`: the shape of vectors, or what `networks.observation_of` gives of a space.
 
-    Initialisation: orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at the critic's, biases 0 (Huang et al. 2022, "The
-    37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not touched.
+
+    `critic`: whether there is one of states. Of greedy actions the actor is the network of values by which they are chosen, `q`.
+    `init`: `torch`, as nn.Linear is made; or orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at critics', biases 0
+    (Huang et al. 2022, "The 37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not
+    touched.
 
     `normalize`: both read observations in units of their running statistics (`RunningNormalizer`), which follow the batches that the policy
     is trained on, one behind: within a collection and the updates on it they stand still, so that log-probabilities are of one policy.
@@ -134,32 +150,60 @@ class ActorCritic(Controller):
         activation: Activation = "tanh",
         log_std: float = 0.0,
         normalize: bool = False,
+        critic: bool = True,
+        init: Initialisation = "orthogonal",
+        networks: Mapping[str, Network] | None = None,
         seed: int = 0,
     ) -> None:
         self.observation = observation if isinstance(observation, dict) else {"type": "vector", "shape": list(observation)}
         self.actions = actions
         self.hidden = tuple(hidden)
         self.activation = activation
+        self.init: Initialisation = init
+        self.has_value = critic
+        self.counts_actions = isinstance(actions, DiscreteActions)
+        self.actions_per_step = actions.size if isinstance(actions, BoxActions) else actions.outputs
 
-        def network(name: str, outputs: int, gain: float) -> tuple[Encoder, Perceptron]:
+        def encoder(source: torch.Generator) -> Encoder:
+            return encoder_from(self.observation, source, init=init)
+
+        def network(name: str, outputs: int, gain: float) -> Perceptron:
             source = generator(seed, name)
-            encoder, sizes = encoder_from(self.observation, source, init="orthogonal"), [*hidden, outputs]
-            settings: dict[str, Any] = {"activation": activation, "init": "orthogonal", "gain": gain, "source": source}
-            if isinstance(encoder, Flat):
-                return encoder, Perceptron([encoder.size, *sizes], **settings)
-            return encoder, _Seeing(encoder, sizes, **settings)
+            settings: dict[str, Any] = {"activation": activation, "init": init, "gain": gain, "source": source}
+            seeing, sizes = encoder(source), [*hidden, outputs]
+            return Perceptron([seeing.size, *sizes], **settings) if isinstance(seeing, Flat) else _Seeing(seeing, sizes, **settings)
 
-        self.encoder, actor = network("actor", actions.outputs, 0.01)
-        _, critic = network("critic", 1, 1.0)
+        self.encoder = encoder(generator(seed, ACTOR))
         flat = self.encoder if isinstance(self.encoder, Flat) else None
+        self.inputs = self.encoder.size
         if normalize and flat is None:
             raise InputError("controller.normalize_observations is true, but images are divided by 255 already; accepted: false, null")
+        seen = None if flat is not None else encoder
+        body = Body(self.inputs, self.actions_per_step, self.counts_actions, self.hidden, activation, init, seen)
+        own: dict[str, nn.Module | None] = {}
+        if isinstance(actions, GreedyActions):
+            own[VALUES] = own[ACTOR] = ActionValues().build(body, generator(seed, VALUES))
+        for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, 1, 1.0)):
+            if name not in own and (name == ACTOR or critic):
+                own[name] = network(name, out, gain)
+        more = build_networks(networks or {}, own, body, seed)
+        self._first: dict[str, nn.Parameter] = {}
+        self.modules = {name: module for name, module in own.items() if module is not None} | more
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         self.normalizes = normalize
         self.has_densities = actions.densities
-        self.module: _Networks = _Networks(
-            actor, critic, spread, None if flat is None or flat.plain else flat, RunningNormalizer(self.encoder.size) if normalize else None
-        )
+        normalizer = RunningNormalizer(self.inputs) if normalize else None
+        acting, judging = cast("tuple[Perceptron, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
+        before = None if flat is None or flat.plain else flat
+        self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more)
+        self.exploration: float | None = None
+        """What `Actions.draw` reads as its `std`, of kinds whose exploration is no part of the distribution; None for their own."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}  # one memo: names and module share
+        return twin
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
@@ -199,25 +243,44 @@ class ActorCritic(Controller):
         return states, torch.cat([last.weight, last.bias.unsqueeze(1)], 1)
 
     @property
-    def networks(self) -> list[list[nn.Parameter]]:
-        critic = list(self.module.critic.parameters())
-        actor = [*self.module.actor.parameters(), *([] if self.module.log_std is None else [self.module.log_std])]
-        return [[p for p in network if p.requires_grad] for network in (actor, critic)]
+    def networks(self) -> dict[str, list[nn.Parameter]]:
+        found: dict[str, list[nn.Parameter]] = {}
+        for name, module in self.modules.items():
+            if not any(module is self.modules[other] for other in found):  # the actor of greedy actions is their values
+                found[name] = list(module.parameters())
+        if self.module.log_std is not None:
+            found[ACTOR].append(self.module.log_std)
+        return found
+
+    @property
+    def log_std(self) -> Tensor | None:
+        return self.module.log_std
+
+    def read(self, observation: Tensor) -> Tensor:
+        """[N,O], or images [N,C,H,W], of stored observations [N,…] as the networks read them."""
+        return self.module.seen(observation.reshape(len(observation), *self.encoder.stored.shape))
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)
 
-    def actor(self) -> Actor:
-        network, log_std, draw = self.module.actor.on_the_host(), self.module.log_std, self.actions.draw
+    def actor(self, *, live: bool = False) -> Actor:
+        """`live`: it follows the weights as they are stepped (float32 on the CPU), but for the statistics of observations."""
+        network, log_std, draw = self.module.actor.on_the_host(live=live), self.module.log_std, self.actions.draw
         std = None if log_std is None else _array(log_std.exp())
         before = [stage.on_the_host() for stage in (self.module.flat, self.module.normalizer) if stage is not None]
+
+        def drawn(output: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
+            if std is None:
+                return draw(output, self.exploration, noise)
+            return draw(output, _array(log_std.exp()) if live and log_std is not None else std, noise)
+
         if not before:
-            return lambda observation, noise: draw(network(observation), std, noise)
+            return lambda observation, noise: drawn(network(observation), noise)
 
         def act(observation: np.ndarray, noise: np.ndarray | None) -> np.ndarray:
             for stage in before:
                 observation = stage(observation)
-            return draw(network(observation), std, noise)
+            return drawn(network(observation), noise)
 
         return act
 
@@ -229,6 +292,8 @@ class ActorCritic(Controller):
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:
+        if self.module.critic is None:
+            return super().value(observation)
         return self.module.critic(self.module.seen(observation)).squeeze(-1)
 
     @property
@@ -257,12 +322,40 @@ class ActorCritic(Controller):
             "activation": self.activation,
             "normalize_observations": self.normalizes,
         }
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}, folder / _WEIGHTS)
+        config |= {} if self.has_value else {"critic": False}
+        weights = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(_MORE)}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
+    def save_critic(self, folder: Path) -> None:
+        """Writes the networks that acting does not need; nothing where there are none."""
+        from safetensors.torch import save_file
+
+        more = {name: t.detach().cpu().contiguous() for name, t in self.module.state_dict().items() if name.startswith(_MORE)}
+        if more:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(more, folder / _NETWORKS)
+
+    def load_critic(self, folder: Path) -> None:
+        """Takes over what `save_critic` wrote of networks that this policy has too. `InputError` where they do not fit."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if not (folder / _NETWORKS).is_file():
+            return
+        own = self.module.state_dict()
+        try:
+            found = {name: tensor for name, tensor in load_file(folder / _NETWORKS).items() if name in own}
+            self.module.load_state_dict(own | found)
+        except (RuntimeError, SafetensorError) as error:
+            raise InputError(f"the networks in '{folder}' cannot be taken over: {one_line(error)}") from error
+        if wrong := nonfinite(found.items()):
+            raise InputError(f"the networks in '{folder}' cannot be used: {wrong}")
+
     @classmethod
-    def load(cls, folder: Path) -> ActorCritic:
-        """The policy that `save` wrote. A missing or foreign file is an `InputError`, and so are weights that are not finite."""
+    def load(cls, folder: Path, networks: Mapping[str, Network] | None = None) -> ActorCritic:
+        """The policy that `save` wrote, and new `networks` beside it. A missing or foreign file is an `InputError`, and so are weights that
+        are not finite."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -279,9 +372,12 @@ class ActorCritic(Controller):
                 hidden=tuple(config["hidden"]),
                 activation=config["activation"],
                 normalize=config.get("normalize_observations", False),
+                critic=config.get("critic", True),
+                networks=networks,
             )
             weights = load_file(folder / _WEIGHTS)
-            policy.module.load_state_dict(weights)
+            new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(_MORE)}
+            policy.module.load_state_dict(weights | new)
         except KeyError as error:
             raise InputError(
                 f"{folder / _CONFIG} has no {error}: it was written before actions were in units of their bounds; accepted: a newer model"
@@ -293,8 +389,11 @@ class ActorCritic(Controller):
         return policy
 
 
+_MORE = "more."
+"""What the names of weights begin with that acting does not need."""
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_NETWORKS = "networks.safetensors"
 
 
 def is_controller(folder: Path) -> bool:
@@ -307,13 +406,48 @@ def is_controller(folder: Path) -> bool:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What an algorithm asks of a controller: kinds of actions that it can train, sizes where the recipe has none, and networks by name."""
+
+    who: str = ""
+    kinds: tuple[Kind, ...] = ()
+    """The first that fits is the default; none: whatever gives probabilities."""
+    hidden: Sequence[int] = (64, 64)
+    activation: Activation = "tanh"
+    init: Initialisation = "orthogonal"
+    critic: bool = True
+    """Whether there is a critic of states."""
+    networks: Callable[[bool], Mapping[str, Network]] = lambda counted: {}
+    """Beside the actor, by whether actions can be counted."""
+
+    def kind_of(self, asked: Kind, space: gymnasium.Space) -> Kind:
+        """The kind of actions; `InputError` for one, or for a space, that the algorithm cannot train."""
+        from gymnasium import spaces
+
+        if not self.kinds:
+            return asked
+        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "deterministic")
+        fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
+        if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
+            fits = " or ".join(
+                name for name, some in (("Discrete", counted), ("a Box of real numbers", real)) if any(kind in some for kind in self.kinds)
+            )
+            raise InputError(f"the environment's actions are {space}; accepted for algorithm '{self.who}': {fits}")
+        if asked == "auto":
+            return fitting[0]
+        if asked not in fitting:
+            raise InputError(f"controller.kind is '{asked}'; accepted for algorithm '{self.who}' here: {', '.join(fitting)}, auto")
+        return asked
+
+
+@dataclass(frozen=True)
 class ActorCriticRecipe:
     """An `ActorCritic`: its sizes, or a saved one to go on from; the spaces come from the environment."""
 
-    hidden: list[int] = field(default_factory=lambda: [64, 64])
-    """Width of each hidden layer, of the actor and of the critic; an empty list makes both linear."""
-    activation: Activation = "tanh"
-    """Between the layers."""
+    hidden: list[int] | None = None
+    """Width of each hidden layer, of the actor and of critics; an empty list makes them linear. null: the algorithm's own, or [64, 64]."""
+    activation: Activation | None = None
+    """tanh or relu between the layers. null: the algorithm's own, or tanh."""
     log_std: float = 0.0
     """Logarithm of the Gaussian's initial standard deviation; read for real actions only. In units of half the distance between an
     action's bounds, where these are finite."""
@@ -324,24 +458,35 @@ class ActorCriticRecipe:
     """Where the channels of image observations (bytes with three axes) are: first, last, or auto, on the shorter one of these axes."""
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
+    kind: Kind = "auto"
+    """gaussian, squashed (its draws through tanh), deterministic, greedy (the best by its value). auto: what the algorithm is for."""
+    init: Literal["orthogonal", "torch"] | None = None
+    """Weights at the start: orthogonal with biases 0, or as torch makes linear layers. null: the algorithm's own, or orthogonal."""
 
     def __post_init__(self) -> None:
-        if not all(isinstance(width, int) and width >= 1 for width in self.hidden):
+        if not all(isinstance(width, int) and width >= 1 for width in self.hidden or ()):
             raise InputError(f"controller.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
-        if self.activation not in ACTIVATIONS:
+        if self.activation is not None and self.activation not in ACTIVATIONS:
             raise InputError(f"controller.activation '{self.activation}' does not exist; {nearest(str(self.activation), ACTIVATIONS)}")
         if not math.isfinite(self.log_std):
             raise InputError(f"controller.log_std is {self.log_std}; accepted: a finite number")
 
     def build(
-        self, observation_space: gymnasium.Space, action_space: gymnasium.Space, seed: int, *, normalized: bool = False
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        seed: int,
+        *,
+        normalized: bool = False,
+        wanted: Wanted | None = None,
     ) -> ActorCritic:
         """An untrained policy for the spaces of ONE environment, or the saved one that `model` names.
 
         Observations are a Box (of bytes with three axes: an image), Discrete, MultiDiscrete, MultiBinary or a Dict of these without images;
         actions Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers. `normalized`: whether the environment had a running
-        normaliser of its own, which the policy must then replace. Anything else is an `InputError`.
+        normaliser of its own, which the policy must then replace. `wanted`: what an algorithm asks for. Anything else is an `InputError`.
         """
+        wanted = wanted or Wanted()
         if find_spec("gymnasium") is None:
             raise missing_package("gymnasium", "control", "a control policy")
         observation = observation_of(observation_space, self.channels)
@@ -352,9 +497,11 @@ class ActorCriticRecipe:
                 "controller.normalize_observations is false, but the environment is wrapped by NormalizeObservation, whose statistics are "
                 "in no saved model and not shared with evaluations; accepted: true, null, or an environment without that wrapper"
             )
-        actions = actions_of(action_space)
+        kind = wanted.kind_of(self.kind, action_space)
+        actions = actions_of(action_space, kind)
+        networks = wanted.networks(isinstance(actions, DiscreteActions))
         if self.model is not None:
-            return self._saved(Path(self.model), observation, actions, normalized)
+            return self._saved(Path(self.model), observation, actions, normalized, networks)
         if normalized and self.normalize_observations is None:
             warnings.warn(
                 "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
@@ -364,17 +511,24 @@ class ActorCriticRecipe:
         return ActorCritic(
             observation,
             actions,
-            hidden=tuple(self.hidden),
-            activation=self.activation,
+            hidden=tuple(wanted.hidden if self.hidden is None else self.hidden),
+            activation=self.activation or wanted.activation,
             log_std=self.log_std,
             normalize=normalized if self.normalize_observations is None else self.normalize_observations,
+            critic=wanted.critic,
+            init=self.init or wanted.init,
+            networks=networks,
             seed=seed,
         )
 
-    def _saved(self, folder: Path, observation: Observation, actions: Actions, normalized: bool) -> ActorCritic:
+    def _saved(
+        self, folder: Path, observation: Observation, actions: Actions, normalized: bool, networks: Mapping[str, Network]
+    ) -> ActorCritic:
         if not folder.is_dir():
             raise InputError(f"controller.model '{folder}' is no folder; accepted: one that a control run wrote, or its model folder")
-        policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder)
+        policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder, networks)
+        if (folder / "critic").is_dir():
+            policy.load_critic(folder / "critic")
         if (policy.observation, policy.actions) != (observation, actions):
             raise InputError(
                 f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
@@ -384,7 +538,7 @@ class ActorCriticRecipe:
         has = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
         for name, value in {**has, "log_std": default.log_std}.items():
             given = getattr(self, name)
-            if given not in (getattr(default, name), value):
+            if given not in (None, getattr(default, name), value):
                 raise InputError(f"controller.{name} is {given}, but that of the model in '{folder}' counts; accepted: leave it out")
         if normalized and not policy.normalizes:
             raise InputError(

@@ -11,6 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.parts import Reduce
 from unipg.trajectories import Evaluation, Trajectories
@@ -27,6 +28,11 @@ class Policy(ABC):
     has_value: bool = False
     has_densities: bool = False
     """Whether its actions are real numbers, so that probabilities and entropies are those of densities."""
+
+    counts_actions: bool = True
+    """Whether actions can be counted, one number each."""
+    actions_per_step: int = 1
+    """How many actions there are, or how many numbers one has, where algorithms must know."""
 
     @property
     def device(self) -> torch.device:
@@ -109,9 +115,23 @@ class Policy(ABC):
         return []
 
     @property
-    def networks(self) -> list[list[nn.Parameter]]:
-        """Small networks whose parameters always get a gradient together; the trainer then keeps each as one vector. Usually none."""
+    def networks(self) -> dict[str, list[nn.Parameter]]:
+        """Small networks by name, each of whose parameters gets a gradient together with the others; the trainer keeps each as one vector.
+        Usually none."""
+        return {}
+
+    @property
+    def names_networks(self) -> bool:
+        """Whether terms may ask for its networks by name (`now`)."""
+        return False
+
+    def buffers_of(self, network: str) -> list[Tensor]:
+        """What a network keeps beside its parameters."""
         return []
+
+    def now(self, batch: Trajectories, graphs: frozenset[str] = frozenset()) -> Evaluation:
+        """Its networks on a batch, evaluated when they are asked for. `graphs`: observations whose fresh actions will be differentiated."""
+        raise InputError(f"{type(self).__name__} has no networks by name, which this algorithm trains; accepted: a controller")
 
     def save_critic(self, folder: Path) -> None:
         """Writes what `save` leaves out of the critic; nothing where there is no such thing."""

@@ -23,6 +23,7 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
 from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
+from unipg.rollouts.stepping import Episodes, Stepper
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
 from unipg.seeding import derived_seed, generator
 from unipg.settings import unknown_key
@@ -95,6 +96,9 @@ class EnvironmentRollouts(Experience):
         self._steps = 0
         self._forget_episodes()
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._kept: dict[str, Any] = {}
+        self._stepper: Stepper | None = None
+        """Where they are stepped one step at a time, instead of in windows."""
         self._picklable = True
         self._snapshots: Snapshots | None = None
         self._numbers = True
@@ -196,6 +200,18 @@ class EnvironmentRollouts(Experience):
         batch = Trajectories(**tensors)
         return _evaluated(batch, policy, finals if demand.value else None), metrics
 
+    def stepper(self, policy: Controller, worker: int = 0) -> Stepper:
+        """These environments one step at a time, from where they stand; one that has not started is reset first."""
+        if self._stepper is None:
+            if self._observation is None:
+                seed = derived_seed(self.seed, "environments", worker, self._steps) % _SEEDS
+                self._observation = policy.flatten(self._environments.reset(seed=seed)[0])
+            episodes = Episodes(self.recipe.count, RECENT)
+            self._stepper = Stepper(self._environments, self.recipe.id, policy, self._observation, episodes)
+            if self._kept:
+                self._stepper.load_state_dict(self._kept)
+        return self._stepper
+
     def _check_finite(
         self, observation: np.ndarray, reward: np.ndarray, finals: list[tuple[int, int, np.ndarray]], mask: np.ndarray | None = None
     ) -> None:
@@ -251,6 +267,8 @@ class EnvironmentRollouts(Experience):
 
     def state_dict(self) -> dict[str, Any]:
         """`environments` are a snapshot, or `Pickled` (None where they cannot be, or have not started); everything else plain values."""
+        if self._stepper is not None:
+            return {"environments": self._saved(), **self._stepper.state_dict()}
         return {
             "environments": self._saved() if self._observation is not None else None,
             "observation": torch.from_numpy(self._observation.copy()) if self._observation is not None else None,
@@ -262,8 +280,11 @@ class EnvironmentRollouts(Experience):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if len(state["return"]) != self.recipe.count:
-            raise InputError(f"environment.count is {self.recipe.count} but the checkpoint holds {len(state['return'])} environments")
+        if len(state["resetting"]) != self.recipe.count:
+            raise InputError(f"environment.count is {self.recipe.count} but the checkpoint holds {len(state['resetting'])} environments")
+        if "episodes" in state:
+            self._load_stepper(state)
+            return
         self._steps = state["steps"]
         self._recent = deque(state["recent"], RECENT)
         if state["environments"] is None:
@@ -278,6 +299,18 @@ class EnvironmentRollouts(Experience):
         self._resetting = np.array(state["resetting"], bool)
         self._return = np.array(state["return"])
         self._length = np.array(state["length"], np.int64)
+
+    def _load_stepper(self, state: dict[str, Any]) -> None:
+        """What the next `stepper` goes on from."""
+        self._stepper, self._kept = None, {name: value for name, value in state.items() if name != "environments"}
+        if state["environments"] is None:  # they could not be saved: their episodes start afresh
+            self._observation, self._kept = None, {"episodes": state["episodes"]}
+            return
+        if isinstance(state["environments"], Pickled):
+            self._environments = pickle.loads(state["environments"].data)
+        else:
+            self._put(state["environments"])
+        self._observation = state["observation"].numpy().copy()
 
     def _saved(self) -> list[Any] | Pickled | None:
         """The environments as they stand: in numbers, pickled, or not at all, with a warning at every descent."""

@@ -39,6 +39,14 @@ class UpdateDiagnostics:
     mismatches: list[Tensor] = field(default_factory=list)
     """log pi_theta − log pi_behaviour of sampled tokens, before the first step on a batch."""
 
+    recording: bool = True
+    """Whether the terms of the next update are recorded."""
+
+    def forget(self) -> None:
+        """Begins anew."""
+        for kept in (self.records, self.entropies, self.counts, self.mismatches):
+            kept.clear()
+
     def add_mismatch(self, log_prob: Tensor, batch: Trajectories) -> None:
         if batch.behaviour_log_prob is not None:
             sampled = batch.mask & batch.rows_from(Source.ROLLOUT).unsqueeze(1) & batch.planned.get(FRESH, batch.mask)
@@ -48,16 +56,15 @@ class UpdateDiagnostics:
         """Tensors and plain values for a checkpoint."""
         return {**vars(self), "records": [vars(record) for record in self.records]}
 
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> UpdateDiagnostics:
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         """What `state_dict` was taken of, on any device."""
-        lists = {name: [tensor.to(device) for tensor in state[name]] for name in ("entropies", "counts", "mismatches")}
-        records = []
+        self.forget()
+        for name in ("entropies", "counts", "mismatches"):
+            getattr(self, name).extend(tensor.to(device) for tensor in state[name])
         for record in state["records"]:
             there = {name: record[name].to(device) for name in ("log_ratio", "advantage", "stable")}
             facts = {name: value.to(device) for name, value in record["facts"].items()}
-            records.append(Record(record["term"], **there, facts=facts))
-        return cls(records, **lists)
+            self.records.append(Record(record["term"], **there, facts=facts))
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:
@@ -80,22 +87,24 @@ class UpdateDiagnostics:
             out["mismatch/ratio_max"] = float(mismatch.max().exp())
         for number, (name, records) in enumerate(self.by_term().items()):
             log_ratio = torch.cat([r.log_ratio for r in records]).float()
-            if not len(log_ratio):
-                continue
             advantage = torch.cat([r.advantage for r in records]).float()
-            stable = torch.cat([r.stable for r in records])
-            prefix = f"mask/{name}"
-            blocked = ~stable
-            out[f"{prefix}/blocked_positive"] = float((blocked & (advantage > 0)).float().mean())
-            out[f"{prefix}/blocked_negative"] = float((blocked & (advantage < 0)).float().mean())
-            out[f"{prefix}/overflow"] = float((log_ratio > LOG_RATIO_LIMIT).float().mean())
+            if len(log_ratio):
+                stable = torch.cat([r.stable for r in records])
+                prefix = f"mask/{name}"
+                blocked = ~stable
+                out[f"{prefix}/blocked_positive"] = float((blocked & (advantage > 0)).float().mean())
+                out[f"{prefix}/blocked_negative"] = float((blocked & (advantage < 0)).float().mean())
+                out[f"{prefix}/overflow"] = float((log_ratio > LOG_RATIO_LIMIT).float().mean())
+            elif not any(r.facts for r in records) and not len(advantage):
+                continue
             for fact in records[0].facts:
                 told = torch.cat([r.facts[fact] for r in records]).float()
                 if len(told):
                     out[f"{name}/{fact}"] = float(told.mean())
-            out[f"advantage/{name}/mean"] = float(advantage.mean())
-            out[f"advantage/{name}/std"] = float(advantage.std(correction=0))
-            if number == 0:
+            if len(advantage):
+                out[f"advantage/{name}/mean"] = float(advantage.mean())
+                out[f"advantage/{name}/std"] = float(advantage.std(correction=0))
+            if number == 0 and len(log_ratio):
                 out |= ratio_metrics(log_ratio)
         return out
 

@@ -1,9 +1,8 @@
-"""What an algorithm moves: the models of a policy with their optimiser, and one guarded step on them."""
+"""A learner at work: the models that an objective moves, with their optimiser, and one guarded step on them."""
 
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +12,10 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm
+from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import Objective, Planning, Progress
+from unipg.estimator import Planning, Progress
+from unipg.estimator.directions import Plain
 from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.parts import beyond_row
 from unipg.files import write_file
@@ -24,7 +25,7 @@ from unipg.seeding import seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
-from unipg.training.vectors import ParameterVector
+from unipg.training.weights import Weights
 from unipg.trajectories import Evaluation, Trajectories
 
 
@@ -32,52 +33,81 @@ class NonFinite(InputError):
     """A NaN or infinite gradient, whose batch was dumped; or such weights."""
 
 
-class Learner:
-    """The models that `objective` moves, and one optimiser step on them: plan, drop rows that cannot move anything, cut, accumulate, guard.
+class Learning:
+    """The models that a learner's objective moves, and one optimiser step on them: plan, drop rows that cannot move anything, cut,
+    accumulate, guard.
 
-    `folder`: where a batch is dumped whose gradient is not finite.
+    `steps`: how many steps it is going to take. `memory`, `diagnostics`: shared by all learners of a run. `folder`: where a batch is dumped
+    whose gradient is not finite.
     """
 
     def __init__(
         self,
+        learner: Learner,
         algorithm: Algorithm,
         policy: Policy,
-        objective: Objective,
+        weights: Weights,
         *,
         training: TrainingRecipe,
         recipe: OptimizerRecipe,
         workers: Workers,
         seed: int,
         folder: Path,
+        steps: int,
+        memory: dict[str, Any],
+        diagnostics: UpdateDiagnostics,
     ) -> None:
-        self.algorithm, self.policy, self.objective = algorithm, policy, objective
+        self.spec, self.algorithm, self.policy, self.weights = learner, algorithm, policy, weights
+        self.objective = learner.terms
         self.training, self.recipe, self.workers, self.seed, self.folder = training, recipe, workers, seed, folder
-        self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
-        # a parameter that something refers to weakly (a compiled module) cannot change its memory: its network is stepped as it is
-        joined = [n for n in policy.networks if n and not any(weakref.getweakrefs(parameter) for parameter in n)]
-        self._vectors = [ParameterVector(network) for network in joined]
-        critic = policy.critic_parameters
-        elsewhere = {id(p) for p in (*critic, *(p for vector in self._vectors for p in vector.parameters))}
+        self.name = learner.name
+        self.prefix = "" if learner.name == "policy" else f"{learner.name}/"
+        """What its metrics begin with."""
+        self._vectors = weights.vectors(learner.trains)
+        held = {id(p) for vector in self._vectors for p in vector.parameters}
+        if learner.trains:
+            self._parameters = weights.parameters(learner.trains)
+            critic = []
+        else:
+            self._parameters = [p for p in policy.module.parameters() if p.requires_grad]
+            critic = policy.critic_parameters
+        elsewhere = held | {id(p) for p in critic}
         single = [p for p in self._parameters if id(p) not in elsewhere]
         self._models = {"": [*single, *(vector.vector for vector in self._vectors)]}
         """What a step guards and clips by itself, by what its metrics begin with."""
         if critic:
             self._models["critic/"] = critic
         self.optimizer = recipe.build(*self._models.values())
-        self.step = 0
+        self.direction = learner.direction
+        self.state = {} if isinstance(self.direction, Plain) else self.direction.start(weights.flat(learner.trains))
+        """What its direction keeps."""
+        self.step, self.total = 0, steps
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
-        self.memory: dict[str, Any] = {}
-        self.diagnostics = UpdateDiagnostics()
+        self.memory = memory
+        self.diagnostics = diagnostics
+        self.place = (0, 0)
+        self._plan: tuple[tuple[Tensor | None, ...], dict[str, Tensor]] | None = None
 
     @property
     def cuts_steps(self) -> bool:
         """Whether the steps of a batch may be shuffled and split freely: neither the policy nor any part looks beyond one."""
         return self.policy.memoryless and self.objective.reach == "step"
 
+    def is_on(self, iteration: int) -> bool:
+        """Whether it is trained in an iteration."""
+        return self.spec.span[0] <= iteration < self.spec.span[1]
+
     def planning(self) -> Planning:
-        total, workers = self.training.total_steps, self.workers
-        progress = Progress(self.step, total, self.recipe.learning_rate_at(self.step, total))
+        workers = self.workers
+        progress = Progress(self.step, self.total, self.recipe.learning_rate_at(self.step, self.total))
         return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.recipe))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "skipped": dict(self.skipped), "optimizer": self.optimizer.state_dict(), "direction": dict(self.state)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.step, self.skipped, self.state = state["step"], dict(state["skipped"]), dict(state["direction"])
+        self.optimizer.load_state_dict(state["optimizer"])
 
     # ------------------------------------------------------------------------------------------------ without gradient
 
@@ -119,48 +149,73 @@ class Learner:
 
     # ------------------------------------------------------------------------------------------------ one step
 
-    def optimise(self, batch: Trajectories) -> dict[str, Any]:
-        """One optimiser step on a batch; returns what there is to tell of it."""
-        iteration, position = self._place()
-        seed_torch(self.seed, "update", iteration, position, self.workers.rank)
+    def optimise(self, batch: Trajectories, place: tuple[int, int], now: Evaluation | None = None) -> dict[str, Any]:
+        """One optimiser step on a batch; returns what there is to tell of it.
+
+        `place`: the iteration, and the position among the updates of that iteration. `now`: the policy on this very batch, where several
+        learners share it.
+        """
+        self.place = place
         planning = self.planning()
-        planned = self._planned(self.algorithm.select(batch, planning, self.evaluate), planning)
-        touched = self.objective.touched_rows(planned)
-        if not bool(touched.all()):
-            planned = planned.select(touched)
+        if now is None:
+            seed_torch(self.seed, "update", *place, self.workers.rank)
+            batch = self.algorithm.select(batch, planning, self.evaluate)
+        planned = self._planned(batch, planning)
+        if self._plan is None:
+            touched = self.objective.touched_rows(planned)
+            if not bool(touched.all()):
+                planned, now = planned.select(touched), None
         rows = len(planned) if self.workers.world == 1 else int(self.workers.sum(torch.tensor(len(planned))))
-        row: dict[str, Any] = {"rows/active_fraction": len(planned) / max(1, len(batch))}
+        row: dict[str, Any] = {f"{self.prefix}rows/active_fraction": len(planned) / max(1, len(batch))}
         if rows == 0:
             self.skipped["empty"] += 1
             self.step += 1
             return row
         self.forget_gradients()
-        losses: list[Tensor] = []
-        tokens = 0
-        value = self._trains(planned, critic=True)
-        critic_alone = value and not self._trains(planned, critic=False)
-        entropy = self.objective.reads_entropy or position < self.training.minibatches  # to be shown: of the first pass
-        for piece in self._pieces(planned):
-            now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
-            counted = replace(now.detach(), value=now.value) if critic_alone else now
-            loss = self.objective.loss(counted, piece, planning, records=self.diagnostics.records)
-            loss.backward()
-            self.diagnostics.add_entropy(now.entropy, piece.mask)
-            if position == 0:
-                self.diagnostics.add_mismatch(now.log_prob, piece)
-            losses.append(loss.detach())
-            tokens += len(piece) if self.cuts_steps else int(self.policy.cost(piece).sum())
-        for vector in self._vectors:
-            vector.gather()
+        losses, tokens = self._accumulate(planned, planning, place, now)
         self.workers.sum_gradients([p for model in self._models.values() for p in model])
         row |= self.guarded_step(planned)
-        row |= {"loss": sum(float(loss) for loss in losses), "tokens/update": float(tokens)}
+        row |= {f"{self.prefix}loss": sum(float(loss) for loss in losses), f"{self.prefix}tokens/update": float(tokens)}
         self.step += 1
+        for follows in self.spec.then:
+            follows(self.weights.tensors, self.step)
         return row
 
-    def _place(self) -> tuple[int, int]:
-        """The iteration that the next step is of, and its position among the steps on that iteration's batch."""
-        return divmod(self.step, self.training.steps_per_batch)
+    def _accumulate(
+        self, planned: Trajectories, planning: Planning, place: tuple[int, int], now: Evaluation | None
+    ) -> tuple[list[Tensor], int]:
+        """The gradient of a planned batch, micro-batch by micro-batch, into the models' `grad`; the losses, and the tokens."""
+        losses: list[Tensor] = []
+        tokens = 0
+        records = self.diagnostics.records if self.diagnostics.recording else None
+        if self.policy.names_networks and self.spec.trains:
+            own = self._parameters
+            for piece in self._pieces(planned):
+                said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
+                loss = self.objective.loss(said, piece, planning, records=records)
+                for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+                losses.append(loss.detach())
+                tokens += len(piece)
+        else:
+            value = self._trains(planned, critic=True)
+            critic_alone = value and not self._trains(planned, critic=False)
+            shown = place[1] < self.training.minibatches  # to be shown: of the first pass
+            for piece in self._pieces(planned):
+                evaluated = self.policy.evaluate(
+                    piece, entropy=self.objective.reads_entropy or shown, value=value, readings=self.objective.readings
+                )
+                counted = replace(evaluated.detach(), value=evaluated.value) if critic_alone else evaluated
+                loss = self.objective.loss(counted, piece, planning, records=records)
+                loss.backward()
+                self.diagnostics.add_entropy(evaluated.entropy, piece.mask)
+                if place[1] == 0:
+                    self.diagnostics.add_mismatch(evaluated.log_prob, piece)
+                losses.append(loss.detach())
+                tokens += len(piece) if self.cuts_steps else int(self.policy.cost(piece).sum())
+        for vector in self._vectors:
+            vector.gather()
+        return losses, tokens
 
     def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
@@ -183,12 +238,23 @@ class Learner:
         return any(bool(planned.require(f"{name}/weight", name).any()) for name in read)
 
     def _planned(self, batch: Trajectories, planning: Planning) -> Trajectories:
-        """The planned batch. Advantages that look beyond their own row are fixed here, from one more pass without gradient; it is spared
-        where whole groups are all they look at and micro-batches can hold them."""
+        """The planned batch; as the last one, where nothing that its plan depends on has changed. Advantages that look beyond their own row
+        are fixed here, from one more pass without gradient; it is spared where whole groups are all they look at and micro-batches can hold
+        them."""
+        decides = (batch.mask, batch.source, batch.group)
+        if self._plan is not None and all(a is b for a, b in zip(self._plan[0], decides, strict=True)):
+            return batch.with_planned(**self._plan[1])
+        self._plan = None
         reach = self.objective.reach
         if not beyond_row(reach) or (reach == "group" and self._groups_fit(batch)):
-            return self.objective.plan(batch, planning)
-        return self.objective.plan(batch, planning, self.frozen(self.policy, batch))
+            planned = self.objective.plan(batch, planning)
+        else:
+            planned = self.objective.plan(batch, planning, self.frozen(self.policy, batch))
+        if self.objective.is_settled and batch.full and bool(self.objective.touched_rows(planned).all()):
+            weights = {f"{name}/weight": planned.planned[f"{name}/weight"] for name, _ in self.objective.named()}
+            kind = self._parameters[0].dtype
+            self._plan = decides, {name: weight.to(kind) for name, weight in weights.items()}
+        return planned
 
     def _groups_fit(self, batch: Trajectories) -> bool:
         """Whether every group is within the token budget of a micro-batch."""
@@ -202,17 +268,18 @@ class Learner:
         A model whose gradient is not fit to be applied stays as it is, which says nothing about the other.
         """
         row: dict[str, float] = {}
+        longest = self.recipe.longest
         for group, (name, model) in zip(self.optimizer.param_groups, self._models.items(), strict=True):
-            rate = self.recipe.learning_rate_at(self.step, self.training.total_steps, critic=bool(name))
-            row[f"{name}learning_rate"] = group["lr"] = rate
+            rate = self.recipe.learning_rate_at(self.step, self.total, critic=bool(name))
+            row[f"{self.prefix}{name}learning_rate"] = group["lr"] = rate
             moved = [p for p in model if p.grad is not None]
             gradients = [p.grad for p in moved if p.grad is not None]
-            row[f"{name}gradient_norm"] = length = gradient_norm(gradients)
+            row[f"{self.prefix}{name}gradient_norm"] = length = gradient_norm(gradients)
             if not self._fit(length, name, batch):
                 for parameter in moved:
                     parameter.grad = None
-            elif self.recipe.clip_norm is not None and length > self.recipe.clip_norm:
-                torch._foreach_mul_(gradients, self.recipe.clip_norm / length)
+            elif longest is not None and length > longest:
+                torch._foreach_mul_(gradients, longest / length)
         self.optimizer.step()
         return row
 
@@ -220,9 +287,8 @@ class Learner:
         """Raises NonFinite where a step has made weights that are no numbers; for before they are sampled from, or saved."""
         if not all_finite([p for model in self._models.values() for p in model]):
             found = nonfinite((name, p) for name, p in self.policy.module.named_parameters() if p.requires_grad)
-            iteration = max(0, self.step - 1) // self.training.steps_per_batch
             raise NonFinite(
-                f"the weights are no numbers any more after optimiser step {self.step - 1} (iteration {iteration}): {found}; the last "
+                f"the weights are no numbers any more after optimiser step {self.step - 1} (iteration {self.place[0]}): {found}; the last "
                 f"checkpoint is from before; optimizer.learning_rate, {self.recipe.rate:g}, may be too large"
             )
 
@@ -236,7 +302,7 @@ class Learner:
                 kept = batch.select(torch.arange(len(batch))).to("cpu").state_dict()  # copies: it may be a view of a larger one
                 write_file(path, lambda place: torch.save(kept, place))
                 raise NonFinite(
-                    f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self._place()[0]}) is "
+                    f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self.place[0]}) is "
                     f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps"
                 )
             self.skipped["nonfinite"] += 1

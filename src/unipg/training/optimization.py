@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -16,6 +16,10 @@ from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.policies.base import Policy
 
+OWN: dict[str, Any] = {"kind": "adamw", "eps": 1e-8, "clip_norm": 1.0}
+"""What `auto` stands for where an algorithm's learner says nothing of its own."""
+RMSPROP = 0.99
+"""What RMSprop keeps of the mean square at each step, unless `betas` say otherwise."""
 ADAPTER_SHARE = 0.25
 """Where less of a policy's parameters is trained, it is adapters that are."""
 
@@ -72,22 +76,24 @@ class OptimizerRecipe(CheckedArguments):
     """That of a critic which cannot move the policy (`policy.critic`: detached, separate), with the same schedule; null for the same."""
     betas: tuple[float, float] = (0.9, 0.999)
     """How much AdamW keeps of the mean gradient and of its mean square at each step."""
-    eps: float = 1e-8
-    """What AdamW adds to the root of the mean square."""
+    eps: float | Literal["auto"] = "auto"
+    """What AdamW and RMSprop add to the root of the mean square. auto: 1e-8, or the algorithm's own."""
     weight_decay: float = 0.0
     """Share of each weight that a step takes away, times the learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After the warm-up: stay, or fall to 0 at the last step."""
     warmup: int = 0
     """Optimiser steps over which the learning rate rises from 0."""
-    clip_norm: float | None = 1.0
-    """Largest gradient norm; longer gradients are scaled down. null for none. A critic that cannot move the policy is clipped by itself."""
+    clip_norm: float | Literal["auto"] | None = "auto"
+    """Largest gradient norm; longer gradients are scaled down. null for none; auto: 1, or the algorithm's own. A critic that cannot move
+    the policy is clipped by itself."""
     skip_norm: float | None = None
     """A gradient longer than this, before clipping, is not applied at all (HPT's guard uses 80). null for none."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do with a NaN or infinite gradient: stop and dump the batch, or skip the step and count it."""
-    kind: Literal["adamw", "sgd"] = "adamw"
-    """sgd: plain, without momentum; `betas` and `eps` are AdamW's."""
+    kind: Literal["auto", "adamw", "sgd", "rmsprop"] = "auto"
+    """sgd: plain, without momentum. rmsprop: `betas[1]` is what it keeps of the mean square, 0.99 by default. auto: adamw, or the
+    algorithm's own."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "warmup"):
@@ -100,12 +106,21 @@ class OptimizerRecipe(CheckedArguments):
             raise InputError(f"optimizer.critic_learning_rate is {self.critic_learning_rate}; accepted: 0 or more, or null for the same")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"optimizer.betas is {list(self.betas)}; accepted: two numbers in [0, 1)")
-        if not self.eps > 0:
+        if self.eps != "auto" and not self.eps > 0:
             raise InputError(f"optimizer.eps is {self.eps}; accepted: above 0")
         for name in ("clip_norm", "skip_norm"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and value != "auto" and not value > 0:
                 raise InputError(f"optimizer.{name} is {value}; accepted: above 0, or null for none")
+
+    def of(self, learner: str) -> OptimizerRecipe:
+        """That of a learner, by its name."""
+        return self
+
+    @property
+    def longest(self) -> float | None:
+        """The norm to which gradients are clipped; None for as they are."""
+        return OWN["clip_norm"] if self.clip_norm == "auto" else self.clip_norm
 
     @property
     def rate(self) -> float:
@@ -114,15 +129,21 @@ class OptimizerRecipe(CheckedArguments):
             raise InputError("optimizer.learning_rate is auto, which is a number only for an algorithm and a policy: see `settled`")
         return self.learning_rate
 
-    def settled(self, algorithm: Algorithm, policy: Policy, *, controller: bool = False) -> OptimizerRecipe:
-        """The same with a number where `learning_rate` is auto. `controller`: whether the policy acts in an environment."""
-        if self.learning_rate != "auto":
-            return self
-        critic = {id(p) for p in policy.critic_parameters}
-        sizes = [(p.numel(), p.requires_grad) for p in policy.module.parameters() if id(p) not in critic]
-        parameters, trained = sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
-        fitting = CONTROLLED if controller else algorithm.learning_rate
-        return replace(self, learning_rate=fitting.at(parameters, adapters=trained < ADAPTER_SHARE * parameters))
+    def settled(
+        self, algorithm: Algorithm, policy: Policy, *, controller: bool = False, own: Mapping[str, Any] | None = None
+    ) -> OptimizerRecipe:
+        """The same with values for auto. `controller`: whether the policy acts in an environment; `own`: a learner's settings."""
+        named = {**OWN, **(own or {})}
+        changes = {name: named[name] for name in OWN if getattr(self, name) == "auto"}
+        if self.learning_rate == "auto" and "learning_rate" in named:
+            changes["learning_rate"] = named["learning_rate"]
+        elif self.learning_rate == "auto":
+            critic = {id(p) for p in policy.critic_parameters}
+            sizes = [(p.numel(), p.requires_grad) for p in policy.module.parameters() if id(p) not in critic]
+            parameters, trained = sum(size for size, _ in sizes), sum(size for size, moves in sizes if moves)
+            fitting = CONTROLLED if controller else algorithm.learning_rate
+            changes["learning_rate"] = fitting.at(parameters, adapters=trained < ADAPTER_SHARE * parameters)
+        return replace(self, **changes) if changes else self
 
     def build(self, *models: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """One optimiser; what is trained of each model is a parameter group, with a learning rate of its own."""
@@ -139,8 +160,12 @@ class OptimizerRecipe(CheckedArguments):
         named: list[dict[str, Any]] = [{"params": group} for group in groups]
         if self.kind == "sgd":
             return torch.optim.SGD(named, lr=self.rate, weight_decay=self.weight_decay)
+        eps = OWN["eps"] if self.eps == "auto" else self.eps
+        if self.kind == "rmsprop":
+            kept = RMSPROP if self.betas == type(self).betas else self.betas[1]
+            return torch.optim.RMSprop(named, lr=self.rate, alpha=kept, eps=eps, weight_decay=self.weight_decay)
         fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in trained)
-        adamw = torch.optim.AdamW(named, lr=self.rate, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay, fused=fused)
+        adamw = torch.optim.AdamW(named, lr=self.rate, betas=self.betas, eps=eps, weight_decay=self.weight_decay, fused=fused)
         if fused:
             adamw.register_step_post_hook(_count_versions)
         return adamw

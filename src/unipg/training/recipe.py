@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts
+from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts, registered
 from unipg.arguments import CheckedArguments, type_name
 from unipg.errors import LARGEST, InputError, nearest, shown
 from unipg.hub import in_home
@@ -29,6 +29,7 @@ from unipg.settings import numbers_in, read_settings, unknown_key
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
+from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.tracking import check_trackers
 from unipg.trajectories import Source
@@ -36,6 +37,8 @@ from unipg.trajectories import Source
 T = TypeVar("T")
 LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluation", "anchor_cache")
 """Sections that only language recipes have."""
+CONTROL = ("environment", "replay", "controller")
+"""Sections that only control recipes have."""
 
 
 MOST_ROWS = 10_000_000
@@ -124,6 +127,8 @@ class Recipe(CheckedArguments):
     rollouts: SamplingRecipe = field(default_factory=SamplingRecipe)
     evaluation: HeldOutRecipe = field(default_factory=HeldOutRecipe)
     environment: EnvironmentRecipe | None = None
+    replay: ReplayRecipe | None = None
+    """Of algorithms that learn from kept transitions; null: its defaults."""
     controller: ActorCriticRecipe = field(default_factory=ActorCriticRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
@@ -154,6 +159,7 @@ class Recipe(CheckedArguments):
         if self.environment is not None:
             check_without_prompts(algorithm)
         algorithm.terms(Setting(self.rollouts.max_new_tokens))  # its parts check their own settings
+        self._check_replay(algorithm)
         most = self.training.prompts * max(1, algorithm.rollouts if algorithm.uses_rollouts else 0)
         if self.environment is not None:
             most = self.environment.count * self.environment.steps
@@ -165,6 +171,16 @@ class Recipe(CheckedArguments):
                 f"training.minibatches is {self.training.minibatches}, but an iteration has {rows} rows; accepted: at most so many"
             )
         return algorithm
+
+    def _check_replay(self, algorithm: Algorithm) -> None:
+        if algorithm.replays and self.environment is None:
+            raise InputError(f"algorithm '{algorithm.name}' learns from kept transitions of an environment; accepted: a control recipe")
+        if self.replay is not None and not algorithm.replays:
+            names = ", ".join(name for name, kind in registered().items() if kind.replays)
+            raise InputError(
+                f"replay is given, but algorithm '{algorithm.name}' learns from each batch of rollouts once; accepted: leave it out, or "
+                f"one of {names}"
+            )
 
     def _rows(self, algorithm: Algorithm) -> int | None:
         """Most rows of an iteration, where the recipe says how many."""
@@ -179,7 +195,7 @@ class Recipe(CheckedArguments):
         algorithm = self.build_algorithm()
         plain["algorithm"] = {"name": algorithm.name, **dataclasses.asdict(algorithm)}
         if self.environment is None:
-            plain = {k: v for k, v in plain.items() if k not in ("environment", "controller")}
+            plain = {k: v for k, v in plain.items() if k not in CONTROL}
         else:
             plain = {k: v for k, v in plain.items() if k not in LANGUAGE}
         return _plain(plain)

@@ -24,6 +24,7 @@ from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError, spoken
 from unipg.files import write_file, write_folder, writing
 from unipg.hub import check_place
+from unipg.policies.actor_critic import Wanted
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.anchors import ANCHORS, AnchorCache
@@ -81,13 +82,13 @@ def run_recipe(
             raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
         policy, experience = build(recipe, algorithm, device)
         asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
-        recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control))
+        if not algorithm.replays:
+            recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control))
         if workers.leads:
             _make_folder(folder)
             stack.enter_context(locked(folder))
             _continues(folder, resume)  # another run may have been here since
         record = RunRecord(folder, recipe, algorithm, policy, command, device, continues=goes_on, writes=workers.leads)
-        record.content["learning_rate"] = {"used": recipe.optimizer.rate, "asked": asked}
         if not goes_on:  # whatever fails from here on leaves a folder in which the run can be started again
             stack.enter_context(record.kept())
         anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer)
@@ -106,7 +107,9 @@ def run_recipe(
             observer=observer,
             workers=workers,
             identity=recipe.identity(),
+            replay=recipe.replay,
         )
+        record.content["learning_rate"] = {"used": trainer.learner.recipe.rate, "asked": asked}
         if goes_on:
             trainer.resume(trust=trust)
         record.follow(trainer)
@@ -143,7 +146,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
     if recipe.environment is not None:
         environments = recipe.environment.build(recipe.seed)
         spaces, normalized = (environments.observation_space, environments.action_space), environments.normalized
-        controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized)
+        controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized, wanted=wanted_of(algorithm))
         controller.module.to(device)
         _check_minibatches(recipe, algorithm)
         return controller, environments
@@ -186,6 +189,13 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         experience.texts, temperature=recipe.rollouts.temperature, value_head=value_head, device=device, seed=recipe.seed, tags=tags
     )
     return policy, experience
+
+
+def wanted_of(algorithm: Algorithm) -> Wanted:
+    """What an algorithm asks of its controller."""
+    critic = not algorithm.replays
+    kinds, own = algorithm.controllers, algorithm.controller
+    return Wanted(algorithm.name, kinds, critic=critic, networks=algorithm.networks, **own)  # type: ignore[arg-type]
 
 
 def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:

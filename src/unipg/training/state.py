@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 from unipg.errors import InputError, spoken
 from unipg.rollouts.base import Pickled
 from unipg.training.checkpoints import random_states, restore_random_states
-from unipg.training.diagnostics import UpdateDiagnostics
-from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
@@ -17,26 +15,23 @@ if TYPE_CHECKING:
 
 def state_of(run: Trainer) -> dict[str, Any]:
     """What is saved. Holds references, not copies."""
-    learner = run.learner
     return {
         "identity": run.identity,
         "iterations": run.training.iterations,
         "fingerprint": run.workers.gather(run.fingerprint),
         "iteration": run.iteration,
-        "step": learner.step,
+        "round": run.round,
         "position": run.position,
+        "gathered": run.gathered,
+        "step": run.step,
         "seconds": run.seconds,
-        "skipped": dict(learner.skipped),
         "evaluated_at": run.evaluated_at,
         "row": dict(run.row),
-        "batch": None if run.batch is None else run.batch.to("cpu").state_dict(),
-        "diagnostics": None if run.batch is None else learner.diagnostics.state_dict(),
-        "unlearned": None if run.unlearned is None else run.unlearned.to("cpu").state_dict(),
-        "proposed_at": run.proposed_at,
+        "diagnostics": run.diagnostics.state_dict() if run.feed.begun else None,
         "module": run.policy.module.state_dict(),
-        "proposal": None if run.proposal is None else run.proposal.module.state_dict(),
-        "memory": run.workers.gather(dict(learner.memory)),
-        "optimizer": learner.optimizer.state_dict(),
+        "learners": {learner.name: learner.state_dict() for learner in run.learners},
+        "memory": run.workers.gather(dict(run.memory)),
+        "feed": run.feed.state_dict(),
         "experience": run.workers.gather(run.experience.state_dict()),
         "random": random_states(),
         "world": run.workers.world,
@@ -49,21 +44,19 @@ def restore(run: Trainer, state: dict[str, Any], *, trust: bool = False) -> None
     `trust`: unpickle what another user's or machine's run has pickled, which runs code from it.
     """
     _check(run, state, trust)
-    learner = run.learner
     run.policy.module.load_state_dict(state["module"])
-    if run.proposal is not None:
-        run.proposal.module.load_state_dict(state["proposal"])
-    learner.memory = dict(state["memory"][run.workers.rank])
-    learner.optimizer.load_state_dict(state["optimizer"])
+    for learner in run.learners:
+        learner.load_state_dict(state["learners"][learner.name])
+    run.memory.clear()
+    run.memory.update(state["memory"][run.workers.rank])
     run.experience.load_state_dict(state["experience"][run.workers.rank])
     restore_random_states(state["random"])
-    for name in ("iteration", "position", "seconds", "evaluated_at", "proposed_at"):
+    for name in ("iteration", "round", "position", "gathered", "step", "seconds", "evaluated_at"):
         setattr(run, name, state[name])
-    learner.step, learner.skipped, run.row = state["step"], dict(state["skipped"]), dict(state["row"])
+    run.row = dict(state["row"])
+    run.feed.load_state_dict(state["feed"])
     if state["diagnostics"] is not None:
-        learner.diagnostics = UpdateDiagnostics.restored(state["diagnostics"], run.policy.device)
-    for name in ("batch", "unlearned"):
-        setattr(run, name, None if state[name] is None else Trajectories(**state[name]).to(run.policy.device))
+        run.diagnostics.load_state_dict(state["diagnostics"], run.policy.device)
     if state["iterations"] != run.training.iterations:
         run.observer.note(_new_end(run, state["iterations"]))
 
@@ -73,7 +66,7 @@ def _check(run: Trainer, state: dict[str, Any], trust: bool) -> None:
         raise InputError(f"the checkpoint in '{run.folder}' belongs to another recipe: {_difference(state['identity'], run.identity)}")
     if state["world"] != run.workers.world:
         raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {run.workers.world}")
-    begun = state["iteration"] + (state["batch"] is not None)
+    begun = state["iteration"] + (state["diagnostics"] is not None)
     if run.training.iterations < begun:
         raise InputError(
             f"training.iterations is {run.training.iterations}, but the run in '{run.folder}' is in iteration {begun} already; accepted: "
@@ -103,16 +96,17 @@ def _pickled(value: Any) -> Iterator[Pickled]:
 
 def _new_end(run: Trainer, planned: int) -> str:
     """What another number of iterations means for what is scheduled over the whole run."""
-    recipe, step, steps = run.learner.recipe, run.learner.step, run.training.steps_per_batch
-    before, now = (recipe.learning_rate_at(step, count * steps) for count in (planned, run.training.iterations))
+    learner = run.learner
+    recipe, step, per_iteration = learner.recipe, learner.step, learner.total / run.training.iterations
+    before, now = (recipe.learning_rate_at(step, round(count * per_iteration)) for count in (planned, run.training.iterations))
     rate = f"the learning rate goes on at {now:.3g}"
     if recipe.schedule == "constant":
         rate = f"the learning rate is constant ({now:.3g})"
     elif now != before:
-        rate += f", where the {recipe.schedule} schedule had {'ended at' if step >= planned * steps else 'come to'} {before:.3g}"
+        rate += f", where the {recipe.schedule} schedule had {'ended at' if step >= planned * per_iteration else 'come to'} {before:.3g}"
     return (
         f"training.iterations was {planned} and is {run.training.iterations}: what is scheduled over the whole run now ends at optimiser "
-        f"step {run.training.total_steps} instead of {planned * steps}; {rate}"
+        f"step {learner.total} instead of {round(planned * per_iteration)}; {rate}"
     )
 
 

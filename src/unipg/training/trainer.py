@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -10,33 +11,37 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective
-from unipg.estimator.policy_gradient import check_log_probs, corrected
+from unipg.estimator.policy_gradient import corrected
 from unipg.files import write_file, write_folder, writing
 from unipg.policies.base import Policy
 from unipg.policies.weights import check_finite, fingerprint
-from unipg.rollouts.base import Demand, Experience, Interrupted
-from unipg.seeding import generator
+from unipg.rollouts.base import Experience, Interrupted
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
 from unipg.training.collapse import Finding, Watch
-from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
+from unipg.training.feeds.base import Feed
+from unipg.training.feeds.replay import Replay, ReplayRecipe
+from unipg.training.feeds.rollouts import Rollouts
 from unipg.training.folder import check_free, locked, untouched
-from unipg.training.learner import Learner, NonFinite
+from unipg.training.learner import Learning, NonFinite
 from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.state import restore, state_of
 from unipg.training.tracking import Tracker
-from unipg.trajectories import Trajectories
+from unipg.training.weights import Weights
 
 __all__ = ["NonFinite", "Observer", "Stopped", "Trainer", "TrainingRecipe"]
 
 
+SUMMED = frozenset({"tokens/update"})
+"""Of what a step tells: what is summed over the steps of an iteration."""
+ROUNDS_TOLD = 16
+"""Rounds between two signs of life, of iterations that have many."""
 TROUBLE = "verifier-error.txt"
 """File of a run folder that says why answers could not be scored."""
 
@@ -65,6 +70,7 @@ class Trainer:
         observer: Any = None,
         workers: Workers | None = None,
         identity: str = "",
+        replay: ReplayRecipe | None = None,
     ) -> None:
         self.algorithm, self.policy, self.experience, self.anchor = algorithm, policy, experience, anchor
         self.training = training or TrainingRecipe()
@@ -76,41 +82,49 @@ class Trainer:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             self.tracker = tracker or Tracker(folder)
-        self.setting = Setting(max_new_tokens=experience.max_new_tokens)
-        recipe = (optimizer or OptimizerRecipe()).settled(algorithm, policy, controller=not experience.has_prompts)
-        objective = algorithm.terms(self.setting)
+        self.setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step)
+        self.learned = algorithm.learned(self.setting)
         if self.training.overlap:
             self._check_overlap()
-            objective = corrected(objective, self.training.overlap_limit)
-        self._check_needs(objective, recipe)
+            limit = self.training.overlap_limit
+            self.learned = tuple(dataclasses.replace(made, objective=corrected(made.terms, limit)) for made in self.learned)
+        recipe = optimizer or OptimizerRecipe()
+        self._check_needs(Objective(tuple(term for made in self.learned for term in made.terms.terms)), recipe)
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
-        self.learner = Learner(
-            algorithm,
-            policy,
-            objective,
-            training=self.training,
-            recipe=recipe,
-            workers=self.workers,
-            seed=seed,
-            folder=folder,
-        )
+        self.weights = Weights(policy)
+        self.memory: dict[str, Any] = {}
+        self.diagnostics = UpdateDiagnostics()
+        self.learners: list[Learning] = []
+        self.feed = self._build_feed(replay)
+        for made in self.learned:
+            learning = Learning(
+                made,
+                algorithm,
+                policy,
+                self.weights,
+                training=self.training,
+                recipe=recipe.of(made.name).settled(algorithm, policy, controller=not experience.has_prompts, own=made.optimizer),
+                workers=self.workers,
+                seed=seed,
+                folder=folder,
+                steps=self.feed.steps(made),
+                memory=self.memory,
+                diagnostics=self.diagnostics,
+            )
+            self.learners.append(learning)
+        self.learner = next((found for found in self.learners if found.name == "policy"), self.learners[0])
+        """The one whose objective is the policy's, where there are several."""
         self.watch = Watch.of(algorithm, policy)
         self.watch.listeners.append(self.observer.warning)
-        self.iteration = self.position = 0
+        self.iteration = self.round = self.position = self.step = 0
+        """Where the run stands: iteration, its round, updates in that round; and updates so far."""
+        self.gathered = False
+        """Whether the round has gathered what it adds."""
         self.seconds = 0.0
-        self.batch: Trajectories | None = None
-        self._shuffled: tuple[int, Trajectories, Trajectories] | None = None
-        self.proposal: Policy | None = None
-        if algorithm.proposes or self.training.overlap:
-            self.proposal = policy.proposal()
-            self.proposal.module.eval().requires_grad_(False)
-        self.proposed_at = 0
-        self.ahead: CollectionProcess | None = None
-        self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self.row: dict[str, Any] = {}
         self.evaluated_at = -1
-        self._saved: tuple[int, int] | None = None
-        """Iteration and position of the last checkpoint of this process."""
+        self._saved: tuple[int, ...] | None = None
+        """Iteration, round and position of the last checkpoint of this process."""
         self.begun = False
         """Whether the folder holds this run already: after the first call of `train`, or `resume`."""
         self.stop_requested = False
@@ -142,13 +156,6 @@ class Trainer:
                     "dynamic sampling, go on from one iteration to the next; accepted here: null"
                 )
 
-    def _check_groups(self, batch: Trajectories) -> None:
-        """Of rows that came without prompts that they answer: whether there is anything to compare where something is compared."""
-        assert batch.group is not None
-        compares = self.algorithm.needs_group > 1 or self.objective.compares
-        if compares and len(batch.group.unique()) == len(batch):
-            raise InputError(f"algorithm '{self.algorithm.name}' compares the rows of a group, but each row of this batch is one by itself")
-
     def _check_overlap(self) -> None:
         algorithm = self.algorithm
         if not algorithm.uses_rollouts or algorithm.proposes:
@@ -165,10 +172,14 @@ class Trainer:
     def optimizer(self) -> torch.optim.Optimizer:
         return self.learner.optimizer
 
-    @property
-    def step(self) -> int:
-        """Optimiser steps taken so far."""
-        return self.learner.step
+    def _build_feed(self, replay: ReplayRecipe | None) -> Feed:
+        if not self.algorithm.replays:
+            if replay is not None:
+                raise InputError(
+                    f"replay is given, but algorithm '{self.algorithm.name}' uses each batch of rollouts once; accepted: leave it out"
+                )
+            return Rollouts(self)
+        return Replay(self, replay or ReplayRecipe())
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -204,9 +215,7 @@ class Trainer:
             try:
                 yield
             finally:
-                if self.ahead is not None:
-                    self.ahead.close()
-                    self.ahead = None
+                self.feed.close()
 
     def finish(self, why: str) -> None:
         """Ends the run after the iteration that is going on, as if it had been the last; `why` is one line for the user and run.json."""
@@ -218,13 +227,13 @@ class Trainer:
         last: dict[str, Any] = {}
         while self.iteration < self.training.iterations and not self._ending():
             began = time.perf_counter()
-            if self.batch is None:
+            if not self.feed.begun:
                 self._evaluate_if_due()
                 if self._ending():
                     break
                 state = state_of(self)  # where this iteration can be repeated from, should its collection be stopped
                 try:
-                    self._collect()
+                    self.feed.begin()
                 except Interrupted:
                     self._write(state)
                     raise Stopped from None
@@ -243,137 +252,59 @@ class Trainer:
         self.workers.wait()
         return last
 
-    def _look(self) -> None:
-        """A batch that nothing is learned from but what the policy must know of its inputs first."""
-        looked = collect(self.algorithm, self.experience, self.policy, self._demand(-1), self.workers.sum)
-        self.policy.observe(looked.batch.to(self.policy.device), self.workers.sum)
-        if self.proposal is not None:
-            self._renew_proposal()
-
-    def _collect(self) -> None:
-        if self.policy.must_observe:
-            self._look()
-        collected = self._rollouts()
-        metrics = collected.metrics
-        if self.tracker:
-            self.tracker.histograms(self.iteration, collected.histograms)
-        if collected.trouble:
-            broken = self.iteration == 0 and metrics.get("verifier/raised_fraction") == 1
-            self._tell_trouble(collected.trouble, "every rollout" if broken else "", "the rollouts")
-        batch = collected.batch.to(self.policy.device)
-        if self.policy.memoryless and not self.learner.cuts_steps:
-            batch = batch.as_episodes()  # its rows may be windows with several of them
-            self._check_groups(batch)
-        batch = self._prepare(batch)
-        metrics |= self.algorithm.metrics(batch)
-        if self.algorithm.proposes and self.algorithm.adopts(batch, self.learner.planning()):
-            self._renew_proposal()
-            metrics["proposal/adopted"] = 1.0
-        self.row = metrics
-        live = batch.mask.any(1)
-        if not bool(live.all()):  # nothing is left in them to learn from, and no aggregate counts them
-            batch = batch.select(live)
-        self.batch = batch.as_steps() if self.learner.cuts_steps else batch
-        self.position = 0
-
-    def _rollouts(self) -> Collected:
-        """The fresh batch of this iteration; with `overlap` that of the process that collected it during the last one."""
-        if not self.training.overlap:
-            return collect(self.algorithm, self.experience, self.proposal or self.policy, self._demand(self.iteration), self.workers.sum)
-        if self.ahead is None:
-            assert self.proposal is not None
-            self.ahead = CollectionProcess(self.algorithm, self.experience, self.proposal)
-            self.proposal = self.ahead.policy
-        if not self.ahead.busy:  # the first iteration, or the first after a resume
-            self.ahead.start(self._demand(self.iteration), self.experience.state_dict())
-        began = time.perf_counter()
-        collected, state = self.ahead.result(lambda: self.stop_requested and self.workers.world == 1)
-        waited = {"time/waited_for_rollouts": time.perf_counter() - began, "staleness/steps": float(self.step - self.proposed_at)}
-        collected.metrics |= waited
-        self.experience.load_state_dict(state)
-        if self.unlearned is not None:
-            self.experience.update(self.unlearned, self.learner.memory)
-        self._renew_proposal()  # also in the last iteration: the run may be continued with more of them
-        if self.iteration + 1 < self.training.iterations:
-            self.ahead.start(self._demand(self.iteration + 1), self.experience.state_dict())
-        return collected
-
-    def _demand(self, iteration: int) -> Demand:
-        return Demand(
-            iteration=iteration,
-            rollouts=self.algorithm.rollouts if self.algorithm.uses_rollouts else 0,
-            demonstrations=self.algorithm.demonstrations != "none",
-            score_demonstrations=self.algorithm.scores_demonstrations,
-            completions=self.algorithm.completions,
-            value=self.policy.has_value,
-            window=self.algorithm.window,
-            seed=self.seed,
-            worker=self.workers.rank,
-            workers=self.workers.world,
-            should_stop=lambda: self.stop_requested and self.workers.world == 1,
-        )
-
-    def _renew_proposal(self) -> None:
-        assert self.proposal is not None
-        self.proposal.follow(self.policy)
-        self.proposed_at = self.step
-
-    def _prepare(self, batch: Trajectories) -> Trajectories:
-        """Whole-batch work: what planning reads, the algorithm's own, advantages, then log-probabilities under frozen policies."""
-        planning = self.learner.planning()
-        reads = self.objective.reads | self.algorithm.reads
-        first = self.algorithm.reads | (reads & {"value"})
-        if first & {"old_entropy", "value"} and self.training.steps_per_batch > 1:
-            first |= reads & {"old_log_prob"}  # of the same pass
-        batch = self._frozen(batch, first)
-        batch = self.objective.prepare(self.algorithm.prepare(batch, self.setting, planning), planning)
-        if self.training.steps_per_batch == 1:
-            reads = reads - {"old_log_prob"}  # the policy has not moved: the ratio is 1 to the last bit
-        return self._frozen(batch, reads, None if self.objective.reach == "batch" else self.objective.touched_rows(batch))
-
-    def _frozen(self, batch: Trajectories, fields: frozenset[str], rows: Tensor | None = None) -> Trajectories:
-        """The batch with the named log-probabilities, entropies and values, taken without gradient by old policy, critic and anchor.
-
-        `rows [B]`: only those are evaluated; the others cannot move the policy.
-        """
-        sources = {"old_log_prob": "log_prob", "old_entropy": "entropy", "value": "value"}
-        missing = [name for name in sources if name in fields and getattr(batch, name) is None]
-        if missing:
-            now = self.learner.frozen(self.policy, batch, rows, value="value" in missing, entropy="old_entropy" in missing)
-            batch = batch.replace(**{name: getattr(now, sources[name]) for name in missing})
-        if "anchor_log_prob" in fields and batch.anchor_log_prob is None:
-            assert self.anchor is not None
-            batch = batch.replace(anchor_log_prob=self.learner.frozen(self.anchor, batch, rows).log_prob)
-            check_log_probs(batch.require("anchor_log_prob", "the anchor"), batch, "anchor_log_prob")
-        return batch
-
     # ------------------------------------------------------------------------------------------------ updates
 
     def _update(self) -> None:
-        assert self.batch is not None
         began = time.perf_counter()
-        if self.position == 0:
-            self.learner.diagnostics = UpdateDiagnostics()
-        while self.position < self.training.steps_per_batch:
-            try:
-                told = self.learner.optimise(self._minibatch(self.batch))
-            except InputError:
-                self.learner.check_weights()  # where an earlier step has spoilt them, that is what to say
-                raise
-            if "tokens/update" in told:
-                told["tokens/update"] += self.row.get("tokens/update", 0.0)
-            self.row |= told
-            self.position += 1
-            if self.stop_after_steps is not None and self.step >= self.stop_after_steps:
-                self.stop_requested = True
-            self.observer.phase("update", self.position / self.training.steps_per_batch)
-            if self.position < self.training.steps_per_batch and self._stopping():
-                self.learner.check_weights()
-                self.save_checkpoint()
-                raise Stopped
-        self.learner.forget_gradients()
+        feed = self.feed
+        if self.round == self.position == 0 and not self.gathered:
+            self.diagnostics.forget()
+        while self.round < feed.rounds:
+            if not self.gathered:
+                feed.gather(self.round)
+                self.gathered = True
+            updates = feed.updates(self.round)
+            while self.position < updates:
+                self._step(feed)
+                self.position += 1
+                self.step += 1
+                if self.stop_after_steps is not None and self.step >= self.stop_after_steps:
+                    self.stop_requested = True
+                if feed.rounds == 1:
+                    self.observer.phase("update", self.position / updates)
+                    if self.position < updates:
+                        self._stop_here()
+            self.round, self.position, self.gathered = self.round + 1, 0, False
+            if feed.rounds > 1:
+                if self.round % ROUNDS_TOLD == 0:
+                    self.observer.phase("update", self.round / feed.rounds)
+                if self.round < feed.rounds:
+                    self._stop_here()
+        for learner in self.learners:
+            learner.forget_gradients()
         self.learner.check_weights()
-        self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began
+        self.row["time/update"] = self.row.get("time/update", 0.0) + time.perf_counter() - began - feed.seconds
+
+    def _step(self, feed: Feed) -> None:
+        """One update: the learners whose turn it is, on the same rows."""
+        batch = feed.draw(self.round, self.position)
+        now = feed.now(batch)
+        try:
+            for learner in feed.due(self.round, self.position):
+                told = learner.optimise(batch, (self.iteration, self.position), now)
+                for name in told.keys() & SUMMED:
+                    told[name] += self.row.get(name, 0.0)
+                self.row |= told
+        except InputError:
+            self.learner.check_weights()  # where an earlier step has spoilt them, that is what to say
+            raise
+
+    def _stop_here(self) -> None:
+        """Ends the run between two updates where it was asked to."""
+        if self._stopping():
+            self.learner.check_weights()
+            self.save_checkpoint()
+            raise Stopped
 
     def _stopping(self) -> bool:
         return self._agreed(self.stop_requested)
@@ -385,45 +316,22 @@ class Trainer:
         """Whether any worker was asked: all of them must agree, or they would wait for each other for ever."""
         return asked if self.workers.world == 1 else bool(self.workers.sum(torch.tensor(float(asked))) > 0)
 
-    def _minibatch(self, batch: Trajectories) -> Trajectories:
-        """The rows of the current optimiser step: a share of a permutation that seed, iteration and epoch decide.
-
-        Of rows, or of whole groups where an advantage looks at them.
-        """
-        parts = self.training.minibatches
-        if parts == 1:
-            return batch
-        epoch, part = divmod(self.position, parts)
-        if self.objective.reach == "group":  # a pair that is torn apart would be compared with nothing
-            assert batch.group is not None
-            groups, unit = batch.group.unique(return_inverse=True)
-            order = torch.randperm(len(groups), generator=generator(self.seed, "order", self.iteration, epoch))
-            return batch.select(torch.isin(unit, order.to(unit.device).tensor_split(parts)[part]))
-        if self._shuffled is None or self._shuffled[0] != epoch or self._shuffled[1] is not batch:
-            order = torch.randperm(len(batch), generator=generator(self.seed, "order", self.iteration, epoch))
-            self._shuffled = epoch, batch, batch.select(order.to(batch.mask.device))
-        size, larger = divmod(len(batch), parts)  # the first `larger` parts have one row more
-        start = part * size + min(part, larger)
-        return self._shuffled[2].window(start, start + size + (part < larger))
-
     def _finish_iteration(self, seconds: float) -> dict[str, Any]:
-        assert self.batch is not None
         self.seconds += seconds
-        self.row |= self.learner.diagnostics.metrics()
-        self.row |= self.algorithm.learn(self.batch, self.learner.planning(), self.learner.evaluate)
-        self.policy.observe(self.batch, self.workers.sum)
-        skipped = {f"steps/skipped_{why}": count for why, count in self.learner.skipped.items() if count}
+        self.row |= self.diagnostics.metrics()
+        self.row |= self.feed.finish()
+        skipped: dict[str, int] = {}
+        for learner in self.learners:
+            skipped |= {f"{learner.prefix}steps/skipped_{why}": count for why, count in learner.skipped.items() if count}
         row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
         if self.tracker:
             self.tracker.metrics(row)
-            self.tracker.histograms(self.iteration, self.learner.diagnostics.histograms())
+            self.tracker.histograms(self.iteration, self.diagnostics.histograms())
             self.watch.read(row)
-        if not self.training.overlap:
-            self.experience.update(self.batch, self.learner.memory)
-        elif self.experience.learns:
-            self.unlearned = self.batch
-        self.batch, self._shuffled, self.row = None, None, {}
+        self.feed.learnt()
+        self.row = {}
         self.iteration += 1
+        self.round = self.position = 0
         self.observer.iteration(self.iteration, self.training.iterations, row)
         if self.iteration % self.training.save_every == 0:
             self.save_checkpoint()
@@ -449,9 +357,9 @@ class Trainer:
             self.observer.evaluation(results)
         for result in results:
             if result.trouble:
-                self._tell_trouble(result.trouble, "", f"the evaluation of {result.task}")
+                self.tell_trouble(result.trouble, "", f"the evaluation of {result.task}")
 
-    def _tell_trouble(self, trouble: str, broken: str, where: str) -> None:
+    def tell_trouble(self, trouble: str, broken: str, where: str) -> None:
         """Keeps in the run folder why answers could not be scored, and says so once; ends a run in which none could be."""
         path = self.folder / TROUBLE
         if self.workers.leads and not path.exists():
@@ -475,7 +383,8 @@ class Trainer:
 
     def _write(self, state: dict[str, Any]) -> None:
         if self.workers.leads:
-            moment = state["iteration"], state["position"]
+            moment = state["iteration"], state["round"], state["position"]
+            self.feed.flush()
             write_checkpoint(self.folder, state, again=self._saved == moment)
             self._saved = moment
             self.observer.checkpoint(self.folder)

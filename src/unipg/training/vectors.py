@@ -29,6 +29,11 @@ class ParameterVector:
             torch.utils.swap_tensors(parameter, piece)
             start += parameter.numel()
 
+    @property
+    def trained(self) -> bool:
+        """Whether its parameters want a gradient at all."""
+        return self.parameters[0].requires_grad
+
     def gather(self) -> None:
         """The vector's gradient, from those of the parameters."""
         gradients = [p.grad.reshape(-1) for p in self.parameters if p.grad is not None]

@@ -1,0 +1,90 @@
+"""Soft actor-critic: the pathwise gradient of twin critics and of the policy's entropy, from replayed transitions."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.learners import Learner
+from unipg.critics import (
+    ActionValues,
+    Bootstrapped,
+    Drawn,
+    Exact,
+    Lagged,
+    Network,
+    Number,
+    Polyak,
+    Regression,
+    Surprise,
+    TemperatureLoss,
+    Value,
+)
+from unipg.critics.regression import REPLAYED
+from unipg.errors import InputError
+from unipg.estimator import Enumerated, Pathwise, PolicyGradient
+
+ADAM = {"learning_rate": 3e-4, "clip_norm": None}
+
+
+@register
+@dataclass(frozen=True)
+class SAC(Algorithm):
+    """The policy maximises E[min Q(s, a) − alpha · log pi(a|s)]; alpha is learned so that the entropy comes to a target, or fixed.
+
+    Actions that can be counted are summed over instead of drawn (arXiv 1910.07207).
+    """
+
+    name = "sac"
+    title = "Soft actor-critic"
+    paper = "arXiv 1801.01290; 1812.05905"
+    equation = (
+        "∇_theta E[min_k Q_k(s, a_theta) − alpha · log pi_theta(a_theta|s)],  Q_k → r + gamma · (min_k Q_lagged − alpha · log pi)(s', a')"
+    )
+    deviations = (
+        "The temperature is stepped before critic and policy, which read the new one; Stable-Baselines3 reads that of before the step.",
+        "Only terminal states end a return: an episode that a time limit cuts is bootstrapped.",
+    )
+    replays = True
+    controllers = ("squashed", "auto")
+    controller: ClassVar[Mapping[str, Any]] = {"hidden": (256, 256), "activation": "relu", "init": "torch"}
+
+    rollouts: int = setting(1, "read of prompts alone; environments start each episode by themselves")
+    discount: float = setting(0.99, "discount per step", "arXiv 1801.01290, Table 1")
+    tau: float = setting(0.005, "share of the critics that their lagged copies take over at each update", "arXiv 1801.01290, Table 1")
+    temperature: float | None = setting(None, "fixed weight alpha of the entropy; null: learned")
+    initial_temperature: float = setting(1.0, "alpha at the start where it is learned")
+    target_entropy: float | None = setting(
+        None, "entropy in nats that alpha is learned for; null: minus the number of action dimensions, or 0.98 · log n of n actions"
+    )
+    critics: int = setting(2, "critics, of whose values the least counts", "arXiv 1801.01290, section 4.2")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, 0, 1, "discount", "tau")
+
+    def networks(self, counted: bool) -> Mapping[str, Network]:
+        learned = {"temperature": Number(self.initial_temperature)} if self.temperature is None else {}
+        return {"q": ActionValues(self.critics), "q_lagged": Lagged("q"), **learned}
+
+    def learners(self, setting: Setting) -> tuple[Learner, ...]:
+        over = Exact() if setting.counted else Drawn()
+        alpha = "temperature" if self.temperature is None else self.temperature
+        target = Bootstrapped(Value("q_lagged") + Surprise(alpha), self.discount, over)
+        policy = PolicyGradient(
+            rows=REPLAYED, advantage=Value("q") + Surprise(alpha), likelihood=Enumerated() if setting.counted else Pathwise()
+        )
+        temperature = TemperatureLoss(of="temperature", target_entropy=self._target(setting), over=over)
+        return (
+            *([Learner("temperature", ("temperature",), temperature, optimizer=ADAM)] if self.temperature is None else []),
+            Learner("critic", ("q",), Regression(of="q", target=target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
+            Learner("policy", ("actor",), policy, optimizer=ADAM),
+        )
+
+    def _target(self, setting: Setting) -> float:
+        most = setting.highest_entropy
+        if self.target_entropy is None:
+            return 0.98 * most if setting.counted else -float(setting.actions)
+        if self.target_entropy >= most:
+            raise InputError(f"algorithm.target_entropy is {self.target_entropy}; accepted: below {most:.4g}, the most there can be")
+        return self.target_entropy

@@ -1,0 +1,31 @@
+"""How good an action was, learned: networks of values, what they regress on, their lagged copies, and the advantages that read them.
+
+Belongs here: terms and advantages of the estimator that look at networks by name (`now.action_value("q")`), and what those networks are.
+Does not belong here: layers (`networks/`), policies, loops and data.
+"""
+
+from unipg.critics.lagged import Copied, Follows, Polyak
+from unipg.critics.networks import ActionValues, Body, Lagged, Network, Number, StateValues
+from unipg.critics.regression import Bootstrapped, Regression, TemperatureLoss
+from unipg.critics.values import Drawn, Exact, Expectation, Greedy, Surprise, Value
+
+__all__ = [
+    "ActionValues",
+    "Body",
+    "Bootstrapped",
+    "Copied",
+    "Drawn",
+    "Exact",
+    "Expectation",
+    "Follows",
+    "Greedy",
+    "Lagged",
+    "Network",
+    "Number",
+    "Polyak",
+    "Regression",
+    "StateValues",
+    "Surprise",
+    "TemperatureLoss",
+    "Value",
+]

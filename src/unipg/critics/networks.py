@@ -1,0 +1,123 @@
+"""What an algorithm's own networks are: said by the algorithm, built for a policy's observations and actions."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from unipg.errors import InputError
+from unipg.networks.perceptron import Ensemble, HostFunction
+
+Activation = Literal["tanh", "relu"]
+
+
+@dataclass(frozen=True)
+class Body:
+    """What networks of one policy have in common."""
+
+    inputs: int
+    """Numbers of an observation as networks read it."""
+    actions: int
+    """How many actions there are, or how many numbers one has."""
+    discrete: bool
+    """Whether actions can be counted."""
+    hidden: tuple[int, ...]
+    activation: Activation
+    init: Literal["torch", "orthogonal"] = "torch"
+    encoder: Callable[[torch.Generator], nn.Module] | None = None
+    """Makes what turns images into `inputs` numbers, one for each network; None where networks read the numbers as they are."""
+
+    def ensemble(self, members: int, inputs: int, outputs: int, source: torch.Generator) -> nn.Module:
+        """`members` perceptrons as one batched product, behind an encoder of their own where there is one."""
+        made = Ensemble(members, [inputs, *self.hidden, outputs], activation=self.activation, init=self.init, gain=1.0, source=source)
+        return made if self.encoder is None else Behind(self.encoder(source), made)
+
+
+class Behind(nn.Module):
+    """An ensemble of perceptrons behind an encoder that learns with them."""
+
+    def __init__(self, encoder: nn.Module, network: Ensemble) -> None:
+        super().__init__()
+        self.encoder, self.network = encoder, network
+
+    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
+        """[N,C,H,W], and real actions [N,A] where it reads them, to [K,N,…]."""
+        seen = self.encoder(observation)
+        return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1))  # type: ignore[no-any-return]
+
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """The first member in NumPy; see `Perceptron.on_the_host`. The encoder's weights are copies."""
+        see, rest = self.encoder.on_the_host(), self.network.on_the_host(live=live)  # type: ignore[operator]
+        return lambda x: rest(see(x))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Base class: a network by its name in `Algorithm.networks`."""
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class ActionValues(Network):
+    """`members` values of an action: q_k(s, a), or q_k(s, ·) of every action where these can be counted."""
+
+    members: int = 1
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.discrete:
+            return body.ensemble(self.members, body.inputs, body.actions, source)
+        return body.ensemble(self.members, body.inputs + body.actions, 1, source)
+
+
+@dataclass(frozen=True)
+class StateValues(Network):
+    """`members` values of a state, v_k(s)."""
+
+    members: int = 1
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        return body.ensemble(self.members, body.inputs, 1, source)
+
+
+class PositiveNumber(nn.Module):
+    """exp(log_value): what is learned is the logarithm."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.log_value = nn.Parameter(torch.tensor(math.log(value)))
+
+    def forward(self) -> Tensor:
+        return self.log_value.exp()
+
+
+@dataclass(frozen=True)
+class Number(Network):
+    """A number above 0 that is learned by its logarithm, such as a temperature."""
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (self.value > 0 and math.isfinite(self.value)):
+            raise InputError(f"a learned number starts at {self.value}; accepted: a finite number above 0")
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        return PositiveNumber(self.value)
+
+
+@dataclass(frozen=True)
+class Lagged(Network):
+    """A copy of another network, which no learner trains: it follows (`Polyak`, `Copied`)."""
+
+    of: str
+
+    def copy(self, module: nn.Module) -> nn.Module:
+        """The copy, with weights of its own."""
+        return copy.deepcopy(module).requires_grad_(False)

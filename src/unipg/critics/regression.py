@@ -1,0 +1,115 @@
+"""What critics and temperatures are trained on, as terms of the estimator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unipg.critics.values import Drawn, Expectation
+from unipg.errors import InputError
+from unipg.estimator.advantages import Advantage, Planning
+from unipg.estimator.parts import Joint, Part, furthest
+from unipg.estimator.policy_gradient import Record, Term
+from unipg.shapes import Float
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+REPLAYED = (Source.REPLAY,)
+DISCOUNT = "discount"
+"""Planned [B,T]: the factor of what follows a row, where the feed knows it (returns over several steps); else `Bootstrapped.discount`."""
+
+
+@dataclass(frozen=True)
+class Bootstrapped(Part):
+    """y = r + discount · (1 − terminated) · E[value(s', a')], a' ~ policy at s'; detached. A limit is no end: `truncated` bootstraps.
+
+    `value` is an advantage of networks, `Value("q_lagged") + Surprise("temperature")` for a soft target; `over` how a' is chosen.
+    What `value` says of a terminal state, NaN included, counts for nothing.
+    """
+
+    joint: ClassVar[Joint] = "step"
+    value: Advantage
+    discount: float = 0.99
+    over: Expectation = Drawn()
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise InputError(f"discount is {self.discount}; accepted: a number in [0, 1]")
+
+    @torch.no_grad()
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
+        after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")  # type: ignore[arg-type]
+        ended = batch.require("terminated", "Bootstrapped")
+        factor = batch.planned.get(DISCOUNT, self.discount)
+        return batch.require("step_reward", "Bootstrapped") + factor * after.masked_fill(ended, 0)
+
+
+@dataclass(frozen=True)
+class Regression(Term):
+    """sum_k loss(q_k(s, a) − y) of the members of a network of action values, y the target: `squared` ½ d², `huber` of width 1."""
+
+    joint: ClassVar[Joint] = "step"
+    rows: tuple[Source, ...] = REPLAYED
+    of: str = field(kw_only=True)
+    target: Bootstrapped = field(kw_only=True)
+    loss: Literal["squared", "huber"] = field(default="squared", kw_only=True)
+
+    @property
+    def reads_log_prob(self) -> bool:
+        return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"observation", "next_observation", "step_reward", "terminated"})
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({"next_observation"}) if self.target.over.draws else frozenset()
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((super().reach, self.target.reach, self.target.value.reach))
+
+    def symbol(self) -> str:
+        return f"{self.of} → r + {self.target.discount:g} · ({self.target.value.symbol()}) at {self.target.over.symbol()}"
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        target = self.target(now, batch, planning)
+        values = now.action_value(self.of)  # type: ignore[attr-defined]
+        if values.shape[1:] != target.shape:
+            raise InputError(f"'{self.of}' gives {list(values.shape[1:])} but its targets are {list(target.shape)}; they must be equal")
+        error = values - target
+        if self.loss == "huber":
+            loss = torch.nn.functional.huber_loss(values, target.expand_as(values), reduction="none").sum(0)
+        else:
+            loss = 0.5 * (error * error).sum(0)
+        return loss, Record.of(name, value=values, target=target, loss=loss)
+
+
+@dataclass(frozen=True)
+class TemperatureLoss(Term):
+    """−log(alpha) · (E[log pi(a|s)] + target_entropy), the expectation detached: alpha rises where the policy's entropy is too low.
+
+    Source: arXiv 1812.05905, section 5, in the form of its released code (the logarithm instead of alpha: same sign, same fixed point).
+    """
+
+    joint: ClassVar[Joint] = "step"
+    rows: tuple[Source, ...] = REPLAYED
+    of: str = field(kw_only=True)
+    target_entropy: float = field(kw_only=True)
+    over: Expectation = field(default=Drawn(), kw_only=True)
+
+    @property
+    def reads_log_prob(self) -> bool:
+        return False
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({"observation"}) if self.over.draws else frozenset()
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        surprise = -self.over(lambda point: point.log_prob, now, "observation").detach()
+        log_alpha = now.log_number(self.of)  # type: ignore[attr-defined]
+        return log_alpha * (surprise - self.target_entropy), Record.of(name, temperature=log_alpha.exp(), entropy=surprise)

@@ -1,0 +1,114 @@
+"""Advantages that ask networks for the value of an action, and expectations of them over the actions of a state.
+
+Such an advantage is a function of a `Point`, an observation with an action: the one that was taken, a fresh one (`Pathwise`), all of them
+(`Enumerated`), or that of the next state in a target. It keeps its graph; who must not differentiate it detaches it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from unipg.errors import InputError
+from unipg.estimator.advantages import Advantage, Planning
+from unipg.estimator.likelihoods import Valued
+from unipg.estimator.parts import Joint, Part
+from unipg.shapes import Float
+from unipg.trajectories import Evaluation, Point, Trajectories
+
+Reduction = Literal["min", "mean", "first"]
+
+
+def reduced(values: Float[Tensor, "K ..."], how: Reduction) -> Float[Tensor, "..."]:
+    """One value of those of K members."""
+    if how == "first" or len(values) == 1:
+        return values[0]
+    return values.min(0).values if how == "min" else values.mean(0)
+
+
+@dataclass(frozen=True)
+class Value(Advantage):
+    """Q(s, a) of the network `of`: the least of its members' values, their mean, or the first member's."""
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    of: str
+    reduction: Reduction = "min"
+
+    def __call__(self, batch: Trajectories, now: Point | None = None, planning: Planning | None = None) -> Tensor:  # type: ignore[override]
+        assert now is not None
+        return reduced(now.action_value(self.of), self.reduction)
+
+
+@dataclass(frozen=True)
+class Surprise(Advantage):
+    """−alpha · log pi(a | s), alpha a number or that of a network: in expectation an entropy bonus. alpha is never differentiated."""
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    alpha: float | str
+
+    def __call__(self, batch: Trajectories, now: Point | None = None, planning: Planning | None = None) -> Tensor:  # type: ignore[override]
+        assert now is not None
+        alpha = now.number(self.alpha).detach() if isinstance(self.alpha, str) else self.alpha
+        return -alpha * now.log_prob
+
+
+@dataclass(frozen=True)
+class Expectation(Part):
+    """Base class: E[f(s, a)] over a policy's actions at the named observations, for targets; without graph."""
+
+    joint: ClassVar[Joint] = "step"
+    draws: ClassVar[bool] = False
+    """Whether it needs planned noise."""
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class Drawn(Expectation):
+    """f at one fresh action of the network `of`.
+
+    `smoothing`: standard deviation, in the policy's units, of noise added to an action that has none of its own, at most `limit` either
+    way; the sum is clipped to the bounds (target policy smoothing, arXiv 1802.09477).
+    """
+
+    draws: ClassVar[bool] = True
+    minor: ClassVar[frozenset[str]] = frozenset({"of"})
+    of: str = "actor"
+    smoothing: float | None = None
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("smoothing", "limit"):
+            if (number := getattr(self, name)) is not None and not number >= 0:
+                raise InputError(f"{name} is {number}; accepted: 0 or more, or null for none")
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        return value(now.fresh(at, self.of, self.smoothing, self.limit))  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class Exact(Expectation):
+    """sum_a pi(a|s) · f(s, a) over all actions."""
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        point = now.every(at)
+        return (point.log_prob.exp() * value(point)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Greedy(Expectation):
+    """f at the action that the network `by` finds best: with the network of `f` itself the usual maximum, with another double Q-learning
+    (arXiv 1509.06461)."""
+
+    by: str
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        point = now.every(at)
+        best = reduced(point.action_value(self.by), "mean").argmax(-1, keepdim=True)
+        return torch.gather(value(point), -1, best).squeeze(-1)

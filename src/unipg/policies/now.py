@@ -1,0 +1,188 @@
+"""What a policy's named networks say of a batch as they are now: asked for lazily, and each thing once until its network is stepped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from unipg.critics.networks import Behind
+from unipg.errors import InputError
+from unipg.estimator.likelihoods import placed
+from unipg.trajectories import Evaluation, Point, Trajectories
+
+if TYPE_CHECKING:
+    from unipg.critics.networks import PositiveNumber
+    from unipg.policies.named import NamedNetworks
+
+NOISE = "noise/{}"
+"""Planned [B,T,A] standard normal numbers, what fresh actions at the named observations are drawn from."""
+
+
+class Now(Evaluation, Point):
+    """An `Evaluation` whose parts are evaluated when somebody asks, and a `Point` at the actions that were taken.
+
+    `graphs`: observations (by field) whose fresh actions somebody will differentiate in this step; those at others come without graph.
+    """
+
+    def __init__(self, policy: NamedNetworks, batch: Trajectories, graphs: frozenset[str] = frozenset()) -> None:
+        self.policy, self.batch, self.graphs = policy, batch, graphs
+        self.shape = batch.mask.shape
+        self.everywhere = batch.full
+        self._live = None if self.everywhere else batch.mask.reshape(-1)
+        self._kept: dict[Any, tuple[int, Any]] = {}
+
+    def flat(self, tensor: Tensor) -> Tensor:
+        """[B,T,…] to [N,…] of the steps that count: before any network sees it, since 0 · NaN is NaN."""
+        steps = tensor.reshape(self.shape[0] * self.shape[1], *tensor.shape[2:])
+        return steps if self._live is None else steps[self._live]
+
+    def placed(self, values: Tensor) -> Tensor:
+        """[N,…] of the steps that count, back as [B,T,…]; 0 elsewhere."""
+        more = values.shape[1:]
+        if self.everywhere:
+            return values.reshape(*self.shape, *more)
+        if not more:
+            return placed(values, self.batch.mask)
+        return values.new_zeros(*self.shape, *more).index_put((self.batch.mask,), values)
+
+    def once(self, key: Any, networks: tuple[str, ...], find: Callable[[], Any]) -> Any:
+        """What `find` makes of the named networks, found again only when one of them has been stepped."""
+        version = sum(self.policy.version(name) for name in networks)
+        kept = self._kept.get(key)
+        if kept is None or kept[0] != version:
+            self._kept[key] = kept = (version, find())
+        return kept[1]
+
+    def observed(self, at: str) -> Tensor:
+        """[N,O] observations of a field as the networks read them."""
+        return self.once(at, (), lambda: self.policy.read(self.flat(self.batch.require(at, "a network"))))
+
+    def detach(self) -> Evaluation:
+        return self
+
+    def where(self, mask: Tensor) -> Evaluation:
+        return self
+
+    # ------------------------------------------------------------------------------------------------ the actions that were taken
+
+    @property
+    def action(self) -> Tensor:
+        """[N,…]"""
+        return self.flat(self.batch.action)
+
+    @property
+    def log_prob(self) -> Tensor:  # type: ignore[override]
+        return self._taken(False)[0]
+
+    @property
+    def entropy(self) -> Tensor | None:  # type: ignore[override]
+        return self._taken(True)[1]
+
+    @property
+    def value(self) -> Tensor | None:  # type: ignore[override]
+        return None
+
+    def _taken(self, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        def find() -> tuple[Tensor, Tensor | None]:
+            log_prob, entropies = self.policy.distribution(self.observed("observation"), "actor", self.action, entropy)
+            return self.placed(log_prob), None if entropies is None else self.placed(entropies)
+
+        return self.once(("taken", entropy), ("actor",), find)
+
+    def action_value(self, network: str) -> Tensor:
+        """[K,B,T]"""
+        return self.values_of(network, "observation", self.action)
+
+    def state_value(self, network: str) -> Tensor:
+        """[K,B,T]"""
+        return self.states_of(network, "observation")
+
+    def number(self, network: str) -> Tensor:
+        return self.policy.network(network)()
+
+    def log_number(self, network: str) -> Tensor:
+        return cast("PositiveNumber", self.policy.network(network)).log_value
+
+    # ------------------------------------------------------------------------------------------------ other actions
+
+    def fresh(self, at: str, of: str = "actor", smoothing: float | None = None, limit: float | None = None) -> Elsewhere:
+        """The point at one action of the network `of` at each of the named observations. See `critics.Drawn` for the others."""
+
+        def find() -> tuple[Tensor, Tensor | None]:
+            noise = self.batch.planned.get(NOISE.format(at))
+            if noise is None:
+                raise InputError(f"a fresh action at '{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")
+            with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
+                return self.policy.fresh(self.observed(at), of, self.flat(noise), smoothing, limit)
+
+        graph = at in self.graphs and of == "actor"
+        if graph and not torch.is_grad_enabled():  # somebody in this step will want it with its graph
+            with torch.enable_grad():
+                action, log_prob = self.once(("fresh", at, of, smoothing, limit), (of,), find)
+        else:
+            action, log_prob = self.once(("fresh", at, of, smoothing, limit), (of,), find)
+        return Elsewhere(self, at, action, log_prob)
+
+    def every(self, at: str, of: str = "actor") -> Elsewhere:
+        """The point at all n actions at each of the named observations: one more dimension everywhere."""
+        return Elsewhere(self, at, None, None, of)
+
+    def values_of(self, network: str, at: str, action: Tensor | None) -> Tensor:
+        """[K,B,T] values of an action [N,…], or [K,B,T,n] of all of them."""
+        values = self.policy.network(network)
+        observation = self.observed(at)
+        if not self.policy.counts_actions:
+            assert action is not None
+            both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
+            found = values(*both).squeeze(-1)
+        else:
+            found = values(observation)
+            if action is not None:
+                found = found.gather(-1, action.long().expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
+        return self._members(found)
+
+    def states_of(self, network: str, at: str) -> Tensor:
+        """[K,B,T] values of the named observations."""
+        return self._members(self.policy.network(network)(self.observed(at)).squeeze(-1))
+
+    def _members(self, found: Tensor) -> Tensor:
+        """[K,N,…] back as [K,B,T,…]."""
+        if self.everywhere:
+            return found.reshape(len(found), *self.shape, *found.shape[2:])
+        return torch.stack([self.placed(values) for values in found])
+
+
+class Elsewhere(Point):
+    """A `Point` at other actions than those that were taken: fresh ones, or all that there are."""
+
+    def __init__(self, now: Now, at: str, action: Tensor | None, log_prob: Tensor | None, of: str = "actor") -> None:
+        self._now, self._at, self._log_prob, self._of = now, at, log_prob, of
+        self.action = action
+        """[N,A]; None at all of them."""
+
+    @property
+    def log_prob(self) -> Tensor:
+        """[B,T] of the fresh action, [B,T,n] of all of them."""
+        now = self._now
+        if self.action is None:
+            return now.once(
+                ("every", self._at, self._of), (self._of,), lambda: now.placed(now.policy.log_probs(now.observed(self._at), self._of))
+            )
+        if self._log_prob is None:
+            raise InputError("a deterministic action has no log-probability; accepted here: a policy that draws its actions")
+        return now.placed(self._log_prob)
+
+    def action_value(self, network: str) -> Tensor:
+        return self._now.values_of(network, self._at, self.action)
+
+    def state_value(self, network: str) -> Tensor:
+        return self._now.states_of(network, self._at)
+
+    def number(self, network: str) -> Tensor:
+        return self._now.number(network)
+
+    def log_number(self, network: str) -> Tensor:
+        return self._now.log_number(network)

@@ -1,0 +1,80 @@
+"""What the loop asks of a feed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from unipg.algorithms.learners import Learner
+from unipg.training.learner import Learning
+from unipg.trajectories import Evaluation, Trajectories
+
+if TYPE_CHECKING:
+    from unipg.training.trainer import Trainer
+
+
+class Feed(ABC):
+    """An iteration is `begin`, then `rounds` times: `gather`, and `updates` times `draw` with a step of the `due` learners; then `finish`.
+
+    Where the run stands is (iteration, round, update): between any two of these calls it can be saved and continued.
+    """
+
+    rounds: int = 1
+    """Of an iteration."""
+
+    def __init__(self, run: Trainer) -> None:
+        self.run = run
+        self.seconds = 0.0
+        """Of the iteration so far that went into gathering, in its rounds."""
+
+    @property
+    @abstractmethod
+    def begun(self) -> bool:
+        """Whether the iteration has begun."""
+
+    @abstractmethod
+    def begin(self) -> None:
+        """All randomness of an iteration, and what is gathered at once. `Interrupted` leaves it to be begun again."""
+
+    def gather(self, round: int) -> None:
+        """What a round adds."""
+
+    @abstractmethod
+    def updates(self, round: int) -> int:
+        """Updates of a round, once it has gathered."""
+
+    @abstractmethod
+    def draw(self, round: int, number: int) -> Trajectories:
+        """The rows of an update."""
+
+    @abstractmethod
+    def due(self, round: int, number: int) -> list[Learning]:
+        """The learners that take a step at an update, in their order."""
+
+    @abstractmethod
+    def steps(self, learner: Learner) -> int:
+        """Steps that a learner takes in the whole run."""
+
+    def now(self, batch: Trajectories) -> Evaluation | None:
+        """The policy on the rows of an update, where all learners share what they ask of it."""
+        return None
+
+    def finish(self) -> dict[str, Any]:
+        """Ends the iteration; metrics of it."""
+        return {}
+
+    def learnt(self) -> None:
+        """After the metrics of the iteration have been told."""
+
+    def flush(self) -> None:
+        """What a checkpoint refers to is written out."""
+
+    def close(self) -> None:
+        """Frees what runs beside this process, and files."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it needs to go on; references, not copies."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""

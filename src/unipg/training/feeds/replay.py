@@ -1,0 +1,209 @@
+"""Transitions that are kept: environments and updates take turns, and every update draws from all that is remembered. Off policy."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unipg.algorithms.learners import Learner
+from unipg.errors import InputError
+from unipg.estimator import Objective, Progress
+from unipg.policies.actor_critic import ActorCritic
+from unipg.policies.now import NOISE
+from unipg.replay import Ring, transition_columns
+from unipg.rollouts.environments import EnvironmentRollouts
+from unipg.seeding import generator
+from unipg.training.feeds.base import Feed
+from unipg.training.learner import Learning
+from unipg.trajectories import Evaluation, Source, Trajectories
+
+if TYPE_CHECKING:
+    from unipg.training.trainer import Trainer
+
+BLOCK = 64
+"""Updates whose random numbers are drawn at once."""
+RECORDS = 32
+"""Updates of an iteration whose terms are recorded for diagnostics."""
+
+
+@dataclass(frozen=True)
+class ReplayRecipe:
+    """What is remembered of the environments, and how often it is learned from."""
+
+    capacity: int = 1_000_000
+    """Transitions that are kept; the oldest are forgotten."""
+    batch: int = 256
+    """Transitions of an update."""
+    warmup: int = 1000
+    """Steps with actions drawn uniformly, before the first update."""
+    updates_per_step: float = 1.0
+    """Updates for every step of an environment after the warm-up; 0.25 is one update after every fourth step."""
+
+    def __post_init__(self) -> None:
+        for name in ("capacity", "batch"):
+            if getattr(self, name) < 1:
+                raise InputError(f"replay.{name} is {getattr(self, name)}; accepted: 1 or more")
+        if self.capacity < self.batch:
+            raise InputError(f"replay.capacity is {self.capacity}, but a batch has {self.batch} transitions; accepted: at least as many")
+        if self.warmup < 0:
+            raise InputError(f"replay.warmup is {self.warmup}; accepted: 0 or more steps")
+        if not (self.updates_per_step > 0 and math.isfinite(self.updates_per_step)):
+            raise InputError(f"replay.updates_per_step is {self.updates_per_step}; accepted: a number above 0")
+
+    def updates(self, steps: int) -> int:
+        """Updates that are due once the environments have taken so many steps."""
+        return math.floor(max(0, steps - self.warmup) * self.updates_per_step + 1e-9)
+
+
+class Replay(Feed):
+    """As many rounds as steps that each environment takes in an iteration (`environment.steps`); each may be followed by updates.
+
+    Which rows an update draws, and the noise of its fresh actions, are decided by the seed and the number of the update.
+    """
+
+    def __init__(self, run: Trainer, recipe: ReplayRecipe) -> None:
+        super().__init__(run)
+        experience, policy = run.experience, run.policy
+        who = f"algorithm '{run.algorithm.name}'"
+        if not isinstance(experience, EnvironmentRollouts) or not isinstance(policy, ActorCritic):
+            raise InputError(f"{who} learns from transitions that are kept; accepted: an environment, and a controller such as ActorCritic")
+        if run.workers.world > 1:
+            raise InputError(f"{who} keeps its transitions in one place; accepted: one worker")
+        if run.training.epochs != 1 or run.training.minibatches != 1:
+            raise InputError("training.epochs and training.minibatches are of batches of rollouts; accepted with replay: 1")
+        if run.training.overlap:
+            raise InputError("training.overlap is for batches of rollouts; accepted with replay: false")
+        self.recipe, self.experience, self.policy = recipe, experience, policy
+        self.rounds, self.count = experience.recipe.steps, experience.recipe.count
+        self.done = 0
+        """Updates so far."""
+        objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
+        self.graphs = objective.differentiates
+        self._drawn = sorted(objective.noise)
+        stored = policy.encoder.stored
+        columns = transition_columns(tuple(stored.shape), str(stored.dtype), *self._action_columns())
+        slack = (2 * run.training.save_every + 1) * self.rounds * self.count
+        self.ring = Ring(run.folder, columns, recipe.capacity, slack=slack, identity=experience.recipe.id)
+        self._begun = False
+        self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
+        rows = recipe.batch
+        self._template = Trajectories(
+            action=torch.zeros(rows, 1),
+            mask=torch.ones(rows, 1, dtype=torch.bool),
+            source=torch.full((rows,), int(Source.REPLAY)),
+        ).to(policy.device)
+
+    def _action_columns(self) -> tuple[tuple[int, ...], str]:
+        return ((), "int64") if self.policy.counts_actions else ((self.policy.actions_per_step,), "float32")
+
+    @property
+    def begun(self) -> bool:
+        return self._begun
+
+    @property
+    def steps_taken(self) -> int:
+        """Of the environments, all together."""
+        return self.experience.stepper(self.policy).episodes.steps
+
+    def steps(self, learner: Learner) -> int:
+        return max(1, self.recipe.updates(self.run.training.iterations * self.rounds * self.count) // learner.every)
+
+    def begin(self) -> None:
+        run, policy = self.run, self.policy
+        self._stepper = self.experience.stepper(policy, run.workers.rank)
+        source = generator(run.seed, "act", run.iteration)
+        self._noise = policy.noise(self.rounds, self.count, source)
+        self._random: np.ndarray | None = None
+        if self.steps_taken < self.recipe.warmup:
+            self._random = policy.actions.random(self.rounds, self.count, source)
+        self._live = policy.device.type == "cpu" and next(policy.module.parameters()).dtype == torch.float32
+        self._act = policy.actor(live=self._live)
+        self._tell_every = max(1, self.recipe.updates(10**9) * self.rounds * self.count // 10**9 // RECORDS)
+        self.seconds = 0.0
+        self._begun = True
+
+    def gather(self, round: int) -> None:
+        began = time.perf_counter()
+        if not self._begun or not hasattr(self, "_stepper"):
+            self.begin()
+        steps, stepper, policy = self.steps_taken, self._stepper, self.policy
+        if self._random is not None and steps < self.recipe.warmup:
+            action = self._random[round]
+        else:
+            if not self._live:
+                self._act = policy.actor()
+            policy.exploration = self.run.algorithm.explores(self._progress(steps))
+            action = self._act(stepper.observation, self._noise[round])
+        found = stepper.step(policy.environment_action(action))
+        self.ring.append(
+            observation=found.observation,
+            next_observation=found.next_observation,
+            action=action if found.live is None else action[found.live],
+            reward=found.reward,
+            terminated=found.terminated,
+            truncated=found.truncated,
+            episode=found.episode,
+        )
+        self.seconds += time.perf_counter() - began
+
+    def _progress(self, steps: int) -> Progress:
+        return Progress(steps, self.run.training.iterations * self.rounds * self.count)
+
+    def updates(self, round: int) -> int:
+        return self.run.position + self.recipe.updates(self.steps_taken) - self.done
+
+    def draw(self, round: int, number: int) -> Trajectories:
+        numbers, noise = self._numbers(self.done)
+        self.run.diagnostics.recording = self.done % self._tell_every == 0
+        self._index = (numbers * len(self.ring)).long()
+        rows = {name: tensor.unsqueeze(1).to(self.policy.device) for name, tensor in self.ring.draw(self._index).items()}
+        rows["step_reward"] = rows.pop("reward")
+        self.done += 1
+        return self._template._with({**rows, "planned": noise})
+
+    def _numbers(self, update: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """[batch] numbers in [0, 1) that decide the rows of an update, and its planned noise."""
+        block, place = divmod(update, BLOCK)
+        if self._block is None or self._block[0] != block:
+            source = generator(self.run.seed, "replay", block)
+            rows, size = self.recipe.batch, self.policy.actions_per_step
+            uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
+            normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self.policy.device) for at in self._drawn}
+            self._block = block, uniform, normal
+        return self._block[1][place], {name: values[place] for name, values in self._block[2].items()}
+
+    def due(self, round: int, number: int) -> list[Learning]:
+        update, iteration = self.done, self.run.iteration  # `draw` has counted it
+        return [learner for learner in self.run.learners if update % learner.spec.every == 0 and learner.is_on(iteration)]
+
+    def now(self, batch: Trajectories) -> Evaluation | None:
+        return self.policy.now(batch, self.graphs)
+
+    def finish(self) -> dict[str, Any]:
+        metrics = self._stepper.episodes.told()
+        metrics |= {"time/rollout": self.seconds, "replay/size": float(len(self.ring)), "replay/updates": float(self.done)}
+        if self.done:
+            metrics["replay/age"] = float(self.ring.ages(self._index).double().mean()) if hasattr(self, "_index") else 0.0
+        self._begun = False
+        return metrics
+
+    def flush(self) -> None:
+        self.ring.flush()
+
+    def close(self) -> None:
+        self.ring.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self._begun, "done": self.done, "ring": self.ring.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ring.load_state_dict(state["ring"])
+        self.done = state["done"]
+        if state["begun"]:
+            self.begin()
