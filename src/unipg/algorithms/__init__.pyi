@@ -7,6 +7,7 @@ from unipg.algorithms.base import registered as registered
 from unipg.algorithms.base import setting as setting
 from unipg.algorithms.control.ppo import PPO as PPO
 from unipg.algorithms.control.reinforce import Reinforce as Reinforce
+from unipg.algorithms.control.sac import SAC as SAC
 from unipg.algorithms.language.capo import CAPO as CAPO
 from unipg.algorithms.language.chord import CHORD as CHORD
 from unipg.algorithms.language.chord import CHORDMu as CHORDMu

@@ -49,12 +49,12 @@ class Behind(nn.Module):
     def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
         """[N,C,H,W], and real actions [N,A] where it reads them, to [K,N,…]."""
         seen = self.encoder(observation)
-        return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1))  # type: ignore[no-any-return]
+        return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1))
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
         """The first member in NumPy; see `Perceptron.on_the_host`. The encoder's weights are copies."""
         see, rest = self.encoder.on_the_host(), self.network.on_the_host(live=live)  # type: ignore[operator]
-        return lambda x: rest(see(x))  # type: ignore[no-any-return]
+        return lambda x: rest(see(x))
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,8 @@ class _Networks(nn.Module):
 
 
 class ActorCritic(NamedNetworks, Controller):
-    """Separate multilayer perceptrons for the actor and the critic of states, over flattened observations [O], of images each behind its own
-    encoder; and what else an algorithm asks for by name (`networks`), built to the same sizes.
+    """Separate multilayer perceptrons for the actor and the critic of states, over flattened observations [O], of images each behind its
+    own encoder; and what else an algorithm asks for by name (`networks`), built to the same sizes.
 
     `observation`: the shape of vectors, or what `networks.observation_of` gives of a space.
 

@@ -122,9 +122,7 @@ class Stepper:
         """One step with the environments' own actions [N,…]."""
         before, resetting = self.observation, self.resetting
         following, reward, terminated, truncated, infos = self.environments.step(given)
-        after = self._flatten(following)
-        if np.may_share_memory(after, following):  # environments may write over theirs
-            after = after.copy()
+        after = np.array(self._flatten(following))  # a copy: environments may write over theirs
         reward = np.asarray(reward, np.float64)
         ended = terminated | truncated
         truncated = truncated & ~terminated
