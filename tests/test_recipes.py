@@ -29,6 +29,8 @@ def test_it_runs(path: Path, tmp_path) -> None:
     recipe = load_recipe(path)
     if recipe.environment is not None:
         small += ["environment.evaluation_episodes=1", "environment.steps=16"]
+        if recipe.build_algorithm().replays:
+            small += ["replay.warmup=4", "replay.batch=8"]
     else:
         kind = "reasoning_gym" if recipe.task.multi_hop is None else "multi_hop"
         small += ["training.prompts=2", "evaluation.items=2", f"task.{kind}.size=64"]

@@ -371,34 +371,6 @@ def _float_of(*tensors: Tensor | None) -> torch.dtype:
     return torch.get_default_dtype()
 
 
-class Point:
-    """A policy's networks at an observation and an action: what advantages and critics' terms look at. [B,T] each, with the graph.
-
-    At a point with all n actions there is one more dimension, [B,T,n].
-    """
-
-    @property
-    def log_prob(self) -> Tensor:
-        """log pi(action | observation)."""
-        raise NotImplementedError(type(self).__name__)
-
-    def action_value(self, network: str) -> Tensor:
-        """[K,B,T] what each of a network's K members says of the action."""
-        raise NotImplementedError(type(self).__name__)
-
-    def state_value(self, network: str) -> Tensor:
-        """[K,B,T] what each of a network's K members says of the observation."""
-        raise NotImplementedError(type(self).__name__)
-
-    def number(self, network: str) -> Tensor:
-        """[] a learned number."""
-        raise NotImplementedError(type(self).__name__)
-
-    def log_number(self, network: str) -> Tensor:
-        """[] its logarithm, which is what is learned."""
-        raise NotImplementedError(type(self).__name__)
-
-
 @dataclass
 class Evaluation:
     """What the current policy says of a batch: the only place where the graph lives."""
@@ -432,13 +404,29 @@ class Evaluation:
             )
         return self.read[reading]
 
-    def fresh(self, at: str, of: str = "actor") -> Point:
-        """This evaluation at the actions that the network `of` would take at the named observations; only controllers offer it."""
-        raise InputError("a term looks at actions other than those that were taken, which only policies of networks by name offer")
+    def fresh(self, at: str, of: str = "actor") -> Evaluation:
+        """This evaluation at the actions that the network `of` would take at the named observations. This and below: controllers only."""
+        raise InputError("a term asks for a network by name, or for other actions than those that were taken; only controllers offer that")
 
-    def every(self, at: str) -> Point:
-        """This evaluation at all actions that there are."""
+    def every(self, at: str) -> Evaluation:
+        """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)
+
+    def action_value(self, network: str) -> Tensor:
+        """[K,B,T] what each of a network's K members says of the action."""
+        return self.fresh(network).log_prob
+
+    def state_value(self, network: str) -> Tensor:
+        """[K,B,T] what each of a network's K members says of the observation."""
+        return self.fresh(network).log_prob
+
+    def number(self, network: str) -> Tensor:
+        """[] a learned number."""
+        return self.fresh(network).log_prob
+
+    def log_number(self, network: str) -> Tensor:
+        """[] its logarithm, which is what is learned."""
+        return self.fresh(network).log_prob
 
     def entropy_of(self, who: str) -> Tensor:
         """[B,T] the entropy, or an error that says who needed it."""

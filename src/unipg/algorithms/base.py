@@ -310,9 +310,11 @@ def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
     gradients = [t for t in objective.terms if isinstance(t, PolicyGradient)]
 
     def column(part: str) -> str:
-        return " | ".join(dict.fromkeys(getattr(t, part).symbol() for t in gradients))
+        if not gradients:  # a method of values alone
+            return objective.terms[0].symbol() if part == "advantage" else "none"
+        return " | ".join(dict.fromkeys(_shown(t, part) for t in gradients))
 
-    data = " + ".join(dict.fromkeys(_data_of(t) for t in gradients))
+    data = " + ".join(dict.fromkeys(_data_of(t) for t in gradients or objective.terms))
     return {
         "name": algorithm.name,
         "mask": column("mask"),
@@ -322,6 +324,11 @@ def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
         "data": data,
         "source": algorithm.paper,
     }
+
+
+def _shown(term: PolicyGradient, part: str) -> str:
+    """A part in the live table. Of actions other than those that were taken there is no ratio, so no mask and no reference."""
+    return "none" if term.likelihood.substitutes and part in ("mask", "reference") else str(getattr(term, part).symbol())
 
 
 def _data_of(term: Term) -> str:

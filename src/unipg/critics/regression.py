@@ -40,7 +40,7 @@ class Bootstrapped(Part):
 
     @torch.no_grad()
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
-        after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")  # type: ignore[arg-type]
+        after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")
         ended = batch.require("terminated", "Bootstrapped")
         factor = batch.planned.get(DISCOUNT, self.discount)
         return batch.require("step_reward", "Bootstrapped") + factor * after.masked_fill(ended, 0)
@@ -77,7 +77,7 @@ class Regression(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         target = self.target(now, batch, planning)
-        values = now.action_value(self.of)  # type: ignore[attr-defined]
+        values = now.action_value(self.of)
         if values.shape[1:] != target.shape:
             raise InputError(f"'{self.of}' gives {list(values.shape[1:])} but its targets are {list(target.shape)}; they must be equal")
         error = values - target
@@ -111,5 +111,5 @@ class TemperatureLoss(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         surprise = -self.over(lambda point: point.log_prob, now, "observation").detach()
-        log_alpha = now.log_number(self.of)  # type: ignore[attr-defined]
+        log_alpha = now.log_number(self.of)
         return log_alpha * (surprise - self.target_entropy), Record.of(name, temperature=log_alpha.exp(), entropy=surprise)

@@ -1,6 +1,6 @@
 """Advantages that ask networks for the value of an action, and expectations of them over the actions of a state.
 
-Such an advantage is a function of a `Point`, an observation with an action: the one that was taken, a fresh one (`Pathwise`), all of them
+Such an advantage is a function of an `Evaluation`, which is one at some action: that which was taken, a fresh one (`Pathwise`), all of them
 (`Enumerated`), or that of the next state in a target. It keeps its graph; who must not differentiate it detaches it.
 """
 
@@ -17,7 +17,7 @@ from unipg.estimator.advantages import Advantage, Planning
 from unipg.estimator.likelihoods import Valued
 from unipg.estimator.parts import Joint, Part
 from unipg.shapes import Float
-from unipg.trajectories import Evaluation, Point, Trajectories
+from unipg.trajectories import Evaluation, Trajectories
 
 Reduction = Literal["min", "mean", "first"]
 
@@ -38,7 +38,7 @@ class Value(Advantage):
     of: str
     reduction: Reduction = "min"
 
-    def __call__(self, batch: Trajectories, now: Point | None = None, planning: Planning | None = None) -> Tensor:  # type: ignore[override]
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
         return reduced(now.action_value(self.of), self.reduction)
 
@@ -51,7 +51,7 @@ class Surprise(Advantage):
     joint: ClassVar[Joint] = "step"
     alpha: float | str
 
-    def __call__(self, batch: Trajectories, now: Point | None = None, planning: Planning | None = None) -> Tensor:  # type: ignore[override]
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
         alpha = now.number(self.alpha).detach() if isinstance(self.alpha, str) else self.alpha
         return -alpha * now.log_prob

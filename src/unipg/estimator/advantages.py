@@ -88,7 +88,7 @@ class Advantage(Part):
     def reads(self) -> frozenset[str]:
         return self.needs
 
-    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T ..."]:
         raise NotImplementedError(type(self).__name__)
 
     def __add__(self, other: Advantage) -> Advantage:
@@ -136,9 +136,10 @@ class Combination(Advantage):
     def symbol(self) -> str:
         return " + ".join(f"{w:g} {a.symbol()}" if isinstance(w, float | int) else f"{w} {a.symbol()}" for w, a in self.terms)
 
-    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
-        values = [weight_at(w, (planning or Planning()).progress) * a(batch, now, planning) for w, a in self.terms]
-        return torch.stack(values).sum(0)
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T ..."]:
+        planning = planning or Planning()
+        values = [a(batch, now, planning) if w == 1 else weight_at(w, planning.progress) * a(batch, now, planning) for w, a in self.terms]
+        return values[0] + values[1] if len(values) == 2 else torch.stack(values).sum(0)
 
     def __add__(self, other: Advantage) -> Advantage:
         more = other.terms if isinstance(other, Combination) else ((1.0, other),)

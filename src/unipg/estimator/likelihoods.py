@@ -21,7 +21,7 @@ from unipg.errors import InputError
 from unipg.estimator.parts import Joint, Part
 from unipg.estimator.projection import CHUNK_ELEMENTS, project
 from unipg.shapes import Bool, Float, Int
-from unipg.trajectories import Evaluation, Point, Trajectories
+from unipg.trajectories import Evaluation, Trajectories
 
 POSITION_KEY = "position_key"
 """The planned tensor from which readings draw."""
@@ -195,7 +195,7 @@ class Likelihood(Part):
         raise NotImplementedError(type(self).__name__)
 
 
-Valued = Callable[[Point], Tensor]
+Valued = Callable[[Evaluation], Tensor]
 """An advantage as a function of where it is looked at, [B,T], or [B,T,n] at a point with all n actions."""
 
 

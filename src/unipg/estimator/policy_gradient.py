@@ -294,7 +294,7 @@ class PolicyGradient(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if isinstance(self.likelihood, Substituted):
-            value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)  # type: ignore[arg-type]
+            value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
             return -value, Record.of(name, advantage=value)
         log_prob = self.likelihood(now)
         lp = log_prob.detach()

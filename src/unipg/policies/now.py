@@ -11,7 +11,7 @@ from torch import Tensor
 from unipg.critics.networks import Behind
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import placed
-from unipg.trajectories import Evaluation, Point, Trajectories
+from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     from unipg.critics.networks import PositiveNumber
@@ -21,8 +21,8 @@ NOISE = "noise/{}"
 """Planned [B,T,A] standard normal numbers, what fresh actions at the named observations are drawn from."""
 
 
-class Now(Evaluation, Point):
-    """An `Evaluation` whose parts are evaluated when somebody asks, and a `Point` at the actions that were taken.
+class Now(Evaluation):
+    """An `Evaluation` whose parts are evaluated when somebody asks, at the actions that were taken.
 
     `graphs`: observations (by field) whose fresh actions somebody will differentiate in this step; those at others come without graph.
     """
@@ -155,8 +155,8 @@ class Now(Evaluation, Point):
         return torch.stack([self.placed(values) for values in found])
 
 
-class Elsewhere(Point):
-    """A `Point` at other actions than those that were taken: fresh ones, or all that there are."""
+class Elsewhere(Evaluation):
+    """The same at other actions: fresh ones, or all that there are."""
 
     def __init__(self, now: Now, at: str, action: Tensor | None, log_prob: Tensor | None, of: str = "actor") -> None:
         self._now, self._at, self._log_prob, self._of = now, at, log_prob, of
@@ -164,7 +164,7 @@ class Elsewhere(Point):
         """[N,A]; None at all of them."""
 
     @property
-    def log_prob(self) -> Tensor:
+    def log_prob(self) -> Tensor:  # type: ignore[override]
         """[B,T] of the fresh action, [B,T,n] of all of them."""
         now = self._now
         if self.action is None:
