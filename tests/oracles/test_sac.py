@@ -77,7 +77,11 @@ def drawn(made: ActorCritic, observation: Tensor, noise: Tensor) -> tuple[Tensor
 
 def expected_losses(algorithm: SAC, made: ActorCritic, batch: Trajectories) -> dict[str, Tensor]:
     """By the equations of arXiv 1812.05905, the critics as their members; the temperature as it is."""
-    alpha = made.network("temperature").log_value.exp() if algorithm.temperature is None else torch.tensor(algorithm.temperature)
+    alpha = (
+        made.network("temperature").log_value.exp()
+        if algorithm.temperature is None
+        else torch.tensor(algorithm.temperature, dtype=torch.float64)
+    )
     observation, following = batch.observation[:, 0], batch.next_observation[:, 0]
     with torch.no_grad():
         after, log_after = drawn(made, following, batch.planned[NOISE.format("next_observation")][:, 0])

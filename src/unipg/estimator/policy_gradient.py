@@ -287,6 +287,10 @@ class PolicyGradient(Term):
         facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
         return {"advantage": self.advantage(batch, now, planning), **facts}
 
+    @property
+    def never_silent(self) -> bool:
+        return self.row_weight is None and self.tokens is None and self.advantage.is_dynamic
+
     def is_silent(self, batch: Trajectories, name: str) -> Tensor:
         if self.advantage.is_dynamic:
             return torch.zeros_like(batch.mask)

@@ -33,6 +33,7 @@ class Now(Evaluation):
         self.everywhere = batch.full
         self._live = None if self.everywhere else batch.mask.reshape(-1)
         self._kept: dict[Any, tuple[int, Any]] = {}
+        self._read: dict[str, Tensor] = {}
 
     def flat(self, tensor: Tensor) -> Tensor:
         """[B,T,…] to [N,…] of the steps that count: before any network sees it, since 0 · NaN is NaN."""
@@ -50,7 +51,7 @@ class Now(Evaluation):
 
     def once(self, key: Any, networks: tuple[str, ...], find: Callable[[], Any]) -> Any:
         """What `find` makes of the named networks, found again only when one of them has been stepped."""
-        version = sum(self.policy.version(name) for name in networks)
+        version = self.policy.version(networks[0]) if len(networks) == 1 else sum(map(self.policy.version, networks))
         kept = self._kept.get(key)
         if kept is None or kept[0] != version:
             self._kept[key] = kept = (version, find())
@@ -58,7 +59,9 @@ class Now(Evaluation):
 
     def observed(self, at: str) -> Tensor:
         """[N,O] observations of a field as the networks read them."""
-        return self.once(at, (), lambda: self.policy.read(self.flat(self.batch.require(at, "a network"))))
+        if at not in self._read:
+            self._read[at] = self.policy.read(self.flat(self.batch.require(at, "a network")))
+        return self._read[at]
 
     def detach(self) -> Evaluation:
         return self

@@ -24,7 +24,7 @@ from unipg.policies.weights import all_finite, nonfinite
 from unipg.seeding import seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
-from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe, take_step
 from unipg.training.weights import Weights
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -77,6 +77,8 @@ class Learning:
         """What a step guards and clips by itself, by what its metrics begin with."""
         if critic:
             self._models["critic/"] = critic
+        self._kept = [p for p in self._parameters if not self.spec.trains or id(p) not in held] + [v.vector for v in self._vectors]
+        """Whatever has a gradient after a step."""
         self.optimizer = recipe.build(*self._models.values())
         self.direction = learner.direction
         self.state = {} if isinstance(self.direction, Plain) else self.direction.start(weights.flat(learner.trains))
@@ -172,47 +174,57 @@ class Learning:
             self.step += 1
             return row
         self.forget_gradients()
-        losses, tokens = self._accumulate(planned, planning, place, now)
-        self.workers.sum_gradients([p for model in self._models.values() for p in model])
+        if self.spec.trains and self.policy.names_networks:
+            losses, tokens = self._differentiate(planned, planning, now), len(planned)
+        else:
+            losses, tokens = self._accumulate(planned, planning, place)
+        if self.workers.world > 1:
+            self.workers.sum_gradients([p for model in self._models.values() for p in model])
         row |= self.guarded_step(planned)
-        row |= {f"{self.prefix}loss": sum(float(loss) for loss in losses), f"{self.prefix}tokens/update": float(tokens)}
         self.step += 1
         for follows in self.spec.then:
             follows(self.weights.tensors, self.step)
+        if self.diagnostics.recording:
+            row |= {f"{self.prefix}loss": sum(float(loss) for loss in losses), f"{self.prefix}tokens/update": float(tokens)}
         return row
 
-    def _accumulate(
-        self, planned: Trajectories, planning: Planning, place: tuple[int, int], now: Evaluation | None
-    ) -> tuple[list[Tensor], int]:
+    def _differentiate(self, planned: Trajectories, planning: Planning, now: Evaluation | None) -> list[Tensor]:
+        """The gradient of a planned batch with respect to this learner's networks alone, into the models' `grad`; the losses."""
+        losses: list[Tensor] = []
+        found: list[Tensor] = []
+        records = self.diagnostics.records if self.diagnostics.recording else None
+        for piece in self._pieces(planned):
+            said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
+            loss = self.objective.loss(said, piece, planning, records=records)
+            gradients = torch.autograd.grad(loss, self._parameters)
+            found = [a + b for a, b in zip(found, gradients, strict=True)] if found else list(gradients)
+            losses.append(loss.detach())
+        start = 0
+        for vector in self._vectors:
+            vector.take(found[start : start + len(vector.parameters)])
+            start += len(vector.parameters)
+        for parameter, gradient in zip(self._parameters[start:], found[start:], strict=True):
+            parameter.grad = gradient
+        return losses
+
+    def _accumulate(self, planned: Trajectories, planning: Planning, place: tuple[int, int]) -> tuple[list[Tensor], int]:
         """The gradient of a planned batch, micro-batch by micro-batch, into the models' `grad`; the losses, and the tokens."""
         losses: list[Tensor] = []
         tokens = 0
         records = self.diagnostics.records if self.diagnostics.recording else None
-        if self.policy.names_networks and self.spec.trains:
-            own = self._parameters
-            for piece in self._pieces(planned):
-                said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
-                loss = self.objective.loss(said, piece, planning, records=records)
-                for parameter, gradient in zip(own, torch.autograd.grad(loss, own), strict=True):
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                losses.append(loss.detach())
-                tokens += len(piece)
-        else:
-            value = self._trains(planned, critic=True)
-            critic_alone = value and not self._trains(planned, critic=False)
-            shown = place[1] < self.training.minibatches  # to be shown: of the first pass
-            for piece in self._pieces(planned):
-                evaluated = self.policy.evaluate(
-                    piece, entropy=self.objective.reads_entropy or shown, value=value, readings=self.objective.readings
-                )
-                counted = replace(evaluated.detach(), value=evaluated.value) if critic_alone else evaluated
-                loss = self.objective.loss(counted, piece, planning, records=records)
-                loss.backward()
-                self.diagnostics.add_entropy(evaluated.entropy, piece.mask)
-                if place[1] == 0:
-                    self.diagnostics.add_mismatch(evaluated.log_prob, piece)
-                losses.append(loss.detach())
-                tokens += len(piece) if self.cuts_steps else int(self.policy.cost(piece).sum())
+        value = self._trains(planned, critic=True)
+        critic_alone = value and not self._trains(planned, critic=False)
+        entropy = self.objective.reads_entropy or place[1] < self.training.minibatches  # to be shown: of the first pass
+        for piece in self._pieces(planned):
+            now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
+            counted = replace(now.detach(), value=now.value) if critic_alone else now
+            loss = self.objective.loss(counted, piece, planning, records=records)
+            loss.backward()
+            self.diagnostics.add_entropy(now.entropy, piece.mask)
+            if place[1] == 0:
+                self.diagnostics.add_mismatch(now.log_prob, piece)
+            losses.append(loss.detach())
+            tokens += len(piece) if self.cuts_steps else int(self.policy.cost(piece).sum())
         for vector in self._vectors:
             vector.gather()
         return losses, tokens
@@ -228,7 +240,7 @@ class Learning:
 
     def forget_gradients(self) -> None:
         """Frees them: a copy of the model that rollouts have no use for."""
-        for parameter in (*self._parameters, *(vector.vector for vector in self._vectors)):
+        for parameter in self._kept:
             parameter.grad = None
 
     def _trains(self, planned: Trajectories, *, critic: bool) -> bool:
@@ -280,7 +292,10 @@ class Learning:
                     parameter.grad = None
             elif longest is not None and length > longest:
                 torch._foreach_mul_(gradients, longest / length)
-        self.optimizer.step()
+        if self.spec.trains:
+            take_step(self.optimizer)
+        else:
+            self.optimizer.step()
         return row
 
     def check_weights(self) -> None:
@@ -317,5 +332,7 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     """The norm of all of them together. torch's own helpers for it, and for clipping, cost as much as a small controller's forward pass."""
     if not gradients:
         return 0.0
+    if len(gradients) == 1:
+        return float(torch.linalg.vector_norm(gradients[0]))
     norms = torch._foreach_norm(gradients)
     return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class ParameterVector:
@@ -33,6 +33,10 @@ class ParameterVector:
     def trained(self) -> bool:
         """Whether its parameters want a gradient at all."""
         return self.parameters[0].requires_grad
+
+    def take(self, gradients: Sequence[Tensor]) -> None:
+        """The vector's gradient, from one for each of the parameters, in their order."""
+        self.vector.grad = torch.cat([gradient.reshape(-1) for gradient in gradients])
 
     def gather(self) -> None:
         """The vector's gradient, from those of the parameters."""

@@ -26,6 +26,7 @@ from unipg.trajectories import Evaluation, Source, Trajectories
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
 
+DRAWN = ("observation", "next_observation", "action", "reward", "terminated")
 BLOCK = 64
 """Updates whose random numbers are drawn at once."""
 RECORDS = 32
@@ -92,6 +93,7 @@ class Replay(Feed):
         self.ring = Ring(run.folder, columns, recipe.capacity, slack=slack, identity=experience.recipe.id)
         self._begun = False
         self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
+        self._device = policy.device
         rows = recipe.batch
         self._template = Trajectories(
             action=torch.zeros(rows, 1),
@@ -162,8 +164,10 @@ class Replay(Feed):
         numbers, noise = self._numbers(self.done)
         self.run.diagnostics.recording = self.done % self._tell_every == 0
         self._index = (numbers * len(self.ring)).long()
-        rows = {name: tensor.unsqueeze(1).to(self.policy.device) for name, tensor in self.ring.draw(self._index).items()}
+        rows = {name: tensor.unsqueeze(1) for name, tensor in self.ring.draw(self._index, *DRAWN).items()}
         rows["step_reward"] = rows.pop("reward")
+        if self._device.type != "cpu":
+            rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
         self.done += 1
         return self._template._with({**rows, "planned": noise})
 
@@ -174,7 +178,7 @@ class Replay(Feed):
             source = generator(self.run.seed, "replay", block)
             rows, size = self.recipe.batch, self.policy.actions_per_step
             uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
-            normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self.policy.device) for at in self._drawn}
+            normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
             self._block = block, uniform, normal
         return self._block[1][place], {name: values[place] for name, values in self._block[2].items()}
 
