@@ -192,8 +192,8 @@ def proof(vectorized: bool | None) -> float:
 
     with tempfile.TemporaryDirectory() as scratch:
         one = trainer(0, 1, Path(scratch), vectorized)
-        one._collect()
-        batch = one._minibatch(one.batch)
+        one.feed.begin()
+        batch = one.feed.draw(0, 0)
     module = one.policy.module.double()
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():  # away from the old policy, so that ratios differ from 1 and some are clipped

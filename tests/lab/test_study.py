@@ -174,7 +174,7 @@ def test_a_kl_in_the_reward_follows_the_regularised_objective() -> None:
 
 
 def test_claimed_objectives() -> None:
-    names = {name: claimed_objective(algorithm(), PROBLEM)[0] for name, algorithm in registered().items()}
+    names = {name: claimed_objective(algorithm(), PROBLEM)[0] for name, algorithm in registered(answers=True).items()}
     assert names["sft"] == names["dft"] == "likelihood"
     assert names["hpt"] == names["luffy"] == names["srft"] == "J_mu"
     assert names["ppo"] == names["grpo"] == "E[R]"

@@ -88,7 +88,7 @@ def test_what_a_trial_is_made_of() -> None:
     assert exactness(trial(Constant(), demonstrations=True)) > 1 - 1e-10
     assert learning(trial(Constant(), demonstrations=True)) >= 0.9
     assert exactness(trial(0.01 * EntropyBonus(), "the entropy is rewarded")) < 1
-    with pytest.raises(InputError, match="is no mask"):
+    with pytest.raises(InputError, match="part is 3; expected Part"):
         trial(3).terms(None)  # type: ignore[arg-type]
 
 

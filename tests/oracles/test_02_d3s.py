@@ -275,7 +275,7 @@ def test_without_any_signal_nothing_moves_and_it_is_said() -> None:
 
 
 def test_ties_by_index_alone_would_break_the_law_of_splitting(monkeypatch) -> None:
-    from unipg.algorithms import d3s as module
+    from unipg.algorithms.language import d3s as module
 
     checks.split(D3S())
     monkeypatch.setattr(module, "position_keys", lambda batch, seed: torch.zeros_like(batch.action))

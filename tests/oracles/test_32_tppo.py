@@ -498,7 +498,7 @@ def test_an_interrupted_collection_is_repeated_exactly(fixed, tmp_path) -> None:
     straight = trained(TPPO(rollouts=2, window=3), twin(fixed), tmp_path / "straight")
     straight.train()
     first = trained(TPPO(rollouts=2, window=3), twin(fixed), tmp_path / "stopped")
-    should_stop, asked = first._demand, []
+    should_stop, asked = first.feed.demand, []
 
     def demand(iteration: int) -> Demand:
         def stop() -> bool:
@@ -507,7 +507,7 @@ def test_an_interrupted_collection_is_repeated_exactly(fixed, tmp_path) -> None:
 
         return dataclasses.replace(should_stop(iteration), should_stop=stop)
 
-    first._demand = demand
+    first.feed.demand = demand
     with pytest.raises(Stopped):
         first.train()
     assert first.iteration == 2

@@ -84,7 +84,7 @@ def test_it_resumes_to_the_bit(overlapped, tmp_path, stop) -> None:
     first.stop_after_steps = stop
     with pytest.raises(Stopped):
         first.train()
-    assert first.ahead is None
+    assert first.feed.ahead is None
     second = trainer(tmp_path)
     second.resume()
     second.train()
@@ -118,7 +118,7 @@ def test_a_process_that_dies_is_one_clear_error(tmp_path) -> None:
 
     class Killing(Rows):
         def iteration(self, done, total, metrics):
-            os.kill(run.ahead._process.pid, signal.SIGKILL)
+            os.kill(run.feed.ahead._process.pid, signal.SIGKILL)
 
     run.observer = Killing()
     with pytest.raises(InputError, match=r"the process that samples ended by itself \(exit code -9\)"):

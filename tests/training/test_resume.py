@@ -343,15 +343,17 @@ def test_the_two_checkpoints_are_of_two_moments(tmp_path) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_asked_to_stop_says_who_asked(number, code, recipe, tmp_path, monkeypatch, capsys) -> None:
     path = recipe(training={"iterations": 4})
-    collect = Trainer._collect
+    from unipg.training.feeds.rollouts import Rollouts
+
+    collect = Rollouts.begin
 
     def asked(self) -> None:
         collect(self)
-        if self.iteration == 1:
+        if self.run.iteration == 1:
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_collect", asked)
+        patched.setattr(Rollouts, "begin", asked)
         assert main(["train", path]) == code
     assert "stopped; nothing is lost. Continue with:" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "run.json").read_text())["status"] == "interrupted"

@@ -340,7 +340,7 @@ def test_a_run_that_fails_before_its_first_iteration_is_done_blocks_nothing(how,
     else:
         place = {"anchor": "unipg.training.run._anchor", "evaluation": "unipg.rollouts.prompts.PromptRollouts.evaluate"}
         with monkeypatch.context() as patched:
-            patched.setattr(place.get(how, "unipg.training.trainer.Trainer._collect"), fails)
+            patched.setattr(place.get(how, "unipg.training.feeds.rollouts.Rollouts.begin"), fails)
             if how == "killed":
                 assert subprocess.run([sys.executable, "-c", KILLED, path], stdout=subprocess.DEVNULL).returncode == 9
             elif how == "interrupted":

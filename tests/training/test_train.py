@@ -143,17 +143,17 @@ def test_what_a_killed_run_wrote_is_not_written_twice(recipe, tmp_path, monkeypa
     (tmp_path / "held.jsonl").write_text('{"q": "9 + 1 =", "a": "10"}\n', encoding="utf-8")
     held_out = {"items": 1, "tasks": [{"data": {"source": str(tmp_path / "held.jsonl"), "prompt": "q", "answer": "a"}}]}
     path = recipe(training={"iterations": 4, "prompts": 2, "save_every": 2 if checkpoint else 9, "evaluate_every": 2}, evaluation=held_out)
-    from unipg.training.trainer import Trainer
+    from unipg.training.feeds.rollouts import Rollouts
 
-    collect = Trainer._collect
+    collect = Rollouts.begin
 
     def killed(self) -> None:
-        if self.iteration == 2:
+        if self.run.iteration == 2:
             raise RuntimeError("killed")
         collect(self)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_collect", killed)
+        patched.setattr(Rollouts, "begin", killed)
         with pytest.raises(RuntimeError, match="killed"):
             main(["train", path])
     assert (tmp_path / "run" / "checkpoint.pt").exists() == checkpoint

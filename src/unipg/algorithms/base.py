@@ -132,6 +132,11 @@ class Algorithm(CheckedArguments):
         check_range(self, 0, math.inf, *sorted(given & set(NEVER_NEGATIVE)))
         check_range(self, 0, 0.5, *(given & {"label_smoothing"}))
 
+    @classmethod
+    def learns_from_answers(cls) -> bool:
+        """Whether any policy will do, language models too: it keeps no transitions and names no networks."""
+        return not cls.replays and not any(learner.trains for learner in cls().learners(Setting()))
+
     @property
     def penalises_length(self) -> bool:
         """Whether `prepare` adds a penalty to the reward that depends on the limit on new tokens."""
@@ -288,13 +293,13 @@ def register(algorithm: A) -> A:
     return algorithm
 
 
-def registered() -> Mapping[str, type[Algorithm]]:
-    """Every algorithm by name, in alphabetical order."""
+def registered(*, answers: bool = False) -> Mapping[str, type[Algorithm]]:
+    """Every algorithm by name, in alphabetical order; with `answers` those alone that can learn from answers to prompts."""
     import unipg.algorithms as package
 
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
-    return dict(sorted(_REGISTRY.items()))
+    return {name: kind for name, kind in sorted(_REGISTRY.items()) if not answers or kind.learns_from_answers()}
 
 
 def algorithm_named(name: str) -> type[Algorithm]:

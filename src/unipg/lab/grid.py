@@ -98,7 +98,7 @@ class Grid:
 def default_parts(problem: ExactProblem) -> dict[str, list[Any]]:
     """Every part that a registered algorithm over rollouts alone is made of, and the references of all algorithms."""
     parts: dict[str, dict[Any, None]] = {kind: {} for kind in KINDS}
-    for algorithm in registered().values():
+    for algorithm in registered(answers=True).values():
         if algorithm.completions != "none":
             continue
         for term in algorithm().terms(Setting(max_new_tokens=problem.horizon)).terms:
@@ -131,7 +131,7 @@ def chosen_parts(problem: ExactProblem, names: dict[str, Sequence[str]]) -> dict
 def published(problem: ExactProblem) -> dict[Combination, list[str]]:
     """The parts of every registered algorithm that is one policy gradient over rollouts (other terms and preparation left aside)."""
     found: dict[Combination, list[str]] = {}
-    for name, algorithm in registered().items():
+    for name, algorithm in registered(answers=True).items():
         terms = algorithm().terms(Setting(max_new_tokens=problem.horizon)).terms
         gradients = [term for term in terms if isinstance(term, PolicyGradient)]
         if len(gradients) == 1 and gradients[0].rows == ROLLOUTS:

@@ -110,9 +110,11 @@ def instances(names: Sequence[str] = (), problem: ExactProblem | None = None) ->
     """
     reward = torch.zeros(1) if problem is None else problem.rows.total_reward()
     unit = bool(((reward >= 0) & (reward <= 1)).all())
-    fitting = [k for k in registered().values() if k.completions == "none" and (unit or not k.unit_rewards)]
+    fitting = [k for k in registered(answers=True).values() if k.completions == "none" and (unit or not k.unit_rewards)]
     kinds = [algorithm_named(name) for name in names] if names else fitting
     for kind in kinds:
+        if not kind.learns_from_answers():
+            raise InputError(f"algorithm '{kind.name}' trains networks of a controller, which the lab's problems have not; see unipg.laws")
         if kind.completions != "none":
             raise InputError(f"algorithm '{kind.name}' learns from given completions, which the lab does not draw; see unipg diff")
     return [kind() for kind in kinds]

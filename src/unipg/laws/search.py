@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 
 from unipg.algorithms.base import Algorithm
 from unipg.errors import InputError, nearest
+from unipg.laws import transitions
 from unipg.laws.cases import RUBBISH, SPOILED, Case, LawBroken, Row
 from unipg.laws.checks import agreement, compared, emptiness, second_opinion, silence, split
 from unipg.laws.expectations import SmallProblem, exactness
@@ -23,7 +25,7 @@ from unipg.trajectories import Source
 if TYPE_CHECKING:
     from hypothesis.strategies import DrawFn, SearchStrategy
 
-LAWS: dict[str, Callable[..., Any]] = {
+ON_ANSWERS: dict[str, Callable[..., Any]] = {
     "split": split,
     "silence": silence,
     "exactness": exactness,
@@ -33,6 +35,19 @@ LAWS: dict[str, Callable[..., Any]] = {
     "resume": resume,
     "second_opinion": second_opinion,
 }
+
+
+def _law(name: str) -> Callable[..., Any]:
+    """A law on rows of what an algorithm learns from: answers to prompts, or kept transitions."""
+
+    @functools.wraps(ON_ANSWERS[name])
+    def law(algorithm: Algorithm, *values: Any, **named: Any) -> Any:
+        return (transitions.LAWS if algorithm.replays else ON_ANSWERS)[name](algorithm, *values, **named)
+
+    return law
+
+
+LAWS: dict[str, Callable[..., Any]] = {name: _law(name) for name in ON_ANSWERS}
 MOST_RUNS = 3
 """Whole training runs that a search may start: they are slow."""
 
@@ -115,15 +130,19 @@ def small_problems(algorithm: Algorithm) -> SearchStrategy[SmallProblem]:
 def search(law: str, algorithm: Algorithm, examples: int = 50) -> None:
     """Tries a law on `examples` generated examples; raises `LawBroken` with the smallest that breaks it. Always the same examples.
 
-    `learning` is one run and has no examples; `exactness` has some only where no bias is stated; `resume` tries a few stops.
+    `learning` is one run and has no examples; `exactness` has some only where no bias is stated; `resume` tries a few stops. Of algorithms
+    that learn from kept transitions the examples are seeds, and there is no smallest one.
     """
     if law not in LAWS:
         raise InputError(f"law '{law}' does not exist; {nearest(law, LAWS)}")
     hypothesis = _hypothesis()
     st = hypothesis.strategies
     arguments: SearchStrategy[dict[str, Any]]
-    if law == "learning" or (law == "exactness" and algorithm.bias):
+    if law == "learning" or (law == "exactness" and algorithm.bias and not algorithm.replays):
         LAWS[law](algorithm)
+        return
+    if algorithm.replays:
+        transitions.search(law, algorithm, examples)
         return
     if law == "exactness":
         arguments = st.fixed_dictionaries({"seed": st.integers(0, 3), "problem": small_problems(algorithm)})

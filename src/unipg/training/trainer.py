@@ -205,17 +205,15 @@ class Trainer:
                 status = "stopped"
                 raise
             finally:
+                self.feed.close()  # and whatever runs beside this process
                 self.observer.stop(status)
             return last
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Keeps other runs out of the folder, and ends what runs beside this process."""
+        """Keeps other runs out of the folder."""
         with locked(self.folder) if self.workers.leads else nullcontext():
-            try:
-                yield
-            finally:
-                self.feed.close()
+            yield
 
     def finish(self, why: str) -> None:
         """Ends the run after the iteration that is going on, as if it had been the last; `why` is one line for the user and run.json."""

@@ -1,0 +1,8 @@
+"""Worlds that the package brings itself, registered with Gymnasium: `unipg.environments:unipg/Bandit-v0` in a recipe.
+
+Belongs here: environments, and experts for them. Does not belong here: how they are stepped and what is recorded (`rollouts/`).
+"""
+
+from gymnasium.envs.registration import register
+
+register(id="unipg/Bandit-v0", entry_point="unipg.environments.bandit:Bandit")

@@ -1,0 +1,384 @@
+"""The laws for algorithms that learn from kept transitions: on rows of a controller, learner by learner.
+
+Each takes an algorithm and raises `LawBroken` with one sentence. Rows are windows [B,T] with steps that do not count, in float64; every
+kind of actions that the algorithm can train is tried.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from unipg.algorithms.base import Algorithm, Setting
+from unipg.algorithms.learners import Learner
+from unipg.estimator import Objective, Pathwise, Planning, PolicyGradient
+from unipg.laws.cases import LawBroken
+from unipg.networks.perceptron import Ensemble
+from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.policies.now import NOISE
+from unipg.seeding import generator
+from unipg.training.feeds.replay import ReplayRecipe
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.run import wanted_of
+from unipg.trajectories import Source, Trajectories
+
+if TYPE_CHECKING:
+    pass
+
+TOLERANCE = 1e-10
+"""Largest relative difference of two float64 gradients that must be equal."""
+STEP = 1e-6
+"""Of finite differences."""
+ROUGH = 1e-5
+"""Largest relative difference to what finite differences and quadrature give."""
+NODES, FAR = 141, 9.0
+"""Of the quadrature over an action's noise, and how far it goes, in standard deviations."""
+RUBBISH = (math.nan, math.inf, -math.inf, 1e30)
+ARMS = 3
+MOST_SEEDS = 5
+"""That a search tries."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a law is tried on. `seed` decides weights and numbers."""
+
+    algorithm: Algorithm
+    kind: str
+    seed: int = 0
+    rows: int = 6
+    steps: int = 3
+    size: int = 2
+    """Numbers of a real action."""
+
+    @property
+    def counted(self) -> bool:
+        return self.kind in ("auto", "greedy")
+
+    @property
+    def setting(self) -> Setting:
+        return Setting(1, self.counted, ARMS if self.counted else self.size)
+
+    def policy(self) -> ActorCritic:
+        """With smooth networks, so that derivatives are what finite differences find, and lagged copies that lag."""
+        from gymnasium import spaces
+
+        actions = spaces.Discrete(ARMS) if self.counted else spaces.Box(-1.0, 1.0, (self.size,))
+        recipe = ActorCriticRecipe(hidden=[5], activation="tanh", kind=self.kind)  # type: ignore[arg-type]
+        made = recipe.build(spaces.Box(-9.0, 9.0, (2,)), actions, self.seed, wanted=wanted_of(self.algorithm))
+        made.module.double()
+        source = generator(self.seed, "lag")
+        with torch.no_grad():
+            for name, network in self.algorithm.networks(self.counted).items():
+                for parameter in made.network(name).parameters() if hasattr(network, "of") else ():
+                    parameter.add_(0.2 * torch.randn(parameter.shape, generator=source, dtype=torch.float64))
+        return made
+
+    def batch(self) -> Trajectories:
+        draw = generator(self.seed, "law transitions")
+        shape = (self.rows, self.steps)
+
+        def normal(*more: int) -> Tensor:
+            return torch.randn(*shape, *more, generator=draw, dtype=torch.float64)
+
+        mask = torch.rand(shape, generator=draw) < 0.8
+        mask[0] = False  # a row in which nothing counts
+        mask[1] = True
+        return Trajectories(
+            action=torch.randint(ARMS, shape, generator=draw) if self.counted else normal(self.size).tanh(),
+            mask=mask,
+            observation=normal(2),
+            next_observation=normal(2),
+            step_reward=normal(),
+            terminated=torch.rand(shape, generator=draw) < 0.3,
+            truncated=torch.rand(shape, generator=draw) < 0.2,
+            source=torch.full((self.rows,), int(Source.REPLAY)),
+            planned={NOISE.format(at): normal(self.size) for at in ("observation", "next_observation")},
+        )
+
+    def learners(self) -> tuple[Learner, ...]:
+        return self.algorithm.learned(self.setting)
+
+    def describe(self, learner: Learner) -> str:
+        actions = f"{ARMS} actions" if self.counted else f"{self.size} numbers ({self.kind})"
+        return f"learner '{learner.name}', {self.rows} rows x {self.steps} steps, {actions}, seed {self.seed}"
+
+
+def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
+    return [Rows(algorithm, kind, seed) for kind in algorithm.controllers]
+
+
+def step(made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None) -> Tensor:
+    """[1+P] loss and gradient of a learner's networks, in the given micro-batches."""
+    objective = learner.terms
+    planned = objective.plan(batch, Planning())
+    own = [p for name in learner.trains for p in made.networks[name]]
+    total, found = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in own]
+    for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
+        piece = planned.select(rows)
+        loss = objective.loss(made.now(piece, objective.differentiates), piece, Planning())
+        if loss.requires_grad:
+            found = [a + b for a, b in zip(found, torch.autograd.grad(loss, own), strict=True)]
+        total = total + loss.detach()
+    return torch.cat([total.reshape(1), *(g.flatten() for g in found)])
+
+
+def _same(expected: Tensor, found: Tensor, sentence: str, example: str, most: float = TOLERANCE) -> None:
+    if not bool(torch.isfinite(found).all()):
+        raise LawBroken(f"{sentence}: it is {float(found[~torch.isfinite(found)][0])}; example: {example}")
+    difference = float((expected - found).abs().max()) / max(float(expected.abs().max()), 1e-3)
+    if not difference <= most:
+        raise LawBroken(f"{sentence}: it differs by {difference:.2e} of its largest entry (allowed {most:.0e}); example: {example}")
+
+
+Law = Callable[[Rows, Learner, ActorCritic, Trajectories], None]
+
+
+def on_learners(body: Law) -> Callable[..., None]:
+    """A law on one learner, as a law on an algorithm: all its learners, on every kind of actions. A gradient of 0 breaks it: nothing would
+    have been compared."""
+
+    def law(algorithm: Algorithm, seed: int = 0) -> None:
+        name = body.__name__.strip("_").replace("_", " ")
+        for case in cases_of(algorithm, seed):
+            for learner in case.learners():
+                made, batch = case.policy(), case.batch()
+                try:
+                    if not bool(step(made, learner, batch)[1:].any()):
+                        raise LawBroken(f"{name}: the gradient is exactly 0, so nothing was compared; example: {case.describe(learner)}")
+                    body(case, learner, made, batch)
+                except LawBroken:
+                    raise
+                except Exception as error:
+                    raise LawBroken(f"{name}: {type(error).__name__} ({error}); example: {case.describe(learner)}") from error
+
+    return law
+
+
+@on_learners
+def split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """1. The gradient does not change with micro-batching, padding, row order, or steps as rows of their own."""
+    whole, example = step(made, learner, batch), case.describe(learner)
+    _same(whole, step(made, learner, batch, [torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])]), "split: 2 micro-batches", example)
+    _same(whole, step(made, learner, batch.select([5, 3, 0, 1, 4, 2])), "split: rows in another order", example)
+    wide = torch.zeros(1, case.steps + 2, dtype=torch.bool)
+    action = wide.long() if case.counted else wide.double().unsqueeze(-1).expand(1, case.steps + 2, case.size)
+    filler = Trajectories(action=action, mask=wide, present=wide, source=torch.tensor([int(Source.REPLAY)]))
+    _same(whole, step(made, learner, Trajectories.join([batch, filler])), "split: more columns of padding", example)
+    _same(whole, step(made, learner, batch.as_steps()), "split: steps as rows of their own", example)
+
+
+@on_learners
+def silence(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """2. NaN, inf and garbage in steps that do not count change nothing; nor does what is observed in a terminal state."""
+    whole, example = step(made, learner, batch), case.describe(learner)
+    for value in RUBBISH:
+
+        def spoil(tensor: Tensor, live: Tensor = batch.mask, value: float = value) -> Tensor:
+            shape = live.reshape(*live.shape, *([1] * (tensor.ndim - 2)))
+            return torch.where(shape, tensor, value) if tensor.is_floating_point() else torch.where(shape, tensor, ARMS + 7)
+
+        fields = {name: spoil(getattr(batch, name)) for name in ("action", "observation", "next_observation", "step_reward")}
+        dirty = batch.replace(**{k: v for k, v in fields.items() if k != "action"}, planned={k: spoil(v) for k, v in batch.planned.items()})
+        dirty = dirty._with({"action": fields["action"]})
+        _same(whole, step(made, learner, dirty), f"silence: {value} where the mask is 0", example)
+        assert batch.terminated is not None
+        assert batch.next_observation is not None
+        ended = batch.replace(next_observation=spoil(batch.next_observation, ~batch.terminated))
+        _same(whole, step(made, learner, ended), f"silence: {value} observed in terminal states", example)
+
+
+@on_learners
+def exactness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """3. The gradient is the derivative of the learner's loss, targets aside; in expectation over an action's noise, that of the score."""
+    example, own = case.describe(learner), [p for name in learner.trains for p in made.networks[name]]
+    whole, source = step(made, learner, batch), generator(case.seed, "direction")
+    for _ in range(3):
+        along = [torch.randn(p.shape, generator=source, dtype=torch.float64) for p in own]
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                for p, d in zip(own, along, strict=True):
+                    p.add_(sign * STEP * d)
+            ends.append(step(made, learner, batch)[0])
+            with torch.no_grad():
+                for p, d in zip(own, along, strict=True):
+                    p.sub_(sign * STEP * d)
+        slope = (whole[1:] @ torch.cat([d.flatten() for d in along])).reshape(1)
+        _same(((ends[0] - ends[1]) / (2 * STEP)).reshape(1), slope, "exactness: the derivative along a direction", example, ROUGH)
+    for term in learner.terms.terms:
+        if isinstance(term, PolicyGradient) and isinstance(term.likelihood, Pathwise) and made.draws:
+            _same_in_expectation(replace(case, size=1), replace(learner, objective=Objective((term,))), term)
+
+
+def _same_in_expectation(case: Rows, learner: Learner, term: PolicyGradient) -> None:
+    """Through the action, and by the score of the action as it is: one gradient, by quadrature over the noise of one real action."""
+    made, batch = case.policy(), case.batch().select([1])
+    with torch.no_grad():  # members that are one: the least of several has a kink, on which quadrature is slow
+        for network in made.modules.values():
+            for parameter in network.parameters() if isinstance(network, Ensemble) else ():
+                parameter.copy_(parameter[:1].expand_as(parameter))
+    nodes = torch.linspace(-FAR, FAR, NODES, dtype=torch.float64)  # even ones: of an analytic integrand their error falls exponentially
+    shares = torch.softmax(-0.5 * nodes**2, 0)
+    name, own = NOISE.format("observation"), [p for part in learner.trains for p in made.networks[part]]
+    through, score = torch.zeros(()), torch.zeros(())
+    for node, share in zip(nodes.tolist(), shares.tolist(), strict=True):
+        here = batch.replace(planned={**batch.planned, name: torch.full_like(batch.planned[name], node)})
+        through = through + share * step(made, learner, here)[1:]
+        now = made.now(here, frozenset({"observation"}))
+        with torch.no_grad():
+            point = now.fresh("observation")
+            value, action = term.advantage(here, point, Planning()), point.action.detach()  # type: ignore[attr-defined]
+        log_prob = made.distribution(now.observed("observation"), "actor", action, False)[0]  # type: ignore[attr-defined]
+        loss = -(value.flatten() * log_prob).mean()
+        score = score + share * torch.cat([g.flatten() for g in torch.autograd.grad(loss, own)])
+    _same(score, through, "exactness: the expected gradient through the action, against that of the score", case.describe(learner), ROUGH)
+
+
+@on_learners
+def agreement(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """4. A learner's gradient is of the networks that it names: nothing is left in any other, whose weights stay as they are."""
+    others = {name: network for name, network in made.networks.items() if name not in learner.trains}
+    before = {name: [p.detach().clone() for p in network] for name, network in others.items()}
+    step(made, learner, batch)
+    for name, network in others.items():
+        for parameter, old in zip(network, before[name], strict=True):
+            if parameter.grad is not None or not torch.equal(parameter, old):
+                raise LawBroken(f"agreement: a gradient is left in network '{name}'; example: {case.describe(learner)}")
+
+
+@on_learners
+def emptiness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """5. A batch with nothing in it gives exactly zero."""
+    nothing = batch._with({"mask": torch.zeros_like(batch.mask)})
+    for what, empty in (("a batch whose mask is 0 everywhere", nothing), ("a batch without rows", batch.select([]))):
+        found = step(made, learner, empty)
+        if bool((found != 0).any()):
+            raise LawBroken(f"emptiness: {what} gives {float(found[found != 0][0]):g}, not 0; example: {case.describe(learner)}")
+
+
+@on_learners
+def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
+    """8. The vectorised loss agrees with a naive one: step by step, each alone, with plain Python sums."""
+    objective = learner.terms
+    planned = objective.plan(batch, Planning())
+    own = [p for name in learner.trains for p in made.networks[name]]
+    total = torch.zeros((), dtype=torch.float64)
+    for row in planned.as_steps().select(torch.arange(int(batch.mask.sum()))).mask.nonzero()[:, 0].tolist():
+        piece = planned.as_steps().select([row])
+        now = made.now(piece, objective.differentiates)
+        for name, term in objective.named():
+            loss, _ = term.per_token(now, piece, name, Planning())
+            total = total + piece.planned[f"{name}/weight"][0, 0] * loss[0, 0]
+    found = torch.cat([total.detach().reshape(1), *(g.flatten() for g in torch.autograd.grad(total, own))])
+    _same(found, step(made, learner, batch), "second opinion: step by step, each alone", case.describe(learner))
+
+
+# ---------------------------------------------------------------------------------------------------- in the loop
+
+
+def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, steps: int = 32, rate: float = 3e-3, every: int = 1) -> Any:
+    from unipg.rollouts.environments import EnvironmentRecipe
+    from unipg.training.trainer import Trainer
+
+    options = {"arms": ARMS, "best": 2} if kind in ("auto", "greedy") else {"best": 0.5}
+    recipe = EnvironmentRecipe("unipg.environments:unipg/Bandit-v0", 2, steps, options, evaluation_episodes=16)
+    experience = recipe.build(3)
+    controller = ActorCriticRecipe(hidden=[16], kind=kind)  # type: ignore[arg-type]
+    policy = controller.build(experience.observation_space, experience.action_space, 3, wanted=wanted_of(algorithm))
+    return Trainer(
+        copy.deepcopy(algorithm),
+        policy,
+        experience,
+        folder=folder,
+        training=TrainingRecipe(iterations=iterations, save_every=every),
+        optimizer=OptimizerRecipe(learning_rate=rate),
+        seed=3,
+        replay=ReplayRecipe(capacity=64 if every == 1 else 4096, batch=16, warmup=16),
+    )
+
+
+def learning(algorithm: Algorithm, iterations: int = 6, goal: float = 0.9) -> float:
+    """6. The algorithm solves a trivial task in seconds: a bandit, of each kind of actions. Returns the least of the shares reached.
+
+    Of real actions the share is 1 − |a − best|, of counted ones whether the best is taken.
+    """
+    shares = []
+    for kind in algorithm.controllers:
+        with tempfile.TemporaryDirectory() as folder:
+            run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, every=iterations)
+            try:
+                run.train()
+            except Exception as error:
+                raise LawBroken(f"learning: {type(error).__name__} ({error}); example: a bandit, actions '{kind}'") from error
+            found = run.policy.environment_action(run.policy.actor()(run.experience.stepper(run.policy).observation, None))[0]
+            shares.append(float(found == 2) if kind in ("auto", "greedy") else 1 - abs(float(found[0]) - 0.5))
+            if not shares[-1] >= goal:
+                raise LawBroken(f"learning: the share of what is best is {shares[-1]:.3f}, not {goal}; example: a bandit, actions '{kind}'")
+    return min(shares)
+
+
+def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 30, 71)) -> None:
+    """7. Stopping and continuing anywhere, also between two updates and after the buffer has wrapped, gives bit-identical weights.
+
+    `steps`: the updates after which to stop, of about 80.
+    """
+    from unipg.training.observer import Stopped
+
+    kind = algorithm.controllers[0]
+
+    def weights(run: Any) -> dict[str, Tensor]:
+        return {name: value.clone() for name, value in run.policy.module.state_dict().items()}
+
+    with tempfile.TemporaryDirectory() as folder:
+        straight = _trainer(algorithm, kind, Path(folder) / "straight", 3, steps=16)
+        start = weights(straight)
+        straight.train()
+        expected = weights(straight)
+        if all(value.equal(expected[name]) for name, value in start.items()):
+            raise LawBroken(f"resume: no weight moved in {straight.step} updates, so nothing was compared; example: a bandit")
+        for stop in steps:
+            example = f"stopped after update {stop} of {straight.step}"
+            first = _trainer(algorithm, kind, Path(folder) / f"stop{stop}", 3, steps=16)
+            first.stop_after_steps = stop
+            try:
+                first.train()
+            except Stopped:
+                pass
+            else:
+                raise LawBroken(f"resume: the run did not stop; example: {example}")
+            second = _trainer(algorithm, kind, Path(folder) / f"stop{stop}", 3, steps=16)
+            second.resume()
+            second.train()
+            for name, value in weights(second).items():
+                if not value.equal(expected[name]):
+                    raise LawBroken(f"resume: '{name}' is not bit-identical to that of an uninterrupted run; example: {example}")
+
+
+def search(law: str, algorithm: Algorithm, examples: int) -> None:
+    """A law on several seeds; `LawBroken` names the one on which it breaks."""
+    if law == "resume":
+        resume(algorithm, (2, 45))
+        return
+    for seed in range(min(examples, MOST_SEEDS)):
+        LAWS[law](algorithm, seed)
+
+
+LAWS: dict[str, Callable[..., Any]] = {
+    "split": split,
+    "silence": silence,
+    "exactness": exactness,
+    "agreement": agreement,
+    "emptiness": emptiness,
+    "learning": learning,
+    "resume": resume,
+    "second_opinion": second_opinion,
+}
