@@ -108,6 +108,8 @@ class Algorithm(CheckedArguments):
     None: any that have probabilities."""
     controller: ClassVar[Mapping[str, Any]] = {}
     """Its own `hidden`, `activation` and `init` of a controller, where the recipe says nothing."""
+    replay: ClassVar[Mapping[str, Any]] = {}
+    """Its own `batch`, `warmup` and `updates_per_step` of a recipe's `replay` section, where that says nothing."""
 
     rollouts: int = setting(8, "rollouts per prompt")
 
@@ -163,6 +165,11 @@ class Algorithm(CheckedArguments):
         """How much is explored beside the policy's own draws: epsilon of greedy actions, the noise of deterministic ones; None for their
         own. `progress` counts steps of the environments."""
         return None
+
+    @property
+    def steps_ahead(self) -> tuple[int, float]:
+        """Rewards that a kept transition's return sums before a value takes over, and the discount between them; see `SeveralSteps`."""
+        return 1, 1.0
 
     def learned(self, setting: Setting) -> tuple[Learner, ...]:
         """Its learners, their terms told apart by name."""
@@ -242,6 +249,25 @@ class KLInReward:
     @property
     def reads(self) -> frozenset[str]:
         return frozenset({"old_log_prob", "anchor_log_prob"}) if self.kl_in_reward else frozenset()
+
+
+@dataclass(frozen=True)
+class SeveralSteps:
+    """A mixin, named before `Algorithm`, for one with a `discount` gamma: returns of kept transitions over several steps.
+
+    r_t + gamma·r_{t+1} + … + gamma^{m−1}·r_{t+m−1} + gamma^m · (what follows), m ≤ n: fewer where the episode ends, or the buffer does.
+    """
+
+    n_step: int = setting(1, "rewards in a return before a value takes over; more than 1 is not corrected for older actions", "Sutton 1988")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]
+        if self.n_step < 1:
+            raise InputError(f"algorithm.n_step is {self.n_step}; accepted: 1 or more steps")
+
+    @property
+    def steps_ahead(self) -> tuple[int, float]:
+        return self.n_step, self.discount  # type: ignore[attr-defined]
 
 
 def check_range(algorithm: Algorithm, least: float, most: float, *names: str) -> None:

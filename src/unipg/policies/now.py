@@ -142,7 +142,8 @@ class Now(Evaluation):
             both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
             found = values(*both).squeeze(-1)
         else:
-            found = values(observation)
+            graph = torch.is_grad_enabled()  # a graph is not shared: whoever uses it first may free it
+            found = values(observation) if graph else self.once(("all", network, at), (network,), lambda: values(observation))
             if action is not None:
                 found = found.gather(-1, action.long().expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
         return self._members(found)

@@ -18,6 +18,7 @@ from unipg.estimator import Planning, Progress
 from unipg.estimator.directions import Plain
 from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.parts import beyond_row
+from unipg.estimator.policy_gradient import Record
 from unipg.files import write_file
 from unipg.policies.base import Policy
 from unipg.policies.weights import all_finite, nonfinite
@@ -38,7 +39,7 @@ class Learning:
     accumulate, guard.
 
     `steps`: how many steps it is going to take. `memory`, `diagnostics`: shared by all learners of a run. `folder`: where a batch is dumped
-    whose gradient is not finite.
+    whose gradient is not finite. `keeps_records`: whether every step is recorded.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Learning:
         steps: int,
         memory: dict[str, Any],
         diagnostics: UpdateDiagnostics,
+        keeps_records: bool = False,
     ) -> None:
         self.spec, self.algorithm, self.policy, self.weights = learner, algorithm, policy, weights
         self.objective = learner.terms
@@ -88,6 +90,9 @@ class Learning:
         self.memory = memory
         self.diagnostics = diagnostics
         self.place = (0, 0)
+        self.keeps_records = keeps_records
+        self.records: list[Record] = []
+        """What the terms saw of the last step, where it was recorded."""
         self._plan: tuple[tuple[Tensor | None, ...], dict[str, Tensor]] | None = None
 
     @property
@@ -157,7 +162,7 @@ class Learning:
         `place`: the iteration, and the position among the updates of that iteration. `now`: the policy on this very batch, where several
         learners share it.
         """
-        self.place = place
+        self.place, self.records = place, []
         planning = self.planning()
         if now is None:
             seed_torch(self.seed, "update", *place, self.workers.rank)
@@ -192,13 +197,16 @@ class Learning:
         """The gradient of a planned batch with respect to this learner's networks alone, into the models' `grad`; the losses."""
         losses: list[Tensor] = []
         found: list[Tensor] = []
-        records = self.diagnostics.records if self.diagnostics.recording else None
+        records: list[Record] | None = [] if self.keeps_records or self.diagnostics.recording else None
         for piece in self._pieces(planned):
             said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
             loss = self.objective.loss(said, piece, planning, records=records)
             gradients = torch.autograd.grad(loss, self._parameters)
             found = [a + b for a, b in zip(found, gradients, strict=True)] if found else list(gradients)
             losses.append(loss.detach())
+        self.records = records or []
+        if self.diagnostics.recording:
+            self.diagnostics.records += self.records
         start = 0
         for vector in self._vectors:
             vector.take(found[start : start + len(vector.parameters)])

@@ -98,7 +98,7 @@ class Trainer:
         self.feed = self._build_feed(replay)
         for made in self.learned:
             learning = Learning(
-                made,
+                self.feed.fitted(made),
                 algorithm,
                 policy,
                 self.weights,
@@ -110,6 +110,7 @@ class Trainer:
                 steps=self.feed.steps(made),
                 memory=self.memory,
                 diagnostics=self.diagnostics,
+                keeps_records=self.feed.keeps_records,
             )
             self.learners.append(learning)
         self.learner = next((found for found in self.learners if found.name == "policy"), self.learners[0])
@@ -293,6 +294,7 @@ class Trainer:
                 for name in told.keys() & SUMMED:
                     told[name] += self.row.get(name, 0.0)
                 self.row |= told
+                feed.stepped(learner)
         except InputError:
             self.learner.check_weights()  # where an earlier step has spoilt them, that is what to say
             raise

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import (
     ActionValues,
@@ -29,7 +29,7 @@ ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 
 @register
 @dataclass(frozen=True)
-class SAC(Algorithm):
+class SAC(SeveralSteps, Algorithm):
     """The policy maximises E[min Q(s, a) − alpha · log pi(a|s)]; alpha is learned so that the entropy comes to a target, or fixed.
 
     Actions that can be counted are summed over instead of drawn (arXiv 1910.07207).
@@ -44,6 +44,7 @@ class SAC(Algorithm):
     deviations = (
         "The temperature is stepped before critic and policy, which read the new one; Stable-Baselines3 reads that of before the step.",
         "Only terminal states end a return: an episode that a time limit cuts is bootstrapped.",
+        "Returns over several steps (n_step) have the entropy of their last state alone, as in Stable-Baselines3.",
     )
     replays = True
     controllers = ("squashed", "auto")

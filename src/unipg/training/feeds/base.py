@@ -21,6 +21,8 @@ class Feed(ABC):
 
     rounds: int = 1
     """Of an iteration."""
+    keeps_records: bool = False
+    """Whether it wants to know what the terms saw of every step (`Learning.records`)."""
 
     def __init__(self, run: Trainer) -> None:
         self.run = run
@@ -58,6 +60,13 @@ class Feed(ABC):
     def now(self, batch: Trajectories) -> Evaluation | None:
         """The policy on the rows of an update, where all learners share what they ask of it."""
         return None
+
+    def fitted(self, learner: Learner) -> Learner:
+        """A learner with its terms as the rows of this feed need them."""
+        return learner
+
+    def stepped(self, learning: Learning) -> None:
+        """After each step of a learner."""
 
     def finish(self) -> dict[str, Any]:
         """Ends the iteration; metrics of it."""

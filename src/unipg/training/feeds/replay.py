@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.learners import Learner
+from unipg.arguments import CheckedArguments
+from unipg.critics.regression import DISCOUNT, Regression
 from unipg.errors import InputError
 from unipg.estimator import Objective, Progress
 from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.now import NOISE
-from unipg.replay import Ring, transition_columns
+from unipg.replay import Priorities, Ring, n_step, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.base import Feed
@@ -33,32 +36,62 @@ RECORDS = 32
 """Updates of an iteration whose terms are recorded for diagnostics."""
 
 
+WEIGHT = "replay/weight"
+"""Planned [B]: what makes rows that were drawn by priority count as if each had had the same chance."""
+OWN: dict[str, Any] = {"batch": 256, "warmup": 1000, "updates_per_step": 1.0}
+"""What null stands for where an algorithm says nothing of its own."""
+
+
 @dataclass(frozen=True)
-class ReplayRecipe:
+class PrioritiesRecipe(CheckedArguments):
+    """Transitions are drawn in proportion to (|error of the critic| + eps)^alpha, and weighed against it (arXiv 1511.05952)."""
+
+    alpha: float = 0.6
+    """0: all alike; 1: in proportion to the error."""
+    beta: float = 0.4
+    """How much of the choice the weights undo at the start; it grows linearly to 1, all of it, at the end of the run."""
+    eps: float = 1e-6
+    """Keeps transitions without an error from never being drawn again."""
+
+    def __post_init__(self) -> None:
+        Priorities(1, alpha=self.alpha, beta=self.beta, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class ReplayRecipe(CheckedArguments):
     """What is remembered of the environments, and how often it is learned from."""
 
     capacity: int = 1_000_000
     """Transitions that are kept; the oldest are forgotten."""
-    batch: int = 256
-    """Transitions of an update."""
-    warmup: int = 1000
-    """Steps with actions drawn uniformly, before the first update."""
-    updates_per_step: float = 1.0
-    """Updates for every step of an environment after the warm-up; 0.25 is one update after every fourth step."""
+    batch: int | None = None
+    """Transitions of an update. null: the algorithm's own, or 256."""
+    warmup: int | None = None
+    """Steps with actions drawn uniformly, before the first update. null: the algorithm's own, or 1000."""
+    updates_per_step: float | None = None
+    """Updates for every step of an environment after the warm-up; 0.25 is one update after every fourth step. null: the algorithm's own,
+    or 1."""
+    priorities: PrioritiesRecipe | None = None
+    """Draw transitions by how wrong the critic was about them; null: all alike."""
 
     def __post_init__(self) -> None:
-        for name in ("capacity", "batch"):
-            if getattr(self, name) < 1:
-                raise InputError(f"replay.{name} is {getattr(self, name)}; accepted: 1 or more")
-        if self.capacity < self.batch:
-            raise InputError(f"replay.capacity is {self.capacity}, but a batch has {self.batch} transitions; accepted: at least as many")
-        if self.warmup < 0:
-            raise InputError(f"replay.warmup is {self.warmup}; accepted: 0 or more steps")
-        if not (self.updates_per_step > 0 and math.isfinite(self.updates_per_step)):
+        for name, least in (("capacity", 1), ("batch", 1), ("warmup", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"replay.{name} is {value}; accepted: {least} or more{' steps' if name == 'warmup' else ''}")
+        if self.updates_per_step is not None and not (self.updates_per_step > 0 and math.isfinite(self.updates_per_step)):
             raise InputError(f"replay.updates_per_step is {self.updates_per_step}; accepted: a number above 0")
+        if self.batch is not None and self.capacity < self.batch:
+            raise InputError(f"replay.capacity is {self.capacity}, but a batch has {self.batch} transitions; accepted: at least as many")
+
+    def settled(self, own: Mapping[str, Any]) -> ReplayRecipe:
+        """The same with values for null; `own`: the algorithm's."""
+        values = {**OWN, **own}
+        return replace(self, **{name: values[name] for name in OWN if getattr(self, name) is None})
 
     def updates(self, steps: int) -> int:
-        """Updates that are due once the environments have taken so many steps."""
+        """Updates that are due once the environments have taken so many steps. Of a recipe that is settled."""
+        assert self.warmup is not None
+        assert self.updates_per_step is not None
         return math.floor(max(0, steps - self.warmup) * self.updates_per_step + 1e-9)
 
 
@@ -80,7 +113,10 @@ class Replay(Feed):
             raise InputError("training.epochs and training.minibatches are of batches of rollouts; accepted with replay: 1")
         if run.training.overlap:
             raise InputError("training.overlap is for batches of rollouts; accepted with replay: false")
-        self.recipe, self.experience, self.policy = recipe, experience, policy
+        self.recipe, self.experience, self.policy = recipe.settled(run.algorithm.replay), experience, policy
+        assert self.recipe.batch is not None
+        assert self.recipe.warmup is not None
+        self.batch, self.warmup = self.recipe.batch, self.recipe.warmup
         self.rounds, self.count = experience.recipe.steps, experience.recipe.count
         self.done = 0
         """Updates so far."""
@@ -91,10 +127,20 @@ class Replay(Feed):
         columns = transition_columns(tuple(stored.shape), str(stored.dtype), *self._action_columns())
         slack = (2 * run.training.save_every + 1) * self.rounds * self.count
         self.ring = Ring(run.folder, columns, recipe.capacity, slack=slack, identity=experience.recipe.id)
+        self.ahead, self.discount = run.algorithm.steps_ahead
+        asked = recipe.priorities
+        self.priorities = None if asked is None else Priorities(recipe.capacity, alpha=asked.alpha, beta=asked.beta, eps=asked.eps)
+        if asked is not None and not any(isinstance(term, Regression) for term in objective.terms):
+            raise InputError(f"replay.priorities is given, but {who} has no regression of values to take errors from; accepted: null")
+        self.keeps_records = asked is not None
+        self._index: Tensor | None = None
+        """The rows of the last update, counted as the ring did when they were drawn."""
+        self._size = 0
+        """Of the ring then."""
         self._begun = False
         self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
         self._device = policy.device
-        rows = recipe.batch
+        rows = self.batch
         self._template = Trajectories(
             action=torch.zeros(rows, 1),
             mask=torch.ones(rows, 1, dtype=torch.bool),
@@ -122,7 +168,7 @@ class Replay(Feed):
         source = generator(run.seed, "act", run.iteration)
         self._noise = policy.noise(self.rounds, self.count, source)
         self._random: np.ndarray | None = None
-        if self.steps_taken < self.recipe.warmup:
+        if self.steps_taken < self.warmup:
             self._random = policy.actions.random(self.rounds, self.count, source)
         self._live = policy.device.type == "cpu" and next(policy.module.parameters()).dtype == torch.float32
         self._act = policy.actor(live=self._live)
@@ -135,7 +181,7 @@ class Replay(Feed):
         if not self._begun or not hasattr(self, "_stepper"):
             self.begin()
         steps, stepper, policy = self.steps_taken, self._stepper, self.policy
-        if self._random is not None and steps < self.recipe.warmup:
+        if self._random is not None and steps < self.warmup:
             action = self._random[round]
         else:
             if not self._live:
@@ -152,6 +198,8 @@ class Replay(Feed):
             truncated=found.truncated,
             episode=found.episode,
         )
+        if self.priorities is not None:
+            self.priorities.append(len(found.reward))
         self.seconds += time.perf_counter() - began
 
     def _progress(self, steps: int) -> Progress:
@@ -161,22 +209,35 @@ class Replay(Feed):
         return self.run.position + self.recipe.updates(self.steps_taken) - self.done
 
     def draw(self, round: int, number: int) -> Trajectories:
-        numbers, noise = self._numbers(self.done)
+        numbers, planned = self._numbers(self.done)
         self.run.diagnostics.recording = self.done % self._tell_every == 0
-        self._index = (numbers * len(self.ring)).long()
-        rows = {name: tensor.unsqueeze(1) for name, tensor in self.ring.draw(self._index, *DRAWN).items()}
+        if self.priorities is None:
+            self._index = (numbers * len(self.ring)).long()
+        else:
+            asked, progress = self.recipe.priorities, self._progress(self.steps_taken)
+            assert asked is not None
+            self.priorities.beta = asked.beta + (1 - asked.beta) * min(1.0, progress.step / progress.total)
+            self._index, weight = self.priorities.draw(numbers)
+            planned[WEIGHT] = weight.to(self._device)
+        self._size = len(self.ring)
+        drawn = self.ring.draw(self._index, *DRAWN)
+        if self.ahead > 1:
+            several = n_step(self.ring, self._index, self.ahead, self.discount, self.count)
+            drawn |= self.ring.draw(several.last, "next_observation", "terminated") | {"reward": several.reward}
+            planned[DISCOUNT] = several.factor.unsqueeze(1).to(self._device)
+        rows = {name: tensor.unsqueeze(1) for name, tensor in drawn.items()}
         rows["step_reward"] = rows.pop("reward")
         if self._device.type != "cpu":
             rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
         self.done += 1
-        return self._template._with({**rows, "planned": noise})
+        return self._template._with({**rows, "planned": planned})
 
     def _numbers(self, update: int) -> tuple[Tensor, dict[str, Tensor]]:
         """[batch] numbers in [0, 1) that decide the rows of an update, and its planned noise."""
         block, place = divmod(update, BLOCK)
         if self._block is None or self._block[0] != block:
             source = generator(self.run.seed, "replay", block)
-            rows, size = self.recipe.batch, self.policy.actions_per_step
+            rows, size = self.batch, self.policy.actions_per_step
             uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
             normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
             self._block = block, uniform, normal
@@ -186,14 +247,35 @@ class Replay(Feed):
         update, iteration = self.done, self.run.iteration  # `draw` has counted it
         return [learner for learner in self.run.learners if update % learner.spec.every == 0 and learner.is_on(iteration)]
 
+    def fitted(self, learner: Learner) -> Learner:
+        if self.priorities is None:
+            return learner
+        terms = (replace(t, row_weight=WEIGHT) if Source.REPLAY in t.rows and t.row_weight is None else t for t in learner.terms.terms)
+        return replace(learner, objective=Objective(tuple(terms)))
+
+    def stepped(self, learning: Learning) -> None:
+        """The errors that a critic had before its step are the priorities of the rows that it was stepped on."""
+        if self.priorities is None or self._index is None:
+            return
+        judged = {name for name, term in learning.objective.named() if isinstance(term, Regression)}
+        pieces: dict[str, list[Tensor]] = {}
+        for record in learning.records:
+            if record.term in judged:
+                target = record.facts["target"]
+                error = (record.facts["value"].reshape(-1, len(target)) - target).abs().mean(0)
+                pieces.setdefault(record.term, []).append(error)
+        if pieces:
+            errors = torch.stack([torch.cat(some) for some in pieces.values()]).mean(0)
+            self.priorities.update(self._index, errors.cpu())
+
     def now(self, batch: Trajectories) -> Evaluation | None:
         return self.policy.now(batch, self.graphs)
 
     def finish(self) -> dict[str, Any]:
         metrics = self._stepper.episodes.told()
         metrics |= {"time/rollout": self.seconds, "replay/size": float(len(self.ring)), "replay/updates": float(self.done)}
-        if self.done:
-            metrics["replay/age"] = float(self.ring.ages(self._index).double().mean()) if hasattr(self, "_index") else 0.0
+        if self._index is not None:
+            metrics["replay/age"] = self._size - 1 - float(self._index.double().mean())
         self._begun = False
         return metrics
 
@@ -204,10 +286,14 @@ class Replay(Feed):
         self.ring.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"begun": self._begun, "done": self.done, "ring": self.ring.state_dict()}
+        priorities = None if self.priorities is None else self.priorities.state_dict()
+        last = {"index": self._index, "size": self._size}
+        return {"begun": self._begun, "done": self.done, "ring": self.ring.state_dict(), "priorities": priorities, **last}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.ring.load_state_dict(state["ring"])
-        self.done = state["done"]
+        if self.priorities is not None:
+            self.priorities.load_state_dict(state["priorities"])
+        self.done, self._index, self._size = state["done"], state["index"], state["size"]
         if state["begun"]:
             self.begin()
