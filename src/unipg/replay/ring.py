@@ -226,10 +226,10 @@ class Ring:
         if "rows" in state:
             self.position = position - min(position, self.capacity)
             self.append(**{name: rows.numpy() for name, rows in state["rows"].items()})
-        self.position, self._token = position, token
+        self.position, self._token, self._closed = position, token, False
 
     def close(self) -> None:
-        """Lets go of the file. Nothing can be appended or drawn any more."""
+        """Lets go of the file. Nothing can be appended or drawn any more, until `load_state_dict` opens it again."""
         self._forget()
         self._closed = True
 

@@ -29,7 +29,7 @@ from unipg.settings import numbers_in, read_settings, unknown_key
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
-from unipg.training.feeds.replay import ReplayRecipe
+from unipg.training.feeds.replay import ReplayRecipe, check_once
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.tracking import check_trackers
 from unipg.trajectories import Source
@@ -181,6 +181,9 @@ class Recipe(CheckedArguments):
                 f"replay is given, but algorithm '{algorithm.name}' learns from each batch of rollouts once; accepted: leave it out, or "
                 f"one of {names}"
             )
+        if algorithm.replays:
+            (self.replay or ReplayRecipe()).settled(algorithm.replay)
+            check_once(self.training)
 
     def _rows(self, algorithm: Algorithm) -> int | None:
         """Most rows of an iteration, where the recipe says how many."""

@@ -197,6 +197,7 @@ class Trainer:
                 if self.tracker:
                     self.tracker.rewind(0, -1)  # what a run that failed in its first iteration has left
             self.begun = True
+            self.feed.open()
             status = "failed"
             self.observer.start(self)
             try:

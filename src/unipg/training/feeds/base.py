@@ -78,6 +78,9 @@ class Feed(ABC):
     def flush(self) -> None:
         """What a checkpoint refers to is written out."""
 
+    def open(self) -> None:
+        """Takes up again what `close` has let go of."""
+
     def close(self) -> None:
         """Frees what runs beside this process, and files."""
 

@@ -24,6 +24,7 @@ from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.base import Feed
 from unipg.training.learner import Learning
+from unipg.training.optimization import TrainingRecipe
 from unipg.trajectories import Evaluation, Source, Trajectories
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ class ReplayRecipe(CheckedArguments):
         return math.floor(max(0, steps - self.warmup) * self.updates_per_step + 1e-9)
 
 
+def check_once(training: TrainingRecipe) -> None:
+    """Refuses what is said of batches of rollouts alone."""
+    for name, accepted in (("epochs", 1), ("minibatches", 1), ("overlap", False)):
+        if (value := getattr(training, name)) != accepted:
+            raise InputError(
+                f"training.{name} is {str(value).lower()}, which is of batches of rollouts; accepted with replay: {str(accepted).lower()}"
+            )
+
+
 class Replay(Feed):
     """As many rounds as steps that each environment takes in an iteration (`environment.steps`); each may be followed by updates.
 
@@ -109,10 +119,7 @@ class Replay(Feed):
             raise InputError(f"{who} learns from transitions that are kept; accepted: an environment, and a controller such as ActorCritic")
         if run.workers.world > 1:
             raise InputError(f"{who} keeps its transitions in one place; accepted: one worker")
-        if run.training.epochs != 1 or run.training.minibatches != 1:
-            raise InputError("training.epochs and training.minibatches are of batches of rollouts; accepted with replay: 1")
-        if run.training.overlap:
-            raise InputError("training.overlap is for batches of rollouts; accepted with replay: false")
+        check_once(run.training)
         self.recipe, self.experience, self.policy = recipe.settled(run.algorithm.replay), experience, policy
         assert self.recipe.batch is not None
         assert self.recipe.warmup is not None
@@ -137,6 +144,8 @@ class Replay(Feed):
         """The rows of the last update, counted as the ring did when they were drawn."""
         self._size = 0
         """Of the ring then."""
+        self._closed: dict[str, Any] | None = None
+        """Of the ring, while it is closed."""
         self._begun = False
         self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
         self._device = policy.device
@@ -282,8 +291,15 @@ class Replay(Feed):
     def flush(self) -> None:
         self.ring.flush()
 
+    def open(self) -> None:
+        if self._closed is not None:
+            self.ring.load_state_dict(self._closed)
+            self._closed = None
+
     def close(self) -> None:
-        self.ring.close()
+        if self._closed is None:
+            self._closed = self.ring.state_dict()
+            self.ring.close()
 
     def state_dict(self) -> dict[str, Any]:
         priorities = None if self.priorities is None else self.priorities.state_dict()
