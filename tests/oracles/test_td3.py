@@ -172,7 +172,8 @@ def test_settings(kind) -> None:
     ):
         with pytest.raises(InputError, match=said):
             kind(**wrong)
-    for wrong in ({"smoothing": -1.0}, {"limit": -1.0}, {"critics": 0}, {"tau": 0.0}):
-        with pytest.raises(InputError):
-            policy(made := kind(**wrong))
-            made.learned(SETTING)
+    for wrong in ({"smoothing": -1.0}, {"limit": -1.0}, {"tau": 0.0}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+            kind(**wrong).learned(SETTING)
+    with pytest.raises(InputError, match="an ensemble has 0 members"):
+        policy(kind(critics=0))

@@ -1,4 +1,4 @@
-"""Transitions through the whole loop: what is stored, what is drawn, how many updates there are, and which network moves at which of them."""
+"""Transitions through the whole loop: what is stored, what is drawn, how many updates there are, and which network moves at which."""
 
 from __future__ import annotations
 
@@ -334,7 +334,7 @@ def test_rows_are_drawn_by_the_errors_that_the_critic_had(tmp_path) -> None:
     learning.optimise(batch, (0, 0), now)
     feed.stepped(learning)
     priority = feed.priorities.state_dict()["priority"]  # type: ignore[union-attr]
-    latest = {row: error for row, error in zip(index.tolist(), expected.tolist(), strict=True)}  # a row drawn twice has one error
+    latest = dict(zip(index.tolist(), expected.tolist(), strict=True))  # a row drawn twice has one error
     for row in range(len(priority)):
         assert priority[row].item() == pytest.approx(latest[row] + 1e-6 if row in latest else 1.0, rel=1e-5)
 
@@ -458,7 +458,7 @@ def train_until(made: Trainer, iteration: int) -> None:
     """Ends the process's part of a run after an iteration, with its checkpoint."""
     save = made.save_checkpoint
 
-    class Ended(Exception):  # noqa: N818
+    class Ended(Exception):
         pass
 
     def stop() -> None:
