@@ -175,5 +175,5 @@ def test_settings(kind) -> None:
     for wrong in ({"smoothing": -1.0}, {"limit": -1.0}, {"tau": 0.0}):
         with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
             kind(**wrong).learned(SETTING)
-    with pytest.raises(InputError, match="an ensemble has 0 members"):
-        policy(kind(critics=0))
+    with pytest.raises(InputError, match=r"algorithm.critics is 0; accepted: 1 or more"):
+        kind(critics=0)

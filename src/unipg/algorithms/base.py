@@ -262,8 +262,7 @@ class SeveralSteps:
 
     def __post_init__(self) -> None:
         super().__post_init__()  # type: ignore[misc]
-        if self.n_step < 1:
-            raise InputError(f"algorithm.n_step is {self.n_step}; accepted: 1 or more steps")
+        check_counts(self, "n_step")  # type: ignore[arg-type]
 
     @property
     def steps_ahead(self) -> tuple[int, float]:
@@ -277,6 +276,13 @@ def check_range(algorithm: Algorithm, least: float, most: float, *names: str) ->
         if not (least <= value <= most and math.isfinite(value)):
             accepted = f"a number in [{least:g}, {most:g}]" if math.isfinite(most) else f"{least:g} or more"
             raise InputError(f"algorithm.{name} is {value}; accepted: {accepted}")
+
+
+def check_counts(algorithm: Algorithm, *names: str) -> None:
+    """Refuses hyper-parameters that count something, of which there must be one at least."""
+    for name in names:
+        if getattr(algorithm, name) < 1:
+            raise InputError(f"algorithm.{name} is {getattr(algorithm, name)}; accepted: 1 or more")
 
 
 def check_without_prompts(algorithm: Algorithm) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import ActionValues, Bootstrapped, Copied, Greedy, Lagged, Network, Regression, Value
 from unipg.errors import InputError
@@ -47,8 +47,7 @@ class DQN(SeveralSteps, Algorithm):
         check_range(self, 0, 1, "discount", "epsilon", "final_epsilon", "exploration")
         if not self.exploration:
             raise InputError("algorithm.exploration is 0; accepted: above 0, at most 1")
-        if self.copy_every < 1:
-            raise InputError(f"algorithm.copy_every is {self.copy_every}; accepted: 1 or more updates")
+        check_counts(self, "copy_every")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         return {"q": ActionValues(), "q_lagged": Lagged("q")}

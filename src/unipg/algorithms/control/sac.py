@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import (
     ActionValues,
@@ -63,6 +63,7 @@ class SAC(SeveralSteps, Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, 1, "discount", "tau")
+        check_counts(self, "critics")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         learned = {"temperature": Number(self.initial_temperature)} if self.temperature is None else {}

@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import ActionValues, Bootstrapped, Drawn, Lagged, Network, Polyak, Regression, Value
 from unipg.critics.regression import REPLAYED
-from unipg.errors import InputError
 from unipg.estimator import Pathwise, PolicyGradient, Progress
 
 ADAM = {"learning_rate": 1e-3, "clip_norm": None}
@@ -51,9 +50,8 @@ class TD3(SeveralSteps, Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, 1, "discount", "tau")
-        check_range(self, 0, math.inf, "exploration")
-        if self.delay < 1:
-            raise InputError(f"algorithm.delay is {self.delay}; accepted: 1 or more updates")
+        check_range(self, 0, math.inf, "exploration", *(name for name in ("smoothing", "limit") if getattr(self, name) is not None))
+        check_counts(self, "critics", "delay")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         return {"q": ActionValues(self.critics), "q_lagged": Lagged("q"), "actor_lagged": Lagged("actor")}

@@ -55,7 +55,13 @@ class PrioritiesRecipe(CheckedArguments):
     """Keeps transitions without an error from never being drawn again."""
 
     def __post_init__(self) -> None:
-        Priorities(1, alpha=self.alpha, beta=self.beta, eps=self.eps)
+        for name, fits, accepted in (
+            ("alpha", self.alpha >= 0, "0 or more"),
+            ("beta", 0 <= self.beta <= 1, "a number in [0, 1]"),
+            ("eps", self.eps > 0, "above 0"),
+        ):
+            if not fits:
+                raise InputError(f"replay.priorities.{name} is {getattr(self, name)}; accepted: {accepted}")
 
 
 @dataclass(frozen=True)
