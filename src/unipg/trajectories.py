@@ -412,8 +412,8 @@ class Evaluation:
         """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)
 
-    def action_value(self, network: str) -> Tensor:
-        """[K,B,T] what each of a network's K members says of the action."""
+    def action_value(self, network: str, members: int | None = None) -> Tensor:
+        """[K,B,T] what each of a network's K members says of the action, or the first `members` of them alone."""
         return self.fresh(network).log_prob
 
     def state_value(self, network: str) -> Tensor:

@@ -69,6 +69,16 @@ def test_members_differ_and_one_moves_no_other() -> None:
     assert ensemble.layers[0].weight.grad[0].any()
 
 
+def test_the_first_members_alone() -> None:
+    ensemble = Ensemble(3, SIZES, source=generator(0))
+    x = torch.randn(4, 5, generator=generator(1))
+    whole, some = ensemble(x), ensemble(x, members=2)
+    assert torch.equal(whole[:2], some)
+    weight = ensemble.layers[0].weight
+    for one, other in zip(*(torch.autograd.grad(out[:2].square().sum(), weight) for out in (whole, some)), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_the_host_computes_the_same_and_keeps_what_was() -> None:
     network = Perceptron(SIZES, activation="tanh", source=generator(0))
     x = torch.randn(6, 5, generator=generator(1))

@@ -46,10 +46,10 @@ class Behind(nn.Module):
         super().__init__()
         self.encoder, self.network = encoder, network
 
-    def forward(self, observation: Tensor, action: Tensor | None = None) -> Tensor:
-        """[N,C,H,W], and real actions [N,A] where it reads them, to [K,N,…]."""
+    def forward(self, observation: Tensor, action: Tensor | None = None, members: int | None = None) -> Tensor:
+        """[N,C,H,W], and real actions [N,A] where it reads them, to [K,N,…]; see `Ensemble.forward`."""
         seen = self.encoder(observation)
-        return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1))
+        return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1), members=members)
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
         """The first member in NumPy; see `Perceptron.on_the_host`. The encoder's weights are copies."""

@@ -40,7 +40,7 @@ class Value(Advantage):
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
-        return reduced(now.action_value(self.of), self.reduction)
+        return reduced(now.action_value(self.of, 1 if self.reduction == "first" else None), self.reduction)
 
 
 @dataclass(frozen=True)

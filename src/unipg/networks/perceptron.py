@@ -144,15 +144,18 @@ class Ensemble(nn.Module):
         self.activation: Activation = activation
         self.layers = nn.ModuleList(_Layer(cast("Iterable[nn.Linear]", each)) for each in zip(*(s.layers for s in singles), strict=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]."""
-        *hidden, last = cast("Iterable[_Layer]", self.layers)
-        x, activation = x.to(last.weight.dtype), ACTIVATIONS[self.activation]
+    def forward(self, x: Tensor, members: int | None = None) -> Tensor:
+        """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]. `members`: of the first so many alone."""
+        layers = cast("Iterable[_Layer]", self.layers)
+        weights: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in layers]
+        if members is not None and members < self.members:
+            weights = [(weight[:members], bias[:members]) for weight, bias in weights]
+        x, activation = x.to(weights[0][0].dtype), ACTIVATIONS[self.activation]
         if x.ndim == 2:
-            x = x.expand(self.members, *x.shape)
-        for layer in hidden:
-            x = activation(torch.baddbmm(layer.bias, x, layer.weight))
-        return torch.baddbmm(last.bias, x, last.weight)
+            x = x.expand(len(weights[0][0]), *x.shape)
+        for weight, bias in weights[:-1]:
+            x = activation(torch.baddbmm(bias, x, weight))
+        return torch.baddbmm(weights[-1][1], x, weights[-1][0])
 
     def on_the_host(self, k: int = 0, *, live: bool = False) -> HostFunction:
         """Member k in NumPy; see `Perceptron.on_the_host`."""

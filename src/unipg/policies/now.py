@@ -95,9 +95,9 @@ class Now(Evaluation):
 
         return self.once(("taken", entropy), ("actor",), find)
 
-    def action_value(self, network: str) -> Tensor:
+    def action_value(self, network: str, members: int | None = None) -> Tensor:
         """[K,B,T]"""
-        return self.values_of(network, "observation", self.action)
+        return self.values_of(network, "observation", self.action, members)
 
     def state_value(self, network: str) -> Tensor:
         """[K,B,T]"""
@@ -133,17 +133,19 @@ class Now(Evaluation):
         """The point at all n actions at each of the named observations: one more dimension everywhere."""
         return Elsewhere(self, at, None, None, of)
 
-    def values_of(self, network: str, at: str, action: Tensor | None) -> Tensor:
-        """[K,B,T] values of an action [N,…], or [K,B,T,n] of all of them."""
+    def values_of(self, network: str, at: str, action: Tensor | None, members: int | None = None) -> Tensor:
+        """[K,B,T] values of an action [N,…], or [K,B,T,n] of all of them; K is all members, or the first so many."""
         values = self.policy.network(network)
         observation = self.observed(at)
         if not self.policy.counts_actions:
             assert action is not None
             both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
-            found = values(*both).squeeze(-1)
+            found = values(*both, members=members).squeeze(-1)
         else:
-            graph = torch.is_grad_enabled()  # a graph is not shared: whoever uses it first may free it
-            found = values(observation) if graph else self.once(("all", network, at), (network,), lambda: values(observation))
+            if torch.is_grad_enabled():  # a graph is not shared: whoever uses it first may free it
+                found = values(observation, members=members)
+            else:
+                found = self.once(("all", network, at, members), (network,), lambda: values(observation, members=members))
             if action is not None:
                 found = found.gather(-1, action.long().expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
         return self._members(found)
@@ -179,8 +181,8 @@ class Elsewhere(Evaluation):
             raise InputError("a deterministic action has no log-probability; accepted here: a policy that draws its actions")
         return now.placed(self._log_prob)
 
-    def action_value(self, network: str) -> Tensor:
-        return self._now.values_of(network, self._at, self.action)
+    def action_value(self, network: str, members: int | None = None) -> Tensor:
+        return self._now.values_of(network, self._at, self.action, members)
 
     def state_value(self, network: str) -> Tensor:
         return self._now.states_of(network, self._at)
