@@ -109,6 +109,9 @@ class TemperatureLoss(Term):
     def noise(self) -> frozenset[str]:
         return frozenset({"observation"}) if self.over.draws else frozenset()
 
+    def symbol(self) -> str:
+        return f"{self.of} by which the entropy → {self.target_entropy:g}"
+
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         surprise = -self.over(lambda point: point.log_prob, now, "observation").detach()
         log_alpha = now.log_number(self.of)

@@ -21,10 +21,13 @@ def explanation(algorithm: type[Algorithm]) -> str:
     if algorithm.equation:
         lines += ["## Equation", "", "Coefficient on ∇log pi, and how it is summed:", "", f"    {algorithm.equation}", ""]
     lines += ["## Parts", "", "Shown at the defaults, with a limit of 64 new tokens.", ""]
-    for name, term in algorithm().terms(Setting(max_new_tokens=64)).named():
+    terms = [(made, *named) for made in algorithm().learned(Setting(max_new_tokens=64)) for named in made.terms.named()]
+    for learner, name, term in terms:
         rows = " and ".join(f"{s.name.lower()}s" for s in term.rows)
         gate = f", weighted per row by `{term.row_weight}`" if term.row_weight else ""
-        lines.append(f"- **{name}** on {rows}{gate}")
+        trains = f", moves `{'`, `'.join(learner.trains)}`" if learner.trains else ""
+        often = f", at one update in {learner.every}" if learner.every > 1 else ""
+        lines.append(f"- **{name}** on {rows}{gate}{trains}{often}")
         if isinstance(term, PolicyGradient):
             lines += [
                 f"    - mask: `{term.mask.symbol()}`",
@@ -32,6 +35,8 @@ def explanation(algorithm: type[Algorithm]) -> str:
                 f"    - advantage: `{term.advantage.symbol()}`",
                 f"    - likelihood: `{term.likelihood.symbol()}`",
             ]
+        elif learner.trains:
+            lines += [f"    - `{term.symbol()}`"]
         weight = f"{term.weight:g}" if isinstance(term.weight, int | float) else str(term.weight)
         lines += [f"    - aggregate: `{term.aggregate.symbol()}`, weight {weight}"]
     rate = algorithm.learning_rate
@@ -44,6 +49,8 @@ def explanation(algorithm: type[Algorithm]) -> str:
     lines += ["", "## Hyper-parameters", "", "| key | default | meaning | source |", "|---|---|---|---|"]
     for parameter in hyper_parameters(algorithm):
         lines.append("| `algorithm.{name}` | `{default}` | {help} | {source} |".format(**_escaped(parameter)))
+    for section, own in (("controller", algorithm.controller), ("replay", algorithm.replay)):
+        lines += [f"| `{section}.{key}` | `{value}` | where the recipe says null |  |" for key, value in own.items()]
     if algorithm.deviations:
         lines += ["", "## Where paper and code differ", "", *(f"- {text}" for text in algorithm.deviations)]
     lines += ["", "## Exactness", ""]

@@ -46,6 +46,7 @@ class SAC(SeveralSteps, Algorithm):
         "Only terminal states end a return: an episode that a time limit cuts is bootstrapped.",
         "Returns over several steps (n_step) have the entropy of their last state alone, as in Stable-Baselines3.",
     )
+    bias = "The critics' values stand for returns, and the states are those of the buffer, not those that the policy comes to."
     replays = True
     controllers = ("squashed", "auto")
     controller: ClassVar[Mapping[str, Any]] = {"hidden": (256, 256), "activation": "relu", "init": "torch"}

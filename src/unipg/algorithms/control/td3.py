@@ -31,6 +31,7 @@ class TD3(SeveralSteps, Algorithm):
         "Sizes of networks, learning rate and batch are those of the paper, which Stable-Baselines3 has too; the authors' later code has "
         "two layers of 256 and 3e-4.",
     )
+    bias = "The critics' values stand for returns, and the states are those of the buffer, not those that the policy comes to."
     replays = True
     controllers = ("deterministic",)
     controller: ClassVar[Mapping[str, Any]] = {"hidden": (400, 300), "activation": "relu", "init": "torch"}
