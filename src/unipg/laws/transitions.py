@@ -302,11 +302,11 @@ def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, ste
         training=TrainingRecipe(iterations=iterations, save_every=every),
         optimizer=OptimizerRecipe(learning_rate=rate),
         seed=3,
-        replay=ReplayRecipe(capacity=64 if every == 1 else 4096, batch=16, warmup=16),
+        replay=ReplayRecipe(capacity=64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0),
     )
 
 
-def learning(algorithm: Algorithm, iterations: int = 6, goal: float = 0.9) -> float:
+def learning(algorithm: Algorithm, iterations: int = 8, goal: float = 0.9) -> float:
     """6. The algorithm solves a trivial task in seconds: a bandit, of each kind of actions. Returns the least of the shares reached.
 
     Of real actions the share is 1 − |a − best|, of counted ones whether the best is taken.
