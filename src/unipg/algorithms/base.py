@@ -40,6 +40,8 @@ class Setting:
     """Whether the policy's actions can be counted."""
     actions: int = 1
     """How many actions there are, or how many numbers one has."""
+    acts: bool = False
+    """Whether the policy acts in environments, rather than answering prompts."""
 
     @property
     def highest_entropy(self) -> float:
@@ -102,6 +104,9 @@ class Algorithm(CheckedArguments):
 
     replays: ClassVar[bool] = False
     """Whether it learns from transitions that are kept (a recipe's `replay` section), rather than from each batch of rollouts once."""
+
+    acts: ClassVar[bool] = False
+    """Whether it is for policies that act in environments alone."""
 
     controllers: ClassVar[tuple[str, ...]] = ()
     """Kinds of actions that it can train (`controller.kind`), `auto` for those that can be counted; the first that fits is the default.
@@ -300,7 +305,7 @@ def _why_prompts(algorithm: Algorithm) -> str:
         return "learns from demonstrations, which environments do not give"
     if algorithm.completions != "none":
         return "learns from given completions, which environments do not have"
-    objective = algorithm.terms(Setting())
+    objective = algorithm.terms(Setting(acts=True))
     if algorithm.needs_group > 1 or objective.compares:
         return "compares several rollouts of one prompt, but each episode of an environment starts by itself: a group of one"
     if algorithm.tracks_prompts:

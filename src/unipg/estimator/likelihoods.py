@@ -321,6 +321,23 @@ def gaussian_log_prob(
     return log_prob, (log_std + constant + 0.5).sum(-1)
 
 
+def categorical_kl(logits: Float[Tensor, "*N V"], other: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
+    """KL(softmax(logits) ‖ softmax(other)) in nats."""
+    log_p, log_q = (torch.log_softmax(each, -1) for each in (logits, other))
+    least = torch.finfo(log_p.dtype).min  # an action that is impossible under both adds 0
+    return (log_p.exp() * (log_p.clamp_min(least) - log_q.clamp_min(least))).sum(-1)
+
+
+def gaussian_kl(
+    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*N A"], other: Float[Tensor, "*N A"], other_log_std: Float[Tensor, "*N A"]
+) -> Float[Tensor, "*N"]:
+    """KL(N(mean, std) ‖ N(other, other_std)) in nats, of diagonal Gaussians: ½ Σ (e^{2d} − 1 − 2d) + ((mean − other) / other_std)², with
+    d = log_std − other_log_std. Exactly 0 where they are equal."""
+    d = log_std - other_log_std
+    z = (mean - other) * torch.exp(-other_log_std)
+    return 0.5 * (torch.expm1(2 * d) - 2 * d + z * z).sum(-1)
+
+
 def log_slope_of_tanh(u: Float[Tensor, "*N A"]) -> Float[Tensor, "*N"]:
     """log |da/du| of a = tanh(u), summed over the action's dimensions: Σ 2·(log 2 − u − softplus(−2u)), exact where 1 − a² is 0."""
     return 2 * (math.log(2) - u + logsigmoid(2 * u)).sum(-1)

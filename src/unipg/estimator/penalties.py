@@ -108,6 +108,10 @@ class ValueLoss(Term):
         return True
 
     @property
+    def reads_log_prob(self) -> bool:
+        return False
+
+    @property
     def reach(self) -> Joint:
         return furthest((super().reach, self.gae.reach))
 

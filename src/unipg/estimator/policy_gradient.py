@@ -469,13 +469,17 @@ class Objective:
         Without `old_log_prob` in the batch the current policy is taken to be the old one: the ratio is 1, to the last bit.
         """
         planning = planning or Planning()
-        if not self.reads_log_prob:
-            return self._summed(now, silence(batch), planning, records, None).sum()
-        for read in ("log_prob", "entropy", "value"):
-            if (tensor := getattr(now, read)) is not None and tensor.shape != batch.mask.shape:
+        # networks that are evaluated when they are asked are not asked for what no term reads
+        for read, wanted in (("log_prob", self.reads_log_prob), ("entropy", self.reads_entropy), ("value", self.reads_value)):
+            if wanted and (tensor := getattr(now, read)) is not None and tensor.shape != batch.mask.shape:
                 raise InputError(f"{read} is {list(tensor.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
         quiet = silence(batch)
         quiet_now = now if quiet is batch else now.where(batch.mask)
+        if not self.reads_log_prob:
+            per_token = self._summed(quiet_now, quiet, planning, records, None)
+            if per_token.requires_grad or not torch.is_grad_enabled():
+                return per_token.sum()
+            return (now.log_prob * 0.0 + per_token).sum()
         given = [tensor for name in self._log_probs_read if (tensor := getattr(quiet, name)) is not None]
         if not math.isfinite(sum(float(tensor.detach().sum()) for tensor in (quiet_now.log_prob, *given))):  # some came after `plan`
             check_log_probs(now.log_prob, batch, "log_prob")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from unipg.errors import InputError, nearest
-from unipg.estimator.likelihoods import categorical_log_prob, gaussian_log_prob, log_slope_of_tanh
+from unipg.estimator.likelihoods import categorical_kl, categorical_log_prob, gaussian_kl, gaussian_log_prob, log_slope_of_tanh
 
 if TYPE_CHECKING:
     import gymnasium
@@ -34,6 +34,8 @@ class Actions(ABC):
     """Its name in a saved policy's description."""
     densities: ClassVar[bool] = False
     """Whether actions are real numbers, so that probabilities and entropies are those of densities."""
+    has_kl: ClassVar[bool] = True
+    """Whether its distributions have an exact KL of each other."""
     has_log_std: ClassVar[bool] = False
     """Whether a log_std [A] stands beside the output, the same in every state."""
 
@@ -53,6 +55,10 @@ class Actions(ABC):
     @abstractmethod
     def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         """[N] log-probability of stored actions, in the policy's units, with the graph; and the entropy [N] in nats if asked."""
+
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        """[N] the exact KL in nats of the distributions of one output [N,…] from those of another, with the graph."""
+        raise InputError(f"{self.type} actions have no distribution to compare; accepted: those that are drawn")
 
     @abstractmethod
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -99,6 +105,9 @@ class DiscreteActions(Actions):
     def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         return categorical_log_prob(output, action.long(), entropy=entropy)
 
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        return categorical_kl(output, other)
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         action = (output if noise is None else output + noise).argmax(-1)
         return action, categorical_log_prob(output, action, entropy=False)[0]
@@ -119,6 +128,7 @@ class GreedyActions(DiscreteActions):
     """`n` actions, the actor's output their values [N,n]; the best one, or with probability epsilon (`draw`'s `std`) any of the n."""
 
     type = "greedy"
+    has_kl = False
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,1+n] uniform in [0, 1): whether to explore, and a number for each action, the largest of which is then taken."""
@@ -179,6 +189,10 @@ class MultiDiscreteActions(Actions):
         log_probs, entropies = zip(*each, strict=True)
         return torch.stack(log_probs).sum(0), torch.stack(entropies).sum(0)
 
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        pairs = zip(output.split(self.counts, -1), other.split(self.counts, -1), strict=True)
+        return torch.stack([categorical_kl(one, two) for one, two in pairs]).sum(0)
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         logits = output if noise is None else output + noise
         action = torch.stack([each.argmax(-1) for each in logits.split(self.counts, -1)], -1)
@@ -218,6 +232,10 @@ class MultiBinaryActions(Actions):
         yes = action.reshape(output.shape) > 0
         log_prob = logsigmoid(torch.where(yes, output, -output)).sum(-1)
         return log_prob, -(logsigmoid(output) - output * (-output).sigmoid()).sum(-1) if entropy else None
+
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        yes = output.sigmoid() * (logsigmoid(output) - logsigmoid(other))
+        return (yes + (-output).sigmoid() * (logsigmoid(-output) - logsigmoid(-other))).sum(-1)
 
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         action = ((output if noise is None else output + noise) > 0).long()
@@ -298,6 +316,11 @@ class BoxActions(Actions):
         assert log_std is not None
         return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype))
 
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        assert log_std is not None
+        assert other_log_std is not None
+        return gaussian_kl(output, log_std.expand_as(output), other, other_log_std.expand_as(other))
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         assert log_std is not None
         action = output if noise is None else output + log_std.exp() * noise
@@ -374,6 +397,9 @@ class SquashedActions(BoxActions):
         u = _atanh(action.reshape(mean.shape)).to(mean.dtype)
         return gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u), None
 
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        return gaussian_kl(*self.gaussian(output), *self.gaussian(other))  # tanh is one to one: that of u
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         mean, log_std = self.gaussian(output)
         u = mean if noise is None else mean + log_std.exp() * noise
@@ -405,6 +431,7 @@ class DeterministicActions(BoxActions):
     """Not compared: with another one, these are still the actions of the same space."""
 
     type = "deterministic"
+    has_kl = False
     has_log_std = False
 
     def __post_init__(self) -> None:

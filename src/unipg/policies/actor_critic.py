@@ -25,7 +25,8 @@ from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encode
 from unipg.networks.perceptron import ACTIVATIONS, Activation, HostFunction, Initialisation, Perceptron
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
 from unipg.policies.base import Policy
-from unipg.policies.named import ACTOR, CRITIC, VALUES, NamedNetworks, build_networks
+from unipg.policies.named import ACTOR, VALUES, NamedNetworks, build_networks
+from unipg.policies.now import CRITIC
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
@@ -192,6 +193,7 @@ class ActorCritic(NamedNetworks, Controller):
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         self.normalizes = normalize
         self.has_densities = actions.densities
+        self.has_kl = actions.has_kl
         normalizer = RunningNormalizer(self.inputs) if normalize else None
         acting, judging = cast("tuple[Perceptron, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
         before = None if flat is None or flat.plain else flat
@@ -211,17 +213,11 @@ class ActorCritic(NamedNetworks, Controller):
             raise InputError(
                 f"{type(readings[0]).__name__} reads distributions over Discrete actions, not over {type(self.actions).__name__}"
             )
-        observation = batch.require("observation", "ActorCritic")
-        shape = batch.mask.shape
-        stored = self.encoder.stored.shape
-        if math.prod(observation.shape[2:]) != math.prod(stored):
-            raise InputError(f"observation is {list(observation.shape)} but the policy reads {math.prod(stored)} numbers per step [B,T,O]")
-        live, everywhere = batch.mask.reshape(-1), batch.full
-        flat = observation.reshape(len(live), *stored)
-        action = batch.action.reshape(len(live), *batch.action.shape[2:])
-        if not everywhere:  # before the network, not after: 0 · NaN is NaN, in the gradient too
-            flat, action = flat[live], action[live]
-        flat = self.module.seen(flat)
+        flat = self._seen(batch)
+        shape, everywhere = batch.mask.shape, batch.full
+        action = batch.action.reshape(batch.mask.numel(), *batch.action.shape[2:])
+        if not everywhere:
+            action = action[batch.mask.reshape(-1)]
         output, log_std, values = self.module(flat, value)
         log_prob, entropies = self.actions.log_prob(output, log_std, action, entropy)
 
@@ -235,6 +231,27 @@ class ActorCritic(NamedNetworks, Controller):
             read = read_off(logits, batch.action.long(), batch, readings, states, projection)
         entropies, values = (None if each is None else finished(each) for each in (entropies if entropy else None, values))
         return Evaluation(finished(log_prob), entropies, values, read)
+
+    def _seen(self, batch: Trajectories) -> Tensor:
+        """[N,…] the observations of the steps that count, as the networks read them."""
+        observation = batch.require("observation", "ActorCritic")
+        stored = self.encoder.stored.shape
+        if math.prod(observation.shape[2:]) != math.prod(stored):
+            raise InputError(f"observation is {list(observation.shape)} but the policy reads {math.prod(stored)} numbers per step [B,T,O]")
+        live = batch.mask.reshape(-1)
+        flat = observation.reshape(len(live), *stored)
+        # those that do not count go before the network, not after: 0 · NaN is NaN, in the gradient too
+        return self.module.seen(flat if batch.full else flat[live])
+
+    def distributions(self, batch: Trajectories) -> tuple[Tensor, ...]:
+        output, log_std, _ = self.module(self._seen(batch), False)
+        return (output,) if log_std is None else (output, log_std)
+
+    def kl(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+        (output, log_std), (theirs, their_log_std) = ((*each, None)[:2] for each in (one, other))
+        assert output is not None
+        assert theirs is not None
+        return self.actions.kl(output, log_std, theirs, their_log_std)
 
     def _last_layer(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """[N,H+1] and [n,H+1] whose product is the actor's output: the bias is the weight of a state that is always 1."""

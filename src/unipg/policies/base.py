@@ -34,6 +34,11 @@ class Policy(ABC):
     actions_per_step: int = 1
     """How many actions there are, or how many numbers one has, where algorithms must know."""
 
+    has_kl: bool = False
+    """Whether it offers the exact KL of two of its own distributions (`distributions`, `kl`)."""
+    twice_differentiable: bool = True
+    """Whether log-probabilities may be differentiated twice."""
+
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
@@ -44,6 +49,14 @@ class Policy(ABC):
 
         Readings that draw take their keys from `batch.planned["position_key"]`. Entries where `batch.mask` is 0 are 0.
         """
+
+    def distributions(self, batch: Trajectories) -> tuple[Tensor, ...]:
+        """What its distributions at the N steps where it acted are made of, [N,…] each, with the graph."""
+        raise InputError(f"{type(self).__name__} offers no exact KL of its distributions; accepted: a controller that draws its actions")
+
+    def kl(self, one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> Tensor:
+        """[N] the exact KL(one ‖ other) in nats, of what `distributions` gave."""
+        raise InputError(f"{type(self).__name__} offers no exact KL of its distributions; accepted: a controller that draws its actions")
 
     def cost(self, batch: Trajectories) -> Tensor:
         """[B] tokens (or steps) that a forward pass over each row costs."""

@@ -50,6 +50,8 @@ class CausalLanguageModel(Policy):
                     with adapters the critic has adapters of its own on the same base.
     """
 
+    twice_differentiable = False  # the projection onto the vocabulary, and fused attention, have a first derivative alone
+
     def __init__(
         self, model: Any, tokenizer: Any, *, temperature: float = 1.0, critic: Critic | None = None, compute: torch.dtype | None = None
     ) -> None:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
 from unipg.policies.actions import Actions
-from unipg.policies.now import Now
+from unipg.policies.now import CRITIC, Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
-ACTOR, CRITIC, VALUES = "actor", "critic", "q"
-"""Names that a controller's own networks have: what acts, values of states, and values of actions where these are what acts."""
+ACTOR, VALUES = "actor", "q"
+"""Names that a controller's own networks have beside `CRITIC`: what acts, and values of actions where these are what acts."""
 
 
 def build_networks(networks: Mapping[str, Network], own: Mapping[str, nn.Module | None], body: Body, seed: int) -> dict[str, nn.Module]:

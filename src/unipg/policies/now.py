@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from unipg.critics.networks import PositiveNumber
     from unipg.policies.named import NamedNetworks
 
+CRITIC = "critic"
+"""A controller's network of values of states."""
 NOISE = "noise/{}"
 """Planned [B,T,A] standard normal numbers, what fresh actions at the named observations are drawn from."""
 
@@ -86,7 +88,10 @@ class Now(Evaluation):
 
     @property
     def value(self) -> Tensor | None:  # type: ignore[override]
-        return None
+        """[B,T] of the critic of states, where there is one."""
+        if CRITIC not in self.policy.modules:
+            return None
+        return self.once(CRITIC, (CRITIC,), lambda: self.placed(self.policy.network(CRITIC)(self.observed("observation")).squeeze(-1)))
 
     def _taken(self, entropy: bool) -> tuple[Tensor, Tensor | None]:
         def find() -> tuple[Tensor, Tensor | None]:

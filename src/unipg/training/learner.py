@@ -14,7 +14,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import Planning, Progress
+from unipg.estimator import Planning, PolicyGradient, Progress
 from unipg.estimator.directions import Plain
 from unipg.estimator.likelihoods import Reading, position_keys
 from unipg.estimator.parts import beyond_row
@@ -22,10 +22,11 @@ from unipg.estimator.policy_gradient import Record
 from unipg.files import write_file
 from unipg.policies.base import Policy
 from unipg.policies.weights import all_finite, nonfinite
-from unipg.seeding import seed_torch
+from unipg.seeding import generator, seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe, take_step
+from unipg.training.surface import BatchSurface, Displaced, Unfit
 from unipg.training.weights import Weights
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -83,8 +84,13 @@ class Learning:
         """Whatever has a gradient after a step."""
         self.optimizer = recipe.build(*self._models.values())
         self.direction = learner.direction
-        self.state = {} if isinstance(self.direction, Plain) else self.direction.start(weights.flat(learner.trains))
+        self.moved = weights.moved(learner.trains)
+        """What a direction moves, in the order of its flat vectors."""
+        self.state: dict[str, Any] = {}
         """What its direction keeps."""
+        if not isinstance(self.direction, Plain):
+            self._check_direction()
+            self.state = self.direction.start(self.flat())
         self.step, self.total = 0, steps
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
         self.memory = memory
@@ -95,10 +101,48 @@ class Learning:
         """What the terms saw of the last step, where it was recorded."""
         self._plan: tuple[tuple[Tensor | None, ...], dict[str, Tensor]] | None = None
 
+    def _check_direction(self) -> None:
+        """Refuses a policy, or an objective, that its direction can make nothing of."""
+        policy, direction, who = self.policy, self.direction, f"algorithm '{self.algorithm.name}'"
+        kind = type(policy).__name__
+        if direction.reads_kl and not policy.has_kl:
+            raise InputError(f"{who} needs the exact KL of two policies, which {kind} does not offer; accepted: a controller that draws")
+        if direction.reads_hessian:
+            if not policy.twice_differentiable:
+                raise InputError(f"{who} needs second derivatives, which {kind} does not offer; accepted: a controller")
+            for name, term in self.objective.named():
+                if not isinstance(term, PolicyGradient) or term.likelihood.substitutes:
+                    raise InputError(
+                        f"{who} needs the score of whole trajectories, but its term '{name}' is {term.symbol()}; accepted: policy gradients "
+                        "of the actions that were taken"
+                    )
+        if direction.displaces:
+            own = {name for name, _ in policy.module.named_parameters()}
+            kept = [name for name in policy.module.state_dict() if name not in own]
+            if kept:
+                raise InputError(
+                    f"{who} collects with other weights than the policy's, but '{kept[0]}' is kept beside the weights and follows the "
+                    "batches; accepted: controller.normalize_observations: false, a policy that keeps parameters alone"
+                )
+            if not self.spec.trains and policy.has_value and "value" in self.objective.reads:
+                raise InputError(f"{who} moves the policy alone, which shares parameters with the critic here; accepted: networks by name")
+
     @property
     def cuts_steps(self) -> bool:
         """Whether the steps of a batch may be shuffled and split freely: neither the policy nor any part looks beyond one."""
-        return self.policy.memoryless and self.objective.reach == "step"
+        return self.policy.memoryless and self.objective.reach == "step" and self.direction.reach == "step"
+
+    def flat(self) -> Tensor:
+        """[D] a copy of the weights that it moves."""
+        return self.weights.flat(self.spec.trains)
+
+    def put(self, theta: Tensor) -> None:
+        """Writes weights [D] into what it moves."""
+        self.weights.put(self.spec.trains, theta)
+
+    def points(self) -> tuple[Tensor | None, ...]:
+        """Where the batches of its next step are collected; None for with the weights as they are."""
+        return self.direction.points(self.flat(), self.state, generator(self.seed, "points", self.name, self.step))
 
     def is_on(self, iteration: int) -> bool:
         """Whether it is trained in an iteration."""
@@ -156,14 +200,18 @@ class Learning:
 
     # ------------------------------------------------------------------------------------------------ one step
 
-    def optimise(self, batch: Trajectories, place: tuple[int, int], now: Evaluation | None = None) -> dict[str, Any]:
+    def optimise(
+        self, batch: Trajectories, place: tuple[int, int], now: Evaluation | None = None, displaced: Sequence[Displaced] = ()
+    ) -> dict[str, Any]:
         """One optimiser step on a batch; returns what there is to tell of it.
 
         `place`: the iteration, and the position among the updates of that iteration. `now`: the policy on this very batch, where several
-        learners share it.
+        learners share it. `displaced`: the batches of a direction that wants them from other points; the first is `batch`.
         """
         self.place, self.records = place, []
         planning = self.planning()
+        if not isinstance(self.direction, Plain):
+            return self._directed([Displaced(batch)] if not displaced else displaced, planning)
         if now is None:
             seed_torch(self.seed, "update", *place, self.workers.rank)
             batch = self.algorithm.select(batch, planning, self.evaluate)
@@ -179,26 +227,94 @@ class Learning:
             self.step += 1
             return row
         self.forget_gradients()
-        if self.spec.trains and self.policy.names_networks:
-            losses, tokens = self._differentiate(planned, planning, now), len(planned)
+        if self.names_networks:
+            losses, found = self._differentiate(planned, planning, now)
+            self._place(found)
+            tokens = len(planned)
         else:
             losses, tokens = self._accumulate(planned, planning, place)
         if self.workers.world > 1:
             self.workers.sum_gradients([p for model in self._models.values() for p in model])
         row |= self.guarded_step(planned)
+        self._end_step(row, losses, tokens)
+        return row
+
+    def _end_step(self, row: dict[str, Any], losses: Sequence[Tensor], tokens: int) -> None:
+        """What follows a step; tells of it."""
         self.step += 1
         for follows in self.spec.then:
             follows(self.weights.tensors, self.step)
         if self.diagnostics.recording:
             row |= {f"{self.prefix}loss": sum(float(loss) for loss in losses), f"{self.prefix}tokens/update": float(tokens)}
+
+    def _directed(self, displaced: Sequence[Displaced], planning: Planning) -> dict[str, Any]:
+        """One step of a direction that is not the gradient alone. All rows are kept: those that cannot move anything count in a KL."""
+        surfaces = []
+        for number, (batch, point) in enumerate((each.batch, each.point) for each in displaced):
+            seed_torch(self.seed, "update", *self.place, self.workers.rank, *([number] if number else []))
+            selected = self.algorithm.select(batch, planning, self.evaluate)
+            surfaces.append(BatchSurface(self, self._planned(selected, planning), planning, point))
+        row: dict[str, Any] = {}
+        first = surfaces[0]
+        try:
+            found = self.direction(surfaces, self.state, planning.progress)
+            length = float(torch.linalg.vector_norm(found))
+            if not math.isfinite(length) and not self.fit(length, "", first.batch):
+                raise Unfit
+            if self.direction.owns_step:
+                if length > 0:
+                    self.put(first.theta + found)
+                row[f"{self.prefix}step_norm"] = length
+            else:
+                self._hand_over(found)
+                row |= self.guarded_step(first.batch)
+        except Unfit:
+            pass
+        self.forget_gradients()
+        row |= {f"{self.prefix}{name}": value for name, value in first.told.items()}
+        self._end_step(row, first.losses, first.tokens)
         return row
 
-    def _differentiate(self, planned: Trajectories, planning: Planning, now: Evaluation | None) -> list[Tensor]:
-        """The gradient of a planned batch with respect to this learner's networks alone, into the models' `grad`; the losses."""
+    def _hand_over(self, gradient: Tensor) -> None:
+        """A flat vector as the gradient that the optimiser sees."""
+        pieces = [piece.view_as(p) for p, piece in zip(self.moved, gradient.split([p.numel() for p in self.moved]), strict=True)]
+        if self.names_networks:
+            self._place(pieces)
+            return
+        for parameter, piece in zip(self.moved, pieces, strict=True):
+            parameter.grad = piece
+        for vector in self._vectors:
+            vector.gather()
+
+    @property
+    def names_networks(self) -> bool:
+        """Whether it trains networks that its policy has by name."""
+        return bool(self.spec.trains) and self.policy.names_networks
+
+    def said(self, piece: Trajectories) -> Evaluation:
+        """The policy on a micro-batch as its objective reads it, with the graph."""
+        if self.names_networks:
+            return self.policy.now(piece, self.objective.differentiates)
+        value = self.objective.reads_value
+        return self.policy.evaluate(piece, entropy=self.objective.reads_entropy, value=value, readings=self.objective.readings)
+
+    def gradient(self, planned: Trajectories, planning: Planning) -> tuple[Tensor, list[Tensor], int]:
+        """[D] the gradient of a planned batch, of this worker's rows; the losses of its micro-batches, and the tokens."""
+        if self.names_networks:
+            losses, found = self._differentiate(planned, planning, None)
+            return torch.cat([gradient.reshape(-1) for gradient in found]), losses, len(planned)
+        self.forget_gradients()
+        losses, tokens = self._accumulate(planned, planning, self.place)
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in self.moved])
+        self.forget_gradients()
+        return flat, losses, tokens
+
+    def _differentiate(self, planned: Trajectories, planning: Planning, now: Evaluation | None) -> tuple[list[Tensor], list[Tensor]]:
+        """The losses of a planned batch, and the gradient with respect to each parameter of this learner's networks alone."""
         losses: list[Tensor] = []
         found: list[Tensor] = []
         records: list[Record] | None = [] if self.keeps_records or self.diagnostics.recording else None
-        for piece in self._pieces(planned):
+        for piece in self.pieces(planned):
             said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
             loss = self.objective.loss(said, piece, planning, records=records)
             gradients = torch.autograd.grad(loss, self._parameters)
@@ -207,13 +323,16 @@ class Learning:
         self.records = records or []
         if self.diagnostics.recording:
             self.diagnostics.records += self.records
+        return losses, found
+
+    def _place(self, gradients: list[Tensor]) -> None:
+        """The gradient of each parameter of its networks, into the models' `grad`."""
         start = 0
         for vector in self._vectors:
-            vector.take(found[start : start + len(vector.parameters)])
+            vector.take(gradients[start : start + len(vector.parameters)])
             start += len(vector.parameters)
-        for parameter, gradient in zip(self._parameters[start:], found[start:], strict=True):
+        for parameter, gradient in zip(self._parameters[start:], gradients[start:], strict=True):
             parameter.grad = gradient
-        return losses
 
     def _accumulate(self, planned: Trajectories, planning: Planning, place: tuple[int, int]) -> tuple[list[Tensor], int]:
         """The gradient of a planned batch, micro-batch by micro-batch, into the models' `grad`; the losses, and the tokens."""
@@ -223,7 +342,7 @@ class Learning:
         value = self._trains(planned, critic=True)
         critic_alone = value and not self._trains(planned, critic=False)
         entropy = self.objective.reads_entropy or place[1] < self.training.minibatches  # to be shown: of the first pass
-        for piece in self._pieces(planned):
+        for piece in self.pieces(planned):
             now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
             counted = replace(now.detach(), value=now.value) if critic_alone else now
             loss = self.objective.loss(counted, piece, planning, records=records)
@@ -237,7 +356,7 @@ class Learning:
             vector.gather()
         return losses, tokens
 
-    def _pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
+    def pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
         if self.policy.memoryless and batch.mask.numel() <= self.training.micro_batch_tokens:
             yield batch
@@ -295,7 +414,7 @@ class Learning:
             moved = [p for p in model if p.grad is not None]
             gradients = [p.grad for p in moved if p.grad is not None]
             row[f"{self.prefix}{name}gradient_norm"] = length = gradient_norm(gradients)
-            if not self._fit(length, name, batch):
+            if not self.fit(length, name, batch):
                 for parameter in moved:
                     parameter.grad = None
             elif longest is not None and length > longest:
@@ -315,7 +434,7 @@ class Learning:
                 f"checkpoint is from before; optimizer.learning_rate, {self.recipe.rate:g}, may be too large"
             )
 
-    def _fit(self, length: float, name: str, batch: Trajectories) -> bool:
+    def fit(self, length: float, name: str, batch: Trajectories) -> bool:
         """Whether the gradient of a model, of norm `length`, may be applied. `name`: what its metrics begin with."""
         recipe = self.recipe
         if not math.isfinite(length):

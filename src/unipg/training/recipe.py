@@ -158,7 +158,10 @@ class Recipe(CheckedArguments):
         algorithm = build_algorithm(self.algorithm)
         if self.environment is not None:
             check_without_prompts(algorithm)
-        algorithm.terms(Setting(self.rollouts.max_new_tokens))  # its parts check their own settings
+        elif algorithm.acts:
+            raise InputError(f"algorithm '{algorithm.name}' trains controllers; accepted: a control recipe, with `environment`")
+        # its parts check their own settings
+        algorithm.terms(Setting(self.rollouts.max_new_tokens, acts=self.environment is not None))
         self._check_replay(algorithm)
         most = self.training.prompts * max(1, algorithm.rollouts if algorithm.uses_rollouts else 0)
         if self.environment is not None:

@@ -82,8 +82,10 @@ def run_recipe(
             raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
         policy, experience = build(recipe, algorithm, device)
         asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
-        if not algorithm.replays:
-            recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control))
+        own = [made.optimizer for made in algorithm.learned(_setting(experience)) if not made.direction.owns_step]
+        if not algorithm.replays and all(settings == own[0] for settings in own):
+            settings = own[0] if own else None
+            recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control, own=settings))
         if workers.leads:
             _make_folder(folder)
             stack.enter_context(locked(folder))
@@ -109,7 +111,8 @@ def run_recipe(
             identity=recipe.identity(),
             replay=recipe.replay,
         )
-        record.content["learning_rate"] = {"used": trainer.learner.recipe.rate, "asked": asked}
+        used = None if trainer.learner.direction.owns_step else trainer.learner.recipe.rate
+        record.content["learning_rate"] = {"used": used, "asked": asked}
         if goes_on:
             trainer.resume(trust=trust)
         record.follow(trainer)
@@ -202,7 +205,7 @@ def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:
     """Warns where rows are a controller's episodes, and windows may hold too few of them for every optimiser step."""
     environment, parts = recipe.environment, recipe.training.minibatches
     assert environment is not None
-    if algorithm.terms(Setting()).reach != "step" and environment.count < parts:
+    if algorithm.terms(Setting(acts=True)).reach != "step" and environment.count < parts:
         warnings.warn(
             f"training.minibatches is {parts}, but a batch may hold no more than {environment.count} episodes (environment.count), rows "
             f"of '{algorithm.name}' here: optimiser steps without any are left out",
@@ -222,7 +225,7 @@ def _stream(recipe: DemonstrationsRecipe, seed: int) -> Stream:
 def _setting(experience: Experience) -> Any:
     from unipg.algorithms.base import Setting
 
-    return Setting(max_new_tokens=experience.max_new_tokens)
+    return Setting(experience.max_new_tokens, acts=not experience.has_prompts)
 
 
 def _anchor(

@@ -82,7 +82,7 @@ class Trainer:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
             self.tracker = tracker or Tracker(folder)
-        self.setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step)
+        self.setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step, not experience.has_prompts)
         self.learned = algorithm.learned(self.setting)
         if self.training.overlap:
             self._check_overlap()
@@ -138,6 +138,8 @@ class Trainer:
     def _check_needs(self, objective: Objective, optimizer: OptimizerRecipe) -> None:
         if not self.experience.has_prompts:
             check_without_prompts(self.algorithm)
+        elif self.algorithm.acts:
+            raise InputError(f"algorithm '{self.algorithm.name}' trains controllers; accepted: an environment")
         reads = objective.reads | self.algorithm.reads
         who = f"algorithm '{self.algorithm.name}'"
         if "anchor_log_prob" in reads and self.anchor is None and not self.experience.anchored:
@@ -291,7 +293,8 @@ class Trainer:
         now = feed.now(batch)
         try:
             for learner in feed.due(self.round, self.position):
-                told = learner.optimise(batch, (self.iteration, self.position), now)
+                displaced = feed.displaced if learner.direction.displaces else ()
+                told = learner.optimise(batch, (self.iteration, self.position), now, displaced)
                 for name in told.keys() & SUMMED:
                     told[name] += self.row.get(name, 0.0)
                 self.row |= told

@@ -48,16 +48,17 @@ class Weights:
 
     def flat(self, names: Iterable[str]) -> Tensor:
         """[D] a copy of the named networks' weights; of everything that is trained where none is named."""
-        return torch.cat([p.detach().reshape(-1) for p in self._all(names)])
+        return torch.cat([p.detach().reshape(-1) for p in self.moved(names)])
 
     @torch.no_grad()
     def put(self, names: Iterable[str], theta: Tensor) -> None:
         """Writes weights [D] into the named networks, as `flat` gives them."""
         start = 0
-        for parameter in self._all(names):
+        for parameter in self.moved(names):
             parameter.copy_(theta[start : start + parameter.numel()].view_as(parameter))
             start += parameter.numel()
 
-    def _all(self, names: Iterable[str]) -> list[nn.Parameter]:
+    def moved(self, names: Iterable[str]) -> list[nn.Parameter]:
+        """The parameters of `flat`, in its order."""
         named = list(names)
         return self.parameters(named) if named else [p for p in self.policy.module.parameters() if p.requires_grad]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unipg.algorithms.learners import Learner
 from unipg.training.learner import Learning
+from unipg.training.surface import Displaced
 from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ class Feed(ABC):
     """Of an iteration."""
     keeps_records: bool = False
     """Whether it wants to know what the terms saw of every step (`Learning.records`)."""
+    displaced: Sequence[Displaced] = ()
+    """The batches of a direction that wants them from other points than the iterate."""
 
     def __init__(self, run: Trainer) -> None:
         self.run = run

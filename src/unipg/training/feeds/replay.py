@@ -126,6 +126,8 @@ class Replay(Feed):
         if run.workers.world > 1:
             raise InputError(f"{who} keeps its transitions in one place; accepted: one worker")
         check_once(run.training)
+        if any(learner.direction.once for learner in run.learned):
+            raise InputError(f"{who} has a direction that uses each batch once, where it was collected; accepted: batches of rollouts")
         self.recipe, self.experience, self.policy = recipe.settled(run.algorithm.replay), experience, policy
         assert self.recipe.batch is not None
         assert self.recipe.warmup is not None

@@ -15,14 +15,18 @@ from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand
-from unipg.seeding import generator
+from unipg.seeding import derived_seed, generator
 from unipg.training.collection import Collected, CollectionProcess, collect
 from unipg.training.feeds.base import Feed
 from unipg.training.learner import Learning
+from unipg.training.surface import Displaced
 from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
+
+COUNTED = ("environment/steps", "return/last_100")
+"""Metrics that go on from batch to batch: of an iteration's last one."""
 
 
 class Rollouts(Feed):
@@ -42,6 +46,25 @@ class Rollouts(Feed):
         self.ahead: CollectionProcess | None = None
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self._schedule: list[tuple[Learning, int, int, int]] = []
+        self._check_passes()
+
+    def _check_passes(self) -> None:
+        """Refuses numbers of passes that nobody reads, or that a direction cannot make."""
+        run, who = self.run, f"algorithm '{self.run.algorithm.name}'"
+        for name in ("epochs", "minibatches"):
+            given = getattr(run.training, name)
+            own = [getattr(learner, name) for learner in run.learned]
+            if given != 1 and None not in own:
+                raise InputError(f"training.{name} is {given}, but {who} says itself how often its learners use a batch; accepted: 1")
+            for learner in run.learned:
+                if learner.direction.once and (getattr(learner, name) or given) != 1:
+                    raise InputError(f"training.{name} is {given}, but {who} uses every batch for exactly one step; accepted: 1")
+        displacing = [learner for learner in run.learned if learner.direction.displaces]
+        if len(displacing) > 1:
+            raise InputError(f"{who} has several learners that say where batches are collected; accepted: one")
+        if displacing and (run.training.overlap or run.algorithm.proposes):
+            why = "training.overlap is true" if run.training.overlap else "a proposal of its own samples"
+            raise InputError(f"{why}, but {who} says with which weights each batch is collected; accepted: training.overlap: false")
 
     @property
     def schedule(self) -> list[tuple[Learning, int, int, int]]:
@@ -82,7 +105,7 @@ class Rollouts(Feed):
             self.run.experience.update(self.batch, self.run.learner.memory)
         elif self.run.experience.learns:
             self.unlearned = self.batch
-        self.batch, self._shuffled = None, None
+        self.batch, self._shuffled, self.displaced = None, None, ()
 
     def close(self) -> None:
         if self.ahead is not None:
@@ -94,6 +117,7 @@ class Rollouts(Feed):
     def state_dict(self) -> dict[str, Any]:
         return {
             "batch": None if self.batch is None else self.batch.to("cpu").state_dict(),
+            "displaced": [(each.batch.to("cpu").state_dict(), each.point) for each in self.displaced],
             "unlearned": None if self.unlearned is None else self.unlearned.to("cpu").state_dict(),
             "proposed_at": self.proposed_at,
             "proposal": None if self.proposal is None else self.proposal.module.state_dict(),
@@ -105,6 +129,10 @@ class Rollouts(Feed):
         self.proposed_at = state["proposed_at"]
         for name in ("batch", "unlearned"):
             setattr(self, name, None if state[name] is None else Trajectories(**state[name]).to(self.run.policy.device))
+        device = self.run.policy.device
+        self.displaced = [Displaced(Trajectories(**batch).to(device), point) for batch, point in state["displaced"]]
+        if self.displaced:
+            self.batch = self.displaced[0].batch
 
     # ------------------------------------------------------------------------------------------------ collecting
 
@@ -118,7 +146,28 @@ class Rollouts(Feed):
     def begin(self) -> None:
         if self.run.policy.must_observe:
             self._look()
-        collected = self._fresh()
+        mover = next((learner for learner in self.run.learners if learner.direction.displaces), None)
+        if mover is None:
+            self.batch, self.run.row = self._collected()
+            return
+        found, rows, theta = [], [], mover.flat()
+        for number, point in enumerate(mover.points()):
+            try:
+                if point is not None:
+                    mover.put(point)
+                batch, row = self._collected(number)
+            finally:  # also where collecting is interrupted: what is then saved refers to these weights
+                if point is not None:
+                    mover.put(theta)
+            found.append(Displaced(batch, point))
+            rows.append(row)
+        self.displaced, self.batch = found, found[0].batch
+        self.run.row = rows[-1] | rows[0] | {name: rows[-1][name] for name in COUNTED if name in rows[-1]}
+        self.run.row["time/rollout"] = sum(row["time/rollout"] for row in rows)
+
+    def _collected(self, number: int = 0) -> tuple[Trajectories, dict[str, Any]]:
+        """Batch `number` of an iteration, prepared; and metrics of it."""
+        collected = self._fresh(number)
         metrics = collected.metrics
         if self.run.tracker:
             self.run.tracker.histograms(self.run.iteration, collected.histograms)
@@ -134,24 +183,23 @@ class Rollouts(Feed):
         if self.run.algorithm.proposes and self.run.algorithm.adopts(batch, self.run.learner.planning()):
             self._renew_proposal()
             metrics["proposal/adopted"] = 1.0
-        self.run.row = metrics
         live = batch.mask.any(1)
         if not bool(live.all()):  # nothing is left in them to learn from, and no aggregate counts them
             batch = batch.select(live)
-        self.batch = batch.as_steps() if self._cuts_steps else batch
+        return batch.as_steps() if self._cuts_steps else batch, metrics
 
     @property
     def _cuts_steps(self) -> bool:
         return all(learner.cuts_steps for learner in self.run.learners)
 
-    def _fresh(self) -> Collected:
+    def _fresh(self, number: int) -> Collected:
         """The fresh batch of this iteration; with `overlap` that of the process that collected it during the last one."""
         if not self.run.training.overlap:
             return collect(
                 self.run.algorithm,
                 self.run.experience,
                 self.proposal or self.run.policy,
-                self.demand(self.run.iteration),
+                self.demand(self.run.iteration, number),
                 self.run.workers.sum,
             )
         if self.ahead is None:
@@ -172,7 +220,8 @@ class Rollouts(Feed):
             self.ahead.start(self.demand(self.run.iteration + 1), self.run.experience.state_dict())
         return collected
 
-    def demand(self, iteration: int) -> Demand:
+    def demand(self, iteration: int, number: int = 0) -> Demand:
+        """`number`: of the batches of an iteration; each draws by a seed of its own."""
         return Demand(
             iteration=iteration,
             rollouts=self.run.algorithm.rollouts if self.run.algorithm.uses_rollouts else 0,
@@ -181,7 +230,7 @@ class Rollouts(Feed):
             completions=self.run.algorithm.completions,
             value=self.run.policy.has_value,
             window=self.run.algorithm.window,
-            seed=self.run.seed,
+            seed=derived_seed(self.run.seed, "batch", number) if number else self.run.seed,
             worker=self.run.workers.rank,
             workers=self.run.workers.world,
             should_stop=lambda: self.run.stop_requested and self.run.workers.world == 1,
