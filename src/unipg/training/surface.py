@@ -71,8 +71,8 @@ class BatchSurface(Surface):
 
     def _gradient(self, of: Tensor, *, create_graph: bool = False, retain_graph: bool | None = None) -> Tensor:
         """[D]; 0 of weights that it does not depend on."""
-        options = {"create_graph": create_graph, "retain_graph": retain_graph}
-        return self._flat(torch.autograd.grad(of, self._parameters, allow_unused=True, **options))
+        keep = create_graph if retain_graph is None else retain_graph
+        return self._flat(torch.autograd.grad(of, self._parameters, retain_graph=keep, create_graph=create_graph, allow_unused=True))
 
     def _zero(self) -> Tensor:
         return torch.zeros_like(self.theta)
@@ -209,4 +209,3 @@ class BatchSurface(Surface):
         slope = self._gradient((share * log_prob.sum(1)).sum(), create_graph=True)
         (found,) = torch.autograd.grad(torch.dot(slope, vector), share, retain_graph=True)
         return found.detach()
-

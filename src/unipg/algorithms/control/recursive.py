@@ -29,7 +29,9 @@ class RecursiveGradient(Algorithm):
     baseline: float = setting(0.0, "constant that is subtracted from an outcome")
     critic_epochs: int = setting(10, "the critic's passes over each batch, of gae")
     critic_minibatches: int = setting(8, "the critic's steps in each of these")
-    aggregate: AggregateName = setting("sequence_mean_token_sum", "how tokens are averaged; of gae all steps weigh the same, as in the code")
+    aggregate: AggregateName = setting(
+        "sequence_mean_token_sum", "how tokens are averaged; of gae all steps weigh the same, as in the code"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,5 +51,7 @@ class RecursiveGradient(Algorithm):
         adam = {"learning_rate": 1e-3, "clip_norm": None}
         return (
             Learner("policy", ("actor",), PolicyGradient(advantage=gae), self.direction(), epochs=1, minibatches=1),
-            Learner("critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam),
+            Learner(
+                "critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam
+            ),
         )

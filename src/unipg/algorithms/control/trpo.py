@@ -50,8 +50,7 @@ class TRPO(Algorithm):
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)
         policy = PolicyGradient(reference=OldPolicy(), advantage=gae, surrogate="ratio")
         adam = {"learning_rate": 1e-3, "clip_norm": None}
-        passes = {"epochs": self.critic_epochs, "minibatches": self.critic_minibatches}
         return (
             Learner("policy", ("actor",), policy, self.natural(), epochs=1, minibatches=1),
-            Learner("critic", ("critic",), ValueLoss(gae=gae), optimizer=adam, **passes),
+            Learner("critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam),
         )
