@@ -1,6 +1,7 @@
 """Directions on surfaces whose every number is known."""
 
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -193,7 +194,7 @@ def test_steps_have_the_length_of_the_schedule_whatever_the_rewards_are(directio
         return Quadratic(theta, -scale * MATRIX, -scale * SLOPE, point=point)
 
     found, _ = steps(direction, surface, torch.tensor([0.2, 0.9], dtype=torch.float64), 8)
-    for t, (before, after) in enumerate(zip(found, found[1:], strict=False)):
+    for t, (before, after) in enumerate(itertools.pairwise(found)):
         assert float(torch.linalg.vector_norm(after - before)) == pytest.approx(0.7 * 2 / (t + 2), rel=1e-6)
     plain, _ = steps(direction, ascended, torch.tensor([0.2, 0.9], dtype=torch.float64), 8)
     torch.testing.assert_close(torch.stack(found), torch.stack(plain), rtol=1e-12, atol=1e-12)

@@ -114,14 +114,14 @@ def test_every_batch_is_collected_and_differentiated_where_the_paper_says(tmp_pa
     seen = collected_with(made)
     learner = made.learner
     gradients, iterates = [], [learner.flat()]
-    accumulate = learner.accumulate
+    differentiate = learner.gradient
 
-    def watched(planned, planning, now=None):
-        found = accumulate(planned, planning, now)
-        gradients.append(torch.cat([torch.zeros(p.numel()).double() if p.grad is None else p.grad.reshape(-1) for p in learner.moved]))
+    def watched(planned, planning):
+        found = differentiate(planned, planning)
+        gradients.append(found[0])
         return found
 
-    learner.accumulate = watched
+    learner.gradient = watched
     made.observer.iteration = lambda *_: iterates.append(learner.flat())
     made.train()
     assert len(seen) == len(gradients) == 4
@@ -169,7 +169,9 @@ def test_steps_have_their_length_whatever_the_rewards_are(name, tmp_path) -> Non
     found = []
     for scale in (1.0, 10.0):
         made = trainer(name, tmp_path / str(scale))
-        made.experience.problem = StringProblem(4, (0, 1, 2), 2, reward=lambda prompt, answer, scale=scale: scale * (answer == (prompt, prompt)))
+        made.experience.problem = StringProblem(
+            4, (0, 1, 2), 2, reward=lambda prompt, answer, scale=scale: scale * (answer == (prompt, prompt))
+        )
         iterates = [made.learner.flat()]
         made.observer.iteration = lambda *_, made=made, iterates=iterates: iterates.append(made.learner.flat())
         made.train()

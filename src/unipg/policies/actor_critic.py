@@ -26,8 +26,8 @@ from unipg.networks.perceptron import ACTIVATIONS, Activation, HostFunction, Ini
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
 from unipg.policies.base import Policy
 from unipg.policies.named import ACTOR, VALUES, NamedNetworks, build_networks
-from unipg.policies.now import CRITIC
 from unipg.policies.normalization import RunningNormalizer
+from unipg.policies.now import CRITIC
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories

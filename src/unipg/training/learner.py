@@ -113,8 +113,8 @@ class Learning:
             for name, term in self.objective.named():
                 if not isinstance(term, PolicyGradient) or term.likelihood.substitutes:
                     raise InputError(
-                        f"{who} needs the score of whole trajectories, but its term '{name}' is {term.symbol()}; accepted: policy gradients "
-                        "of the actions that were taken"
+                        f"{who} needs the score of whole trajectories, but its term '{name}' is {term.symbol()}; accepted: policy "
+                        "gradients of the actions that were taken"
                     )
         if direction.displaces:
             own = {name for name, _ in policy.module.named_parameters()}
@@ -211,7 +211,7 @@ class Learning:
         self.place, self.records = place, []
         planning = self.planning()
         if not isinstance(self.direction, Plain):
-            return self._directed([Displaced(batch)] if not displaced else displaced, planning)
+            return self._directed(displaced if displaced else [Displaced(batch)], planning)
         if now is None:
             seed_torch(self.seed, "update", *place, self.workers.rank)
             batch = self.algorithm.select(batch, planning, self.evaluate)

@@ -82,9 +82,8 @@ class BatchSurface(Surface):
     def gradient(self) -> Tensor:
         """Raises `Unfit` where it must not be applied, and `NonFinite` where that is to stop the run."""
         with self._at(None):
-            self.losses, self.tokens = self.learning.accumulate(self.batch, self.planning)
-            found = self._sum(self._flat([p.grad for p in self._parameters]))
-            self.learning.forget_gradients()
+            own, self.losses, self.tokens = self.learning.gradient(self.batch, self.planning)
+        found = self._sum(own)
         self.told["gradient_norm"] = norm = float(torch.linalg.vector_norm(found))
         if not self.learning.fit(norm, "", self.batch):
             raise Unfit

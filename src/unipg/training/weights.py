@@ -27,9 +27,11 @@ class Weights:
         }
 
     def vectors(self, names: Iterable[str] = ()) -> list[ParameterVector]:
-        """Those of the named networks; of all that are trained where none is named."""
+        """Those of the named networks, in their order; of all that are trained where none is named."""
         named = list(names)
-        return [v for name, v in self._vectors.items() if (name in named if named else v.trained)]
+        return (
+            [self._vectors[name] for name in named if name in self._vectors] if named else [v for v in self._vectors.values() if v.trained]
+        )
 
     def parameters(self, names: Iterable[str]) -> list[nn.Parameter]:
         """Of the named networks, in their order."""

@@ -19,7 +19,7 @@ class A2C(Algorithm):
     bias = "A learned critic stands for what comes after the window, and token_mean weights windows by their lengths."
     deviations = (
         "Synchronous: one worker's windows are one batch (the paper's A3C has asynchronous workers); settings of Stable-Baselines3.",
-        "RMSprop adds eps to the root of the mean square, as torch does: eps inside the root (TensorFlow) makes smaller steps at the start.",
+        "RMSprop adds eps to the root of the mean square, as torch does: inside the root (TensorFlow) the first steps are smaller.",
     )
     acts = True
 

@@ -52,5 +52,7 @@ class TRPO(Algorithm):
         adam = {"learning_rate": 1e-3, "clip_norm": None}
         return (
             Learner("policy", ("actor",), policy, self.natural(), epochs=1, minibatches=1),
-            Learner("critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam),
+            Learner(
+                "critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam
+            ),
         )
