@@ -181,16 +181,6 @@ def test_steps_have_their_length_whatever_the_rewards_are(name, tmp_path) -> Non
     torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize(("name", "goal"), [("n_pg_igt", 0.9), ("n_harpg", 0.9), ("harpg", 0.6)])
-def test_they_learn(name, goal, tmp_path) -> None:
-    step = {"harpg": 8.0}.get(name, 4.0)
-    made = trainer(name, tmp_path, iterations=60, step=step)
-    before = float(PROBLEM.expected_reward(made.policy).detach())
-    made.train()
-    assert before < 0.2
-    assert float(PROBLEM.expected_reward(made.policy).detach()) > goal
-
-
 def test_no_signal_is_no_step_and_is_counted(tmp_path) -> None:
     made = trainer("n_pg_igt", tmp_path, iterations=3)
     collect = made.experience.collect

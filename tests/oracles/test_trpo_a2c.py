@@ -237,6 +237,5 @@ def test_a_stop_in_the_middle_of_a_second_collection_saves_the_iterate(tmp_path)
 
 
 def test_language_is_refused_in_one_line() -> None:
-    for name in ("trpo", "a2c"):
-        with pytest.raises(InputError, match=f"algorithm '{name}' trains controllers; accepted: an environment"):
-            Trainer(algorithm_named(name)(), BigramPolicy(3), StringExperience(StringProblem()), folder=Path("never"))
+    with pytest.raises(InputError, match="algorithm 'trpo' trains controllers; accepted: an environment"):
+        Trainer(algorithm_named("trpo")(), BigramPolicy(3), StringExperience(StringProblem()), folder=Path("never"))

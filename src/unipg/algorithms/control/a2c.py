@@ -1,4 +1,4 @@
-"""Advantage actor-critic: one step on every short window of many environments."""
+"""Advantage actor-critic: one step on every short window of many environments; for control and for language."""
 
 from dataclasses import dataclass
 
@@ -21,9 +21,8 @@ class A2C(Algorithm):
         "Synchronous: one worker's windows are one batch (the paper's A3C has asynchronous workers); settings of Stable-Baselines3.",
         "RMSprop adds eps to the root of the mean square, as torch does: inside the root (TensorFlow) the first steps are smaller.",
     )
-    acts = True
 
-    rollouts: int = setting(1, "read of prompts alone; environments start each episode by themselves")
+    rollouts: int = setting(1, "rollouts per prompt; no group is needed")
     gamma: float = setting(0.99, "discount per step")
     lam: float = setting(1.0, "GAE's lambda; 1: the returns over the window", "arXiv 1602.01783")
     normalize_advantage: bool = setting(False, "whiten the advantage over the batch", "Stable-Baselines3")
@@ -40,4 +39,4 @@ class A2C(Algorithm):
         objective = PolicyGradient(reference=CurrentPolicy(), advantage=gae) + self.value_weight * ValueLoss(gae=gae)
         objective = objective + self.entropy * EntropyBonus() if self.entropy else objective
         rmsprop = {"kind": "rmsprop", "learning_rate": 7e-4, "eps": 1e-5, "clip_norm": 0.5}
-        return (Learner("policy", (), objective, epochs=1, minibatches=1, optimizer=rmsprop),)
+        return (Learner("policy", (), objective, optimizer=rmsprop),)

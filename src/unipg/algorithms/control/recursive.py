@@ -16,7 +16,6 @@ class RecursiveGradient(Algorithm):
     """Base class: `direction` says what becomes of the gradient of `estimator`."""
 
     paper = "arXiv 2302.01734"
-    bias = "In environments a learned critic stands for what comes after a window; with the outcome of answers it is the exact gradient."
 
     rollouts: int = setting(8, "rollouts per prompt; no group is needed")
     step: float = setting(0.1, "gamma_0: length of the first step", "the authors' code, where it is tuned for each environment")
