@@ -39,13 +39,7 @@ def explanation(algorithm: type[Algorithm]) -> str:
             lines += [f"    - `{term.symbol()}`"]
         weight = f"{term.weight:g}" if isinstance(term.weight, int | float) else str(term.weight)
         lines += [f"    - aggregate: `{term.aggregate.symbol()}`, weight {weight}"]
-    rate = algorithm.learning_rate
-    lines += ["", "## Learning rate", ""]
-    lines += [
-        f"`optimizer.learning_rate: auto` is {rate.at(SMALL):g} for models of up to 10 M parameters and {rate.at(LARGE):g} from 300 M on, "
-        f"along a straight line in logarithms between them; {rate.at(LARGE, adapters=True):g} for adapters (`policy.lora`) of models from "
-        f"300 M on. {rate.why}"
-    ]
+    lines += ["", "## Learning rate", "", *_rates(algorithm)]
     lines += ["", "## Hyper-parameters", "", "| key | default | meaning | source |", "|---|---|---|---|"]
     for parameter in hyper_parameters(algorithm):
         lines.append("| `algorithm.{name}` | `{default}` | {help} | {source} |".format(**_escaped(parameter)))
@@ -61,6 +55,29 @@ def explanation(algorithm: type[Algorithm]) -> str:
     if algorithm.claim:
         lines += ["", "## Claim", "", f"`{algorithm.claim}`", "", *_last_results(algorithm.claim)]
     return "\n".join(lines) + "\n"
+
+
+def _rates(algorithm: type[Algorithm]) -> list[str]:
+    """Of each learner: its own settings of the optimiser, a direction that needs none, or what fits the size of the model."""
+    own, plain = [], False
+    for learner in algorithm().learners(Setting(max_new_tokens=64, acts=algorithm.acts)):
+        if learner.direction.owns_step:
+            said = "its result is added to the weights as it is, and neither learning rate, clipping nor weight decay is read"
+            own.append(f"- `{learner.name}` steps by `{learner.direction.symbol()}`: {said}.")
+        elif "learning_rate" in learner.optimizer:
+            settings = ", ".join(f"`{key}` {'null' if value is None else value}" for key, value in learner.optimizer.items())
+            own.append(f"- `{learner.name}`: where the recipe says `auto`, {settings}.")
+        else:
+            plain = True
+    if not plain:
+        return own
+    rate = algorithm.learning_rate
+    return [
+        *own,
+        f"`optimizer.learning_rate: auto` is {rate.at(SMALL):g} for models of up to 10 M parameters and {rate.at(LARGE):g} from 300 M on, "
+        f"along a straight line in logarithms between them; {rate.at(LARGE, adapters=True):g} for adapters (`policy.lora`) of models from "
+        f"300 M on. {rate.why}",
+    ]
 
 
 def _oracles(name: str) -> list[str]:

@@ -117,8 +117,8 @@ class Learning:
                         "gradients of the actions that were taken"
                     )
         if direction.displaces:
-            own = {name for name, _ in policy.module.named_parameters()}
-            kept = [name for name in policy.module.state_dict() if name not in own]
+            saved = policy.module.state_dict()
+            kept = [name for name, _ in policy.module.named_buffers() if name in saved]
             if kept:
                 raise InputError(
                     f"{who} collects with other weights than the policy's, but '{kept[0]}' is kept beside the weights and follows the "
