@@ -309,6 +309,8 @@ def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
         ("spo", 7, 2),
         ("stratified_grpo", 14, 3),
         ("capo", 16, 8),
+        ("recursive", 4, 5),
+        ("recursive_control", 8, 3),
     ],
 )
 def test_other_claims_in_small(

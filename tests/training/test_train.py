@@ -507,3 +507,20 @@ def test_conversations_go_through_the_chat_template(recipe, tmp_path, rows, caps
 def test_tensorboard_receives_the_numbers(recipe, tmp_path) -> None:
     assert main(["train", recipe(logging={"trackers": ["tensorboard"]})]) == 0
     assert list((tmp_path / "run").rglob("events.out.tfevents*"))
+
+
+def test_transported_gradients_train_a_language_model(recipe) -> None:
+    """N-PG-IGT through the command: every step has its length, and what is evaluated and saved is the iterate."""
+    path = recipe(
+        algorithm={"name": "n_pg_igt", "rollouts": 4, "step": 0.2, "baseline": 0.5},
+        optimizer={"learning_rate": "auto"},
+        training={"iterations": 4},
+    )
+    assert main(["train", path]) == 0
+    folder = Path(path).parent / "run"
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    moved = [row["step_norm"] for row in rows]
+    for t, length in enumerate(moved):
+        assert length == pytest.approx(0.2 * 2 / (t + 2), rel=1e-5) or rows[t]["direction_norm"] == 0
+    assert any(length > 0 for length in moved)
+    assert main(["train", path, "algorithm.name=n_harpg", f"output={folder.parent / 'other'}"]) == 2

@@ -16,6 +16,7 @@ class RecursiveGradient(Algorithm):
     """Base class: `direction` says what becomes of the gradient of `estimator`."""
 
     paper = "arXiv 2302.01734"
+    claim = "benchmarks/claims/recursive.py"
 
     rollouts: int = setting(8, "rollouts per prompt; no group is needed")
     step: float = setting(0.1, "gamma_0: length of the first step", "the authors' code, where it is tuned for each environment")
