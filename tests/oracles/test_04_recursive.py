@@ -253,8 +253,11 @@ def test_the_parts_by_setting(name) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"momentum": 0.0}, "momentum is 0.0; accepted: a number above 0, at most 1"),
-        ({"step": 0.0}, "step is 0.0; accepted: a finite number above 0"),
+        ({"momentum": 0.0}, "algorithm.momentum is 0.0; accepted: a finite number above 0, at most 1"),
+        ({"momentum": 1.5}, "algorithm.momentum is 1.5"),
+        ({"step": 0.0}, "algorithm.step is 0.0; accepted: a finite number above 0"),
+        ({"critic_epochs": 0}, "algorithm.critic_epochs is 0; accepted: 1 or more"),
+        ({"hessian": "exact"}, "hessian"),
         ({"estimator": "reward"}, "'reward'.*accepted: auto, gae, outcome|auto, gae, outcome.*reward"),
         ({"lam": 1.5}, r"algorithm.lam is 1.5; accepted: a number in \[0, 1\]"),
     ],

@@ -236,6 +236,22 @@ def test_a_stop_in_the_middle_of_a_second_collection_saves_the_iterate(tmp_path)
     assert all(torch.equal(value, straight.policy.module.state_dict()[key]) for key, value in second.policy.module.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"max_kl": 0.0}, "algorithm.max_kl is 0.0; accepted: a finite number above 0"),
+        ({"damping": -1.0}, "algorithm.damping is -1.0; accepted: 0 or more"),
+        ({"shrink": 1.0}, "algorithm.shrink is 1.0; accepted: a number between 0 and 1"),
+        ({"tries": 0}, "algorithm.tries is 0; accepted: 1 or more"),
+        ({"critic_minibatches": 0}, "algorithm.critic_minibatches is 0"),
+        ({"lam": -0.1}, "algorithm.lam is -0.1"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, words) -> None:
+    with pytest.raises(InputError, match=words):
+        algorithm_named("trpo")(**settings)
+
+
 def test_language_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="algorithm 'trpo' trains controllers; accepted: an environment"):
         Trainer(algorithm_named("trpo")(), BigramPolicy(3), StringExperience(StringProblem()), folder=Path("never"))

@@ -284,10 +284,19 @@ def check_range(algorithm: Algorithm, least: float, most: float, *names: str) ->
 
 
 def check_counts(algorithm: Algorithm, *names: str) -> None:
-    """Refuses hyper-parameters that count something, of which there must be one at least."""
+    """Refuses hyper-parameters below 1."""
     for name in names:
-        if getattr(algorithm, name) < 1:
-            raise InputError(f"algorithm.{name} is {getattr(algorithm, name)}; accepted: 1 or more")
+        if (value := getattr(algorithm, name)) < 1:
+            raise InputError(f"algorithm.{name} is {value}; accepted: 1 or more")
+
+
+def check_above_zero(algorithm: Algorithm, *names: str, most: float = math.inf) -> None:
+    """Refuses hyper-parameters that are not finite numbers above 0, at most `most`."""
+    for name in names:
+        value = getattr(algorithm, name)
+        if not (0 < value <= most and math.isfinite(value)):
+            limit = f", at most {most:g}" if math.isfinite(most) else ""
+            raise InputError(f"algorithm.{name} is {value}; accepted: a finite number above 0{limit}")
 
 
 def check_without_prompts(algorithm: Algorithm) -> None:

@@ -43,6 +43,9 @@ class Learner:
             object.__setattr__(self, "objective", Objective((self.objective,)))
         if self.every < 1:
             raise InputError(f"learner '{self.name}' steps at every {self.every} updates; accepted: 1 or more")
+        for name in ("epochs", "minibatches"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"learner '{self.name}' has {value} {name}; accepted: 1 or more, or None for the recipe's")
 
     @property
     def terms(self) -> Objective:

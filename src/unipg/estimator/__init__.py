@@ -9,6 +9,7 @@ from unipg.estimator import (
     aggregation,
     baselines,
     curvature,
+    directions,
     divergences,
     likelihoods,
     masks,
@@ -170,7 +171,21 @@ __all__ = [
     "uniforms",
 ]
 
-for _module in (advantages, aggregation, baselines, curvature, divergences, likelihoods, masks, parts, penalties, preferences, references):
+_MODULES = (
+    advantages,
+    aggregation,
+    baselines,
+    curvature,
+    directions,
+    divergences,
+    likelihoods,
+    masks,
+    parts,
+    penalties,
+    preferences,
+    references,
+)
+for _module in _MODULES:
     for _name, _part in vars(_module).items():  # a new part needs no line here
         if isinstance(_part, type) and issubclass(_part, Part) and _part.__module__ == _module.__name__ and not _name.startswith("_"):
             globals().setdefault(_name, _part)

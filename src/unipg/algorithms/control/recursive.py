@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, setting
+from unipg.algorithms.base import Algorithm, Setting, check_above_zero, check_counts, check_range, setting
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
 from unipg.estimator import GAE, Outcome, PolicyGradient, ValueLoss
@@ -36,9 +36,11 @@ class RecursiveGradient(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, 1, "gamma", "lam")
+        check_above_zero(self, "step")
+        check_above_zero(self, "momentum", most=1)
+        check_counts(self, "critic_epochs", "critic_minibatches")
         if self.estimator not in ("auto", "gae", "outcome"):
             raise InputError(f"algorithm.estimator is '{self.estimator}'; accepted: auto, gae, outcome")
-        self.direction()
 
     def direction(self) -> Recursive:
         raise NotImplementedError(type(self).__name__)

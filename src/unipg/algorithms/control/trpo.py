@@ -1,10 +1,12 @@
 """Trust region policy optimisation: the natural gradient of the importance-weighted return, inside a KL ball."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, check_above_zero, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
+from unipg.errors import InputError
 from unipg.estimator import GAE, OldPolicy, PolicyGradient, ValueLoss
 from unipg.estimator.directions import Natural
 
@@ -41,17 +43,19 @@ class TRPO(Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, 1, "gamma", "lam")
-        self.natural()
-
-    def natural(self) -> Natural:
-        return Natural(self.max_kl, self.damping, self.cg_iterations, self.shrink, self.tries)
+        check_range(self, 0, math.inf, "damping")
+        check_above_zero(self, "max_kl")
+        check_counts(self, "cg_iterations", "tries", "critic_epochs", "critic_minibatches")
+        if not 0 < self.shrink < 1:
+            raise InputError(f"algorithm.shrink is {self.shrink}; accepted: a number between 0 and 1, without these")
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)
         policy = PolicyGradient(reference=OldPolicy(), advantage=gae, surrogate="ratio")
+        natural = Natural(self.max_kl, self.damping, self.cg_iterations, self.shrink, self.tries)
         adam = {"learning_rate": 1e-3, "clip_norm": None}
         return (
-            Learner("policy", ("actor",), policy, self.natural(), epochs=1, minibatches=1),
+            Learner("policy", ("actor",), policy, natural, epochs=1, minibatches=1),
             Learner(
                 "critic", ("critic",), ValueLoss(gae=gae), epochs=self.critic_epochs, minibatches=self.critic_minibatches, optimizer=adam
             ),
