@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,19 @@ class Learning:
         """Writes weights [D] into what it moves."""
         self.weights.put(self.spec.trains, theta)
 
+    @contextmanager
+    def at(self, theta: Tensor | None) -> Iterator[None]:
+        """With weights [D] in the place of its own, which are put back to the last bit whatever happens; None for with its own."""
+        if theta is None:
+            yield
+            return
+        own = self.flat()
+        self.put(theta)
+        try:
+            yield
+        finally:
+            self.put(own)
+
     def points(self) -> tuple[Tensor | None, ...]:
         """Where the batches of its next step are collected; None for with the weights as they are."""
         return self.direction.points(self.flat(), self.state, generator(self.seed, "points", self.name, self.step))
@@ -252,8 +266,9 @@ class Learning:
         surfaces = []
         for number, (batch, point) in enumerate((each.batch, each.point) for each in displaced):
             seed_torch(self.seed, "update", *self.place, self.workers.rank, *([number] if number else []))
-            selected = self.algorithm.select(batch, planning, self.evaluate)
-            surfaces.append(BatchSurface(self, self._planned(selected, planning), planning, point))
+            with self.at(point):
+                planned = self._planned(self.algorithm.select(batch, planning, self.evaluate), planning)
+            surfaces.append(BatchSurface(self, planned, planning, point))
         row: dict[str, Any] = {}
         first = surfaces[0]
         try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -48,19 +48,12 @@ class BatchSurface(Surface):
         self._parameters = learning.moved
         self._slope: Tensor | None = None
 
-    @contextmanager
-    def _at(self, theta: Tensor | None) -> Iterator[None]:
+    def _at(self, theta: Tensor | None) -> AbstractContextManager[None]:
         """With other weights in the networks; None for those that the batch is of."""
         theta = self.point if theta is None else theta
-        if theta is None:
-            yield
-            return
-        self._slope = None  # its graph is of the weights as they are
-        self.learning.put(theta)
-        try:
-            yield
-        finally:
-            self.learning.put(self.theta)
+        if theta is not None:
+            self._slope = None  # its graph is of the weights as they are
+        return self.learning.at(theta)
 
     def _sum(self, total: Tensor) -> Tensor:
         return self.learning.workers.sum(total)

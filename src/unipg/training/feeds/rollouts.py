@@ -150,15 +150,10 @@ class Rollouts(Feed):
         if mover is None:
             self.batch, self.run.row = self._collected()
             return
-        found, rows, theta = [], [], mover.flat()
+        found, rows = [], []
         for number, point in enumerate(mover.points()):
-            try:
-                if point is not None:
-                    mover.put(point)
+            with mover.at(point):  # not longer, also where collecting is interrupted: what is then saved refers to the iterate's weights
                 batch, row = self._collected(number)
-            finally:  # also where collecting is interrupted: what is then saved refers to these weights
-                if point is not None:
-                    mover.put(theta)
             found.append(Displaced(batch, point))
             rows.append(row)
         self.displaced, self.batch = found, found[0].batch
