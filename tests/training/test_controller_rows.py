@@ -199,7 +199,15 @@ def test_minibatches_hold_whole_episodes_where_one_does(tmp_path: Path, monkeypa
 
 def test_every_part_says_how_far_it_looks() -> None:
     reaches = {name: kind().terms(Setting(4)).reach for name, kind in registered().items() if not kind.replays}
-    assert [name for name, reach in reaches.items() if reach == "step"] == ["dft", "ppo", "reinforce_plus_plus", "sft", "tppo"]
+    assert [name for name, reach in reaches.items() if reach == "step"] == [
+        "a2c",
+        "dft",
+        "ppo",
+        "reinforce_plus_plus",
+        "sft",
+        "tppo",
+        "trpo",
+    ]
     assert PPO(aggregate="constant_length").terms(Setting(4)).reach == "row"
 
     @dataclass(frozen=True)
@@ -213,14 +221,16 @@ def test_every_part_says_how_far_it_looks() -> None:
 
 
 def test_algorithms_that_need_prompts_are_refused(tmp_path: Path) -> None:
-    accepted = {"ppo", "reinforce", "reinforce_plus_plus", "tppo"}
+    accepted = {"a2c", "harpg", "n_harpg", "n_pg_igt", "ppo", "reinforce", "reinforce_plus_plus", "tppo", "trpo"}
     for name, kind in registered().items():
         if kind.replays:
             continue
         if name in accepted:
             trainer(kind(), tmp_path)
         else:
-            with pytest.raises(InputError, match=rf"algorithm '{name}' .*; accepted for environments: ppo, reinforce, "):
+            with pytest.raises(
+                InputError, match=rf"algorithm '{name}' .*; accepted for environments: a2c, "
+            ):
                 trainer(kind(), tmp_path)
 
 
@@ -238,7 +248,7 @@ class Mixed(PPO):
     ("algorithm", "message"),
     [
         (Mixed(), "'mixed' compares several rollouts of one prompt, but each episode of an environment starts by itself: a group of one"),
-        (PPO(kl_in_reward=0.1), "'ppo' measures a KL against an anchor.* accepted for environments: its default settings, or reinforce"),
+        (PPO(kl_in_reward=0.1), "'ppo' measures a KL against an anchor.* accepted for environments: its default settings, or a2c, "),
         (registered()["tppo"](window=8), "'tppo' has a window of 8 tokens, but rows of environments are windows already"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from unipg import InputError
-from unipg.algorithms import registered
+from unipg.algorithms import Setting, registered
 from unipg.algorithms.rates import ADAPTERS, CONTROLLED, DEMONSTRATED, LARGE, PREFERRED, REWARDED, SMALL, LearningRate
 from unipg.cli import main
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
@@ -46,6 +46,13 @@ def test_every_algorithm_has_the_rate_of_its_kind_and_says_why(name) -> None:
     elif not name.startswith("hpt"):
         assert kind.learning_rate.small <= REWARDED.small
     text = explanation(kind)
+    learners = kind().learners(Setting(acts=kind.acts))
+    if all(learner.direction.owns_step or "learning_rate" in learner.optimizer for learner in learners):  # it says a number itself, or none
+        assert "for models of up to 10 M" not in text
+        for learner in learners:
+            said = "neither learning rate" if learner.direction.owns_step else f"`learning_rate` {learner.optimizer['learning_rate']}"
+            assert said in text
+        return
     assert f"`optimizer.learning_rate: auto` is {kind.learning_rate.small:g} for models of up to 10 M" in text
     assert kind.learning_rate.why in text
 
