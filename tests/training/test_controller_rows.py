@@ -228,9 +228,7 @@ def test_algorithms_that_need_prompts_are_refused(tmp_path: Path) -> None:
         if name in accepted:
             trainer(kind(), tmp_path)
         else:
-            with pytest.raises(
-                InputError, match=rf"algorithm '{name}' .*; accepted for environments: a2c, "
-            ):
+            with pytest.raises(InputError, match=rf"algorithm '{name}' .*; accepted for environments: a2c, "):
                 trainer(kind(), tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -188,15 +189,12 @@ class Rollouts(Feed):
         return all(learner.cuts_steps for learner in self.run.learners)
 
     def _fresh(self, number: int) -> Collected:
-        """The fresh batch of this iteration; with `overlap` that of the process that collected it during the last one."""
+        """Fresh batch `number` of this iteration; with `overlap` that of the process that collected it during the last one."""
         if not self.run.training.overlap:
-            return collect(
-                self.run.algorithm,
-                self.run.experience,
-                self.proposal or self.run.policy,
-                self.demand(self.run.iteration, number),
-                self.run.workers.sum,
-            )
+            demand = self.demand(self.run.iteration)
+            if number:  # each draws by a seed of its own
+                demand = dataclasses.replace(demand, seed=derived_seed(self.run.seed, "batch", number))
+            return collect(self.run.algorithm, self.run.experience, self.proposal or self.run.policy, demand, self.run.workers.sum)
         if self.ahead is None:
             assert self.proposal is not None
             self.ahead = CollectionProcess(self.run.algorithm, self.run.experience, self.proposal)
@@ -215,8 +213,7 @@ class Rollouts(Feed):
             self.ahead.start(self.demand(self.run.iteration + 1), self.run.experience.state_dict())
         return collected
 
-    def demand(self, iteration: int, number: int = 0) -> Demand:
-        """`number`: of the batches of an iteration; each draws by a seed of its own."""
+    def demand(self, iteration: int) -> Demand:
         return Demand(
             iteration=iteration,
             rollouts=self.run.algorithm.rollouts if self.run.algorithm.uses_rollouts else 0,
@@ -225,7 +222,7 @@ class Rollouts(Feed):
             completions=self.run.algorithm.completions,
             value=self.run.policy.has_value,
             window=self.run.algorithm.window,
-            seed=derived_seed(self.run.seed, "batch", number) if number else self.run.seed,
+            seed=self.run.seed,
             worker=self.run.workers.rank,
             workers=self.run.workers.world,
             should_stop=lambda: self.run.stop_requested and self.run.workers.world == 1,
