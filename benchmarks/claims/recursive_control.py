@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from harness import Check, Claim, Method, Runs, Told, by_seed, check, gains, main
+from harness import Check, Claim, Method, Runs, Told, by_seed, check, main, rounded
 from recursive import Momentum
 from torch import Tensor
 
@@ -105,13 +105,21 @@ def best(runs: Runs, kind: str) -> dict[int, float]:
 
 def checks(runs: Runs) -> list[Check | None]:
     igt, normalised, vanilla = best(runs, "igt"), best(runs, "normalised"), best(runs, "vanilla")
-    more = {seed: value / normalised[seed] for seed, value in igt.items() if seed in normalised}
-    share = {seed: value / vanilla[seed] for seed, value in igt.items() if seed in vanilla}
+    same = share(by_seed(runs, "igt-0.3"), by_seed(runs, "normalised-0.3"))
     return [
-        check("N-PG-IGT / normalised policy gradient, mean return of the run > 1.1", more, lambda value: value > 1.1),
-        check("N-PG-IGT / policy gradient ≥ 0.9", share, lambda value: value >= 0.9),
-        check("N-HARPG − N-PG-IGT, mean return of the run (reported, any number)", gains(best(runs, "harpg"), igt), lambda value: True),
+        check("N-PG-IGT / normalised policy gradient, mean return of the run, best gamma_0 of each > 1.1", share(igt, normalised), _more),
+        check("the same at gamma_0 0.3 (added here) > 1.1", same, _more),
+        check("N-PG-IGT / policy gradient, best gamma_0 of each ≥ 0.9", share(igt, vanilla), lambda value: value >= 0.9),
     ]
+
+
+def _more(value: float) -> bool:
+    return value > 1.1
+
+
+def share(ours: dict[int, float], theirs: dict[int, float]) -> dict[int, float]:
+    """`ours` / `theirs`, by seed."""
+    return {seed: rounded(value / theirs[seed]) for seed, value in ours.items() if seed in theirs}
 
 
 def build(chosen: argparse.Namespace) -> Claim:
