@@ -52,7 +52,9 @@ def test_log_probabilities_that_are_not_finite_are_refused_wherever_they_come_in
             objective.loss(BigramPolicy(VOCABULARY, 3).evaluate(planned, entropy=True, value=True), planned)
 
 
-@pytest.mark.parametrize("name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"]
+)
 def test_the_current_log_probability_is_refused_in_plan_and_loss(name) -> None:
     algorithm = registered()[name]()
     objective = algorithm.terms(Setting(6))
@@ -96,7 +98,9 @@ def test_per_token_functions_refuse_too() -> None:
 KINDS = ("reward", "current", "old", "value")
 
 
-@pytest.mark.parametrize("name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"])
+@pytest.mark.parametrize(
+    "name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"]
+)
 def test_tensors_may_have_different_precisions(name) -> None:
     """float32 rewards beside float64 log-probabilities, and every other mixture: the same loss and gradient."""
     kind = registered()[name]

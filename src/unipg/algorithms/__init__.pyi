@@ -6,12 +6,15 @@ from unipg.algorithms.base import register as register
 from unipg.algorithms.base import registered as registered
 from unipg.algorithms.base import setting as setting
 from unipg.algorithms.control.a2c import A2C as A2C
+from unipg.algorithms.control.ddpg import DDPG as DDPG
+from unipg.algorithms.control.dqn import DQN as DQN
 from unipg.algorithms.control.harpg import HARPG as HARPG
 from unipg.algorithms.control.harpg import NHARPG as NHARPG
 from unipg.algorithms.control.n_pg_igt import NPGIGT as NPGIGT
 from unipg.algorithms.control.ppo import PPO as PPO
 from unipg.algorithms.control.reinforce import Reinforce as Reinforce
 from unipg.algorithms.control.sac import SAC as SAC
+from unipg.algorithms.control.td3 import TD3 as TD3
 from unipg.algorithms.control.trpo import TRPO as TRPO
 from unipg.algorithms.language.capo import CAPO as CAPO
 from unipg.algorithms.language.chord import CHORD as CHORD
