@@ -15,7 +15,7 @@ LAYERS = (
     {"trajectories"},
     {"estimator", "networks", "statistics", "replay"},
     {"critics"},
-    {"policies", "tasks", "samplers", "rollouts"},
+    {"policies", "tasks", "samplers", "rollouts", "environments"},
     {"algorithms"},
     {"training"},
     {"lab", "laws", "reports", "terminal", "interop"},

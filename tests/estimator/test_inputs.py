@@ -22,6 +22,9 @@ def rows(**fields) -> Trajectories:
     return Trajectories(**{"action": torch.zeros(2, 3, dtype=torch.long), "mask": torch.ones(2, 3, dtype=torch.bool)} | fields)
 
 
+READ_NOTHING = [n for n, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and n != "capo"]
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "field", "where"),
     [
@@ -52,9 +55,7 @@ def test_log_probabilities_that_are_not_finite_are_refused_wherever_they_come_in
             objective.loss(BigramPolicy(VOCABULARY, 3).evaluate(planned, entropy=True, value=True), planned)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"]
-)
+@pytest.mark.parametrize("name", READ_NOTHING)
 def test_the_current_log_probability_is_refused_in_plan_and_loss(name) -> None:
     algorithm = registered()[name]()
     objective = algorithm.terms(Setting(6))
@@ -98,9 +99,7 @@ def test_per_token_functions_refuse_too() -> None:
 KINDS = ("reward", "current", "old", "value")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, kind in registered(answers=True).items() if not kind().terms(Setting(6)).readings and name != "capo"]
-)
+@pytest.mark.parametrize("name", READ_NOTHING)
 def test_tensors_may_have_different_precisions(name) -> None:
     """float32 rewards beside float64 log-probabilities, and every other mixture: the same loss and gradient."""
     kind = registered()[name]
