@@ -84,8 +84,10 @@ def _check(kind: type, values: tuple[Any, ...], named: dict[str, Any]) -> None:
     for name, value in (given | named).items():
         hint = accepted.hints.get(name, Any)
         if type(value) is not hint and not fits(hint, value):
-            if get_origin(hint) is Literal and isinstance(value, str):
-                raise InputError(f"{kind.__name__}: {name} '{value}' does not exist; {nearest(value, get_args(hint))}")
+            options = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+            names = [one for option in options if get_origin(option) is Literal for one in get_args(option)]
+            if names and isinstance(value, str):
+                raise InputError(f"{kind.__name__}: {name} '{value}' does not exist; {nearest(value, names)}")
             raise InputError(f"{kind.__name__}: {name} is {shown(value)}; expected {type_name(hint)}")
 
 

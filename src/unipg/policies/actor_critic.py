@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unipg.arguments import CheckedArguments
 from unipg.critics.networks import ActionValues, Body, Network
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
+from unipg.hub import in_home
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encoder_from, observation_of
 from unipg.networks.perceptron import ACTIVATIONS, Activation, HostFunction, Initialisation, Perceptron
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
@@ -458,7 +460,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class ActorCriticRecipe:
+class ActorCriticRecipe(CheckedArguments):
     """An `ActorCritic`: its sizes, or a saved one to go on from; the spaces come from the environment."""
 
     hidden: list[int] | None = None
@@ -481,6 +483,8 @@ class ActorCriticRecipe:
     """Weights at the start: orthogonal with biases 0, or as torch makes linear layers. null: the algorithm's own, or orthogonal."""
 
     def __post_init__(self) -> None:
+        if self.model is not None:
+            object.__setattr__(self, "model", in_home(self.model))
         if not all(isinstance(width, int) and width >= 1 for width in self.hidden or ()):
             raise InputError(f"controller.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
         if self.activation is not None and self.activation not in ACTIVATIONS:
