@@ -85,8 +85,9 @@ def _check(kind: type, values: tuple[Any, ...], named: dict[str, Any]) -> None:
         hint = accepted.hints.get(name, Any)
         if type(value) is not hint and not fits(hint, value):
             options = get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-            names = [one for option in options if get_origin(option) is Literal for one in get_args(option)]
-            if names and isinstance(value, str):
+            named_ones = [option for option in options if option is not type(None)]
+            names = [one for option in named_ones for one in get_args(option)]
+            if all(get_origin(option) is Literal for option in named_ones) and isinstance(value, str):
                 raise InputError(f"{kind.__name__}: {name} '{value}' does not exist; {nearest(value, names)}")
             raise InputError(f"{kind.__name__}: {name} is {shown(value)}; expected {type_name(hint)}")
 
