@@ -151,6 +151,11 @@ class Ensemble(nn.Module):
         if members is not None and members < self.members:
             weights = [(weight[:members], bias[:members]) for weight, bias in weights]
         x, activation = x.to(weights[0][0].dtype), ACTIVATIONS[self.activation]
+        if len(weights[0][0]) == 1:  # a plain product costs less than a batch of one
+            x = x.reshape(x.shape[-2:])
+            for weight, bias in weights[:-1]:
+                x = activation(torch.addmm(bias.squeeze(0), x, weight.squeeze(0)))
+            return torch.addmm(weights[-1][1].squeeze(0), x, weights[-1][0].squeeze(0)).unsqueeze(0)
         if x.ndim == 2:
             x = x.expand(len(weights[0][0]), *x.shape)
         for weight, bias in weights[:-1]:

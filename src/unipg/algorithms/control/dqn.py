@@ -9,7 +9,6 @@ from unipg.algorithms.learners import Learner
 from unipg.critics import ActionValues, Bootstrapped, Copied, Greedy, Lagged, Network, Regression, Value
 from unipg.errors import InputError
 from unipg.estimator import Progress
-from unipg.estimator.parts import Linear
 
 
 @register
@@ -59,4 +58,5 @@ class DQN(SeveralSteps, Algorithm):
         return (Learner("critic", ("q",), regression, then=follow, optimizer={"learning_rate": 1e-4, "clip_norm": 10.0}),)
 
     def explores(self, progress: Progress) -> float:
-        return Linear(self.epsilon, self.final_epsilon, self.exploration)(progress)
+        share = min(1.0, progress.fraction / self.exploration)
+        return self.epsilon + share * (self.final_epsilon - self.epsilon)

@@ -197,7 +197,8 @@ class Replay(Feed):
         began = time.perf_counter()
         if not self._begun or not hasattr(self, "_stepper"):
             self.begin()
-        steps, stepper, policy = self.steps_taken, self._stepper, self.policy
+        stepper, policy = self._stepper, self.policy
+        steps = stepper.episodes.steps
         if self._random is not None and steps < self.warmup:
             action = self._random[round]
         else:
@@ -223,7 +224,7 @@ class Replay(Feed):
         return Progress(steps, self.run.training.iterations * self.rounds * self.count)
 
     def updates(self, round: int) -> int:
-        return self.run.position + self.recipe.updates(self.steps_taken) - self.done
+        return self.run.position + self.recipe.updates(self._stepper.episodes.steps) - self.done
 
     def draw(self, round: int, number: int) -> Trajectories:
         numbers, planned = self._numbers(self.done)
