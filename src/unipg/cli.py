@@ -156,10 +156,10 @@ def _parser() -> argparse.ArgumentParser:
 
     lab = commands.add_parser("lab", help="bias, variance and signal-to-noise of algorithms against the exact gradient")
     lab.add_argument("--algorithms", default="", metavar="A,B,…", help="names (default: all)")
-    lab.add_argument("--problem", default="strings", help="bandit, strings (default) or tree")
+    lab.add_argument("--problem", default="strings", help="bandit, strings (default) or tree; of control: one-state, lq, mdp")
     lab.add_argument("--vocabulary", type=int, help="tokens, arms or actions of the problem")
     lab.add_argument("--length", type=int, help="longest answer, in tokens or steps")
-    lab.add_argument("--group-sizes", metavar="N,…", help="rollouts per prompt (default 8)")
+    lab.add_argument("--group-sizes", metavar="N,…", help="rollouts per prompt (default 8); of control: visited states")
     lab.add_argument("--lags", metavar="N,…", help="gradient steps that the sampling policy lies behind (default 0,4)")
     lab.add_argument("--clip", metavar="X,…", help="clip ranges, for algorithms that have one (default: their own)")
     lab.add_argument("--noise", metavar="P,…", help="probability that a trajectory is scored 1 − R instead of R (default 0)")

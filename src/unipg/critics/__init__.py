@@ -7,7 +7,7 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 from unipg.critics.lagged import Copied, Follows, Polyak
 from unipg.critics.networks import ActionValues, Body, Lagged, Network, Number, StateValues
 from unipg.critics.regression import Bootstrapped, Regression, TemperatureLoss
-from unipg.critics.values import Drawn, Exact, Expectation, Greedy, Surprise, Value
+from unipg.critics.values import Drawn, Exact, Expectation, Greedy, StateValue, Surprise, Value
 
 __all__ = [
     "ActionValues",
@@ -24,6 +24,7 @@ __all__ = [
     "Number",
     "Polyak",
     "Regression",
+    "StateValue",
     "StateValues",
     "Surprise",
     "TemperatureLoss",

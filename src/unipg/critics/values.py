@@ -44,6 +44,19 @@ class Value(Advantage):
 
 
 @dataclass(frozen=True)
+class StateValue(Advantage):
+    """V(s) of the network `of`, the mean of its members' values: with weight −1 a baseline."""
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    of: str
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        assert now is not None
+        return reduced(now.state_value(self.of), "mean")
+
+
+@dataclass(frozen=True)
 class Surprise(Advantage):
     """−alpha · log pi(a | s), alpha a number or that of a network: in expectation an entropy bonus. alpha is never differentiated."""
 

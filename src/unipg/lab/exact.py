@@ -36,6 +36,16 @@ class ExactProblem:
     """Limit on the policy's tokens (or steps) in one trajectory."""
 
     @property
+    def trajectories(self) -> int:
+        """How many there are in all."""
+        return len(self.rows)
+
+    @property
+    def outcome(self) -> str:
+        """What makes it a yardstick."""
+        return f"{self.title}: {self.trajectories} trajectories in all, so every gradient is known exactly."
+
+    @property
     def context(self) -> Tensor:
         """[N] the context of each trajectory."""
         assert self.rows.group is not None

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from unipg.files import Content, check_output, generator, write_output
 from unipg.lab import charts
+from unipg.lab.control import ControlProblem
 from unipg.lab.exact import ExactProblem
 from unipg.lab.grid import Grid
 from unipg.lab.study import Result
@@ -32,7 +33,7 @@ HEAD = ("method", "compared with", "condition", "cosine", "bias", "signal to noi
 class Findings:
     """Everything that one call of `unipg lab` measured."""
 
-    problem: ExactProblem
+    problem: ExactProblem | ControlProblem
     command: str
     seed: int
     study: list[Result] = field(default_factory=list)
@@ -68,7 +69,7 @@ def as_json(findings: Findings) -> dict[str, Any]:
         "generator": generator("lab"),
         "command": findings.command,
         "seed": findings.seed,
-        "problem": {"name": problem.name, "title": problem.title, "contexts": problem.contexts, "trajectories": len(problem.rows)},
+        "problem": {"name": problem.name, "title": problem.title, "contexts": problem.contexts, "trajectories": problem.trajectories},
         "study": [r.as_json() for r in findings.study],
         "mismatch": [r.as_json() for r in findings.mismatch],
     }
@@ -93,9 +94,7 @@ def render(findings: Findings) -> str:
     links = "".join(f'<a href="#{identity}">{escape(title)}</a>' for identity, title, _ in sections)
     body = "\n".join(page.section(identity, title, text) for identity, title, text in sections)
     problem = findings.problem
-    outcome = (
-        f"{problem.title[:1].upper() + problem.title[1:]}: {len(problem.rows)} trajectories in all, so every gradient is known exactly."
-    )
+    outcome = problem.outcome[:1].upper() + problem.outcome[1:]
     top = f'<h1>Gradient estimators against the exact gradient</h1>\n<p class="outcome">{escape(outcome)}</p>'
     return document(f"unipg lab · {problem.name}", f'{top}\n<nav aria-label="Sections">{links}</nav>\n{body}', drawn, command="lab")
 

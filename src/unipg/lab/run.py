@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from unipg.errors import InputError
+from unipg.lab import control
 from unipg.lab.grid import KINDS, chosen_parts, run_grid
 from unipg.lab.mismatch import run_mismatch
 from unipg.lab.page import Findings
@@ -35,7 +37,8 @@ def run_lab(
     command: str = "unipg lab",
     progress: Callable[[str, float], None] | None = None,
 ) -> Findings:
-    """The study of algorithms, or with `mismatch` and `grid` those instead; None stands for each one's default.
+    """The study of algorithms, or with `mismatch` and `grid` those instead; None stands for each one's default. On a problem of control the
+    ways to differentiate are studied, and `group_sizes` are numbers of visited states.
 
     `parts`: names by kind that the grid is restricted to. `progress` is told a name and the finished share. Errors: `InputError` for a
     name that does not exist, a problem too large to enumerate, and a condition that a study does not take.
@@ -44,6 +47,18 @@ def run_lab(
     given: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values is not None}
     if batches is not None:
         given["batches"] = batches
+    if problem in control.PROBLEMS:
+        asked = {"algorithms": algorithms, "vocabulary": vocabulary, "length": length, "lags": lags, "clip": clips, "noise": noises}
+        asked |= {"mismatch": mismatch, "grid": grid, **(parts or {})}
+        if names := [name for name, value in asked.items() if value]:
+            raise InputError(
+                f"--{names[0].replace('_', '-')} does not apply to problem '{problem}', where ways to differentiate are compared"
+            )
+        made = control.PROBLEMS[problem](seed)
+        visits = tuple(group_sizes) if group_sizes else (control.VISITS,)
+        tell = None if progress is None else functools.partial(progress, "study")
+        study = control.run_control(made, control.BATCHES if batches is None else batches, visits, seed, tell)
+        return Findings(made, command, seed, study=study)
     Conditions(**given)
     instances(algorithms)  # names that do not exist are refused before a problem is built
     exact = problem_named(problem, seed, vocabulary, length)
