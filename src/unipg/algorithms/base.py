@@ -363,7 +363,7 @@ def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
     def column(part: str) -> str:
         if not gradients:  # a method of values alone
             return objective.terms[0].symbol() if part == "advantage" else "none"
-        return " | ".join(dict.fromkeys(_shown(t, part) for t in gradients))
+        return " | ".join(dict.fromkeys(t.shown(part) for t in gradients))
 
     data = " + ".join(dict.fromkeys(_data_of(t) for t in gradients or objective.terms))
     return {
@@ -375,11 +375,6 @@ def table_row(algorithm: type[Algorithm]) -> dict[str, str]:
         "data": data,
         "source": algorithm.paper,
     }
-
-
-def _shown(term: PolicyGradient, part: str) -> str:
-    """A part in the live table. Of actions other than those that were taken there is no ratio, so no mask and no reference."""
-    return "none" if term.likelihood.substitutes and part in ("mask", "reference") else str(getattr(term, part).symbol())
 
 
 def _data_of(term: Term) -> str:

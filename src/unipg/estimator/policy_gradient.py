@@ -245,6 +245,10 @@ class PolicyGradient(Term):
                         "taken, which have no ratio; accepted: leave it out"
                     )
 
+    def shown(self, part: str) -> str:
+        """A part in tables, by its name. Of actions other than those that were taken there is no ratio, so no mask and no reference."""
+        return "none" if self.likelihood.substitutes and part in ("mask", "reference") else str(getattr(self, part).symbol())
+
     @property
     def reads(self) -> frozenset[str]:
         ratio = self.mask.ratio_field

@@ -79,7 +79,7 @@ def compare_parts(first: Algorithm, second: Algorithm, setting: Setting) -> list
     def describe(algorithm: Algorithm) -> dict[str, str]:
         terms = list(algorithm.terms(setting).named())
         gradients = [t for _, t in terms if isinstance(t, PolicyGradient)]
-        values = {part: " | ".join(dict.fromkeys(getattr(t, part).symbol() for t in gradients)) for part in PARTS}
+        values = {part: " | ".join(dict.fromkeys(t.shown(part) for t in gradients)) for part in PARTS}
         values["data"] = " | ".join(dict.fromkeys("+".join(s.name.lower() for s in t.rows) for t in gradients))
         values["gates"] = ", ".join(t.row_weight for _, t in terms if t.row_weight) or "none"
         values["further terms"] = ", ".join(f"{t.weight:g} {n}" for n, t in terms if not isinstance(t, PolicyGradient)) or "none"

@@ -30,8 +30,8 @@ def explanation(algorithm: type[Algorithm]) -> str:
         lines.append(f"- **{name}** on {rows}{gate}{trains}{often}")
         if isinstance(term, PolicyGradient):
             lines += [
-                f"    - mask: `{term.mask.symbol()}`",
-                f"    - reference: `{term.reference.symbol()}`",
+                f"    - mask: `{term.shown('mask')}`",
+                f"    - reference: `{term.shown('reference')}`",
                 f"    - advantage: `{term.advantage.symbol()}`",
                 f"    - likelihood: `{term.likelihood.symbol()}`",
             ]
