@@ -416,6 +416,15 @@ class Evaluation:
         """[K,B,T] what each of a network's K members says of the action, or the first `members` of them alone."""
         return self.fresh(network).log_prob
 
+    def log_prob_of(self, network: str, each: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """[B,T] log-probability of the action under another network; `each`: what is made of that in each of the action's dimensions
+        before they are summed."""
+        return self.fresh(network).log_prob
+
+    def divergence(self, of: str, other: str, at: str = "observation") -> Tensor:
+        """[B,T] the exact KL(of ‖ other) in nats of two networks' distributions at the named observations."""
+        return self.fresh(at).log_prob
+
     def state_value(self, network: str) -> Tensor:
         """[K,B,T] what each of a network's K members says of the observation."""
         return self.fresh(network).log_prob

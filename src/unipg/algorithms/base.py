@@ -168,7 +168,7 @@ class Algorithm(CheckedArguments):
 
     def explores(self, progress: Progress) -> float | None:
         """How much is explored beside the policy's own draws: epsilon of greedy actions, the noise of deterministic ones; None for their
-        own. `progress` counts steps of the environments."""
+        own, 0 for none, and the most likely actions. `progress` counts steps of the environments."""
         return None
 
     @property

@@ -6,8 +6,8 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 
 from unipg.critics.lagged import Copied, Follows, Polyak
 from unipg.critics.networks import ActionValues, Body, Lagged, Network, Number, StateValues
-from unipg.critics.regression import Bootstrapped, Regression, TemperatureLoss
-from unipg.critics.values import Drawn, Exact, Expectation, Greedy, StateValue, Surprise, Value
+from unipg.critics.regression import Bootstrapped, ExactKL, Regression, TemperatureLoss
+from unipg.critics.values import Drawn, Exact, Expectation, Greedy, Likeliness, StateValue, Surprise, Value
 
 __all__ = [
     "ActionValues",
@@ -16,10 +16,12 @@ __all__ = [
     "Copied",
     "Drawn",
     "Exact",
+    "ExactKL",
     "Expectation",
     "Follows",
     "Greedy",
     "Lagged",
+    "Likeliness",
     "Network",
     "Number",
     "Polyak",

@@ -89,6 +89,33 @@ class Regression(Term):
 
 
 @dataclass(frozen=True)
+class ExactKL(Term):
+    """weight · KL(pi_of(·|s) ‖ pi_to(·|s)) of two networks at the stored observations, in closed form: sums over dimensions, no sample.
+
+    Its gradient is 0 where the two are equal. Source: arXiv 2005.09814, eq. 4 (the new policy from the old one).
+    """
+
+    joint: ClassVar[Joint] = "step"
+    of: str = field(default="actor", kw_only=True)
+    to: str = field(kw_only=True)
+
+    @property
+    def reads_log_prob(self) -> bool:
+        return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"observation"})
+
+    def symbol(self) -> str:
+        return f"KL({self.of} ‖ {self.to})"
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        divergence = now.divergence(self.of, self.to)
+        return divergence, Record.of(name, divergence=divergence)
+
+
+@dataclass(frozen=True)
 class TemperatureLoss(Term):
     """−log(alpha) · (E[log pi(a|s)] + target_entropy), the expectation detached: alpha rises where the policy's entropy is too low.
 

@@ -6,6 +6,7 @@ Such an advantage is a function of an `Evaluation`, which is one at some action:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -68,6 +69,31 @@ class Surprise(Advantage):
         assert now is not None
         alpha = now.number(self.alpha).detach() if isinstance(self.alpha, str) else self.alpha
         return -alpha * now.log_prob
+
+
+@dataclass(frozen=True)
+class Likeliness(Advantage):
+    """log pi_of(a | s) of the network `of`, with the graph through a; in expectation, negated, the cross-entropy to it.
+
+        log_q(x) = (x^(q_T − 1) − 1) / (q_T − 1),   q = 2 − q_T,   summed over the action's dimensions
+
+    `tsallis`: q_T, of which 1 is the logarithm itself. `floor`: densities below it count as it, in log_q alone.
+    """
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    minor: ClassVar[frozenset[str]] = frozenset({"tsallis", "floor"})
+    of: str = "actor"
+    tsallis: float = 1.0
+    floor: float = 0.0
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        assert now is not None
+        return now.log_prob_of(self.of, None if self.tsallis == 1 else self._deformed)
+
+    def _deformed(self, log_x: Tensor) -> Tensor:
+        log_x = log_x.clamp_min(math.log(self.floor)) if self.floor > 0 else log_x
+        return torch.expm1((self.tsallis - 1) * log_x) / (self.tsallis - 1)
 
 
 @dataclass(frozen=True)

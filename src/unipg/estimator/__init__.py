@@ -61,7 +61,7 @@ from unipg.estimator.likelihoods import (
     uniforms,
 )
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
-from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, WarmupCosine
+from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, Tightening, WarmupCosine
 from unipg.estimator.penalties import EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
 from unipg.estimator.policy_gradient import Objective, PolicyGradient, Term, coefficient, per_token_loss
 from unipg.estimator.preferences import (
@@ -161,6 +161,7 @@ __all__ = [
     "TruncatedWeight",
     "Uniform",
     "ValueLoss",
+    "Tightening",
     "WarmupCosine",
     "alpha",
     "coefficient",

@@ -227,11 +227,18 @@ class Pathwise(Substituted):
 
 @dataclass(frozen=True)
 class Enumerated(Substituted):
-    """sum_a ∇pi_theta(a|s) · Â(s, a) over all actions, without a draw; Â is detached. Source: arXiv 1910.07207; 1709.00503."""
+    """sum_a ∇pi_theta(a|s) · Â(s, a) over all actions, without a draw; Â is detached. Source: arXiv 1910.07207; 1709.00503.
+
+    `through`: Â is differentiated too. That of an entropy bonus −log pi adds 0; that of any other function of pi does not.
+    """
+
+    minor: ClassVar[frozenset[str]] = frozenset({"through"})
+    through: bool = False
 
     def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
         point = now.every(at)
-        return (point.log_prob.exp() * value(point).detach()).sum(-1)
+        found = value(point)
+        return (point.log_prob.exp() * (found if self.through else found.detach())).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -315,10 +322,15 @@ def gaussian_log_prob(
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
     """Log-density of a diagonal Gaussian, summed over the action's dimensions, and its entropy in nats."""
     log_std = log_std.expand_as(mean)
+    return gaussian_log_densities(mean, log_std, action).sum(-1), (log_std + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
+
+
+def gaussian_log_densities(
+    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*#N A"], action: Float[Tensor, "*N A"]
+) -> Float[Tensor, "*N A"]:
+    """Log-density of each of the action's dimensions by itself."""
     z = (action - mean) * torch.exp(-log_std)
-    constant = 0.5 * math.log(2 * math.pi)
-    log_prob = (-0.5 * z * z - log_std - constant).sum(-1)
-    return log_prob, (log_std + constant + 0.5).sum(-1)
+    return -0.5 * z * z - log_std - 0.5 * math.log(2 * math.pi)
 
 
 def categorical_kl(logits: Float[Tensor, "*N V"], other: Float[Tensor, "*N V"]) -> Float[Tensor, "*N"]:
@@ -340,7 +352,12 @@ def gaussian_kl(
 
 def log_slope_of_tanh(u: Float[Tensor, "*N A"]) -> Float[Tensor, "*N"]:
     """log |da/du| of a = tanh(u), summed over the action's dimensions: Σ 2·(log 2 − u − softplus(−2u)), exact where 1 − a² is 0."""
-    return 2 * (math.log(2) - u + logsigmoid(2 * u)).sum(-1)
+    return log_slopes_of_tanh(u).sum(-1)
+
+
+def log_slopes_of_tanh(u: Float[Tensor, "*N A"]) -> Float[Tensor, "*N A"]:
+    """The same of each dimension."""
+    return 2 * (math.log(2) - u + logsigmoid(2 * u))
 
 
 def check_temperature(temperature: float) -> float:

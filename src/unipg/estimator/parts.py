@@ -85,6 +85,30 @@ class Linear(Schedule):
 
 
 @dataclass(frozen=True)
+class Tightening(Schedule):
+    """1 / t_k, t_k = first · max(1 − (k − lead) / K, 1 / K): a proximal weight whose step size falls linearly to 0, and never gets there.
+
+    k counts iterations of `every` optimiser steps each, K is how many there are; also past the last of them the weight is finite.
+    """
+
+    first: float = 1.0
+    """t_0, but for `lead`."""
+    every: int = 1
+    lead: float = 0.0
+    """Iterations that the fall is late by."""
+
+    def __post_init__(self) -> None:
+        if not (self.first > 0 and math.isfinite(self.first)):
+            raise InputError(f"Tightening.first is {self.first}; accepted: a finite step size above 0")
+        if self.every < 1:
+            raise InputError(f"Tightening.every is {self.every}; accepted: 1 or more optimiser steps")
+
+    def __call__(self, progress: Progress) -> float:
+        total = max(1, progress.total // self.every)
+        return 1 / (self.first * max(1 - (progress.step // self.every - self.lead) / total, 1 / total))
+
+
+@dataclass(frozen=True)
 class WarmupCosine(Schedule):
     """Rises linearly from 0 to `peak` in `warmup` steps, falls along a cosine to `valley` in `decay` steps, then stays there.
 

@@ -15,7 +15,15 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from unipg.errors import InputError, nearest
-from unipg.estimator.likelihoods import categorical_kl, categorical_log_prob, gaussian_kl, gaussian_log_prob, log_slope_of_tanh
+from unipg.estimator.likelihoods import (
+    categorical_kl,
+    categorical_log_prob,
+    gaussian_kl,
+    gaussian_log_densities,
+    gaussian_log_prob,
+    log_slope_of_tanh,
+    log_slopes_of_tanh,
+)
 
 if TYPE_CHECKING:
     import gymnasium
@@ -316,6 +324,20 @@ class BoxActions(Actions):
         assert log_std is not None
         return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype))
 
+    def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
+        """[N,A] what `fresh` draws, before bounds squash it, with the graph."""
+        assert log_std is not None
+        return output + log_std.exp() * noise
+
+    def latent_of(self, action: Tensor) -> Tensor:
+        """[N,A] the same of stored actions."""
+        return action
+
+    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
+        """[N,A] log-density of each dimension of actions by itself, of those that were drawn by another output too."""
+        assert log_std is not None
+        return gaussian_log_densities(output, log_std.expand_as(output), latent)
+
     def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
         assert log_std is not None
         assert other_log_std is not None
@@ -396,6 +418,17 @@ class SquashedActions(BoxActions):
         mean, log_std = self.gaussian(output)
         u = _atanh(action.reshape(mean.shape)).to(mean.dtype)
         return gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u), None
+
+    def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
+        mean, log_std = self.gaussian(output)
+        return mean + log_std.exp() * noise
+
+    def latent_of(self, action: Tensor) -> Tensor:
+        return _atanh(action)
+
+    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
+        mean, log_std = self.gaussian(output)
+        return gaussian_log_densities(mean, log_std, latent) - log_slopes_of_tanh(latent)
 
     def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
         return gaussian_kl(*self.gaussian(output), *self.gaussian(other))  # tanh is one to one: that of u

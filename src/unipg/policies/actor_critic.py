@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.arguments import CheckedArguments
-from unipg.critics.networks import ActionValues, Body, Network
+from unipg.critics.networks import ActionValues, Body, Lagged, Network
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
@@ -189,10 +189,11 @@ class ActorCritic(NamedNetworks, Controller):
         for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, 1, 1.0)):
             if name not in own and (name == ACTOR or critic):
                 own[name] = network(name, out, gain)
-        more = build_networks(networks or {}, own, body, seed)
+        spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
+        more = build_networks(networks or {}, own, body, seed, spread)
+        self.lags = {name: network.of for name, network in (networks or {}).items() if isinstance(network, Lagged)}
         self._first: dict[str, nn.Parameter] = {}
         self.modules = {name: module for name, module in own.items() if module is not None} | more
-        spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         self.normalizes = normalize
         self.has_densities = actions.densities
         self.has_kl = actions.has_kl
@@ -266,9 +267,7 @@ class ActorCritic(NamedNetworks, Controller):
         found: dict[str, list[nn.Parameter]] = {}
         for name, module in self.modules.items():
             if not any(module is self.modules[other] for other in found):  # the actor of greedy actions is their values
-                found[name] = list(module.parameters())
-        if self.module.log_std is not None:
-            found[ACTOR].append(self.module.log_std)
+                found[name] = self.weights_of(name)
         return found
 
     @property
@@ -366,6 +365,7 @@ class ActorCritic(NamedNetworks, Controller):
         try:
             found = {name: tensor for name, tensor in load_file(folder / _NETWORKS).items() if name in own}
             self.module.load_state_dict(own | found)
+            self.copy_lagged(but={name.removeprefix(_MORE).split(".")[0] for name in found})
         except (RuntimeError, SafetensorError) as error:
             raise InputError(f"the networks in '{folder}' cannot be taken over: {one_line(error)}") from error
         if wrong := nonfinite(found.items()):
@@ -397,6 +397,7 @@ class ActorCritic(NamedNetworks, Controller):
             weights = load_file(folder / _WEIGHTS)
             new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(_MORE)}
             policy.module.load_state_dict(weights | new)
+            policy.copy_lagged()
         except KeyError as error:
             raise InputError(
                 f"{folder / _CONFIG} has no {error}: it was written before actions were in units of their bounds; accepted: a newer model"

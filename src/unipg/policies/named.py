@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
-from unipg.policies.actions import Actions
-from unipg.policies.now import Now
+from unipg.policies.actions import Actions, BoxActions
+from unipg.policies.now import CRITIC, Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
 ACTOR, VALUES = "actor", "q"
 """Names that a controller's own networks have beside `CRITIC`: what acts, and values of actions where these are what acts."""
+LOG_STD = "log_std"
 
 
-def build_networks(networks: Mapping[str, Network], own: Mapping[str, nn.Module | None], body: Body, seed: int) -> dict[str, nn.Module]:
-    """The networks that an algorithm asks for beside the policy's `own`, each from a seed of its own; copies are made last."""
+def build_networks(
+    networks: Mapping[str, Network], own: Mapping[str, nn.Module | None], body: Body, seed: int, log_std: Tensor | None = None
+) -> dict[str, nn.Module]:
+    """The networks that an algorithm asks for beside the policy's `own`, each from a seed of its own; copies are made last.
+
+    `log_std`: the [A] that stands beside the actor, where there is one: a copy of the actor has its own.
+    """
     made: dict[str, nn.Module] = {}
     for name, network in networks.items():
         if not isinstance(network, Lagged) and own.get(name) is None:
@@ -31,6 +37,8 @@ def build_networks(networks: Mapping[str, Network], own: Mapping[str, nn.Module 
             if source is None:
                 raise InputError(f"network '{name}' lags behind '{network.of}', which does not exist; {nearest(network.of, [*made, *own])}")
             made[name] = network.copy(source)
+            if network.of == ACTOR and log_std is not None:
+                made[name].register_parameter(LOG_STD, nn.Parameter(log_std.detach().clone(), requires_grad=False))
     return made
 
 
@@ -43,6 +51,8 @@ class NamedNetworks:
     actions_per_step: int
     modules: dict[str, nn.Module]
     """Every network by name."""
+    lags: dict[str, str]
+    """Which network each copy lags behind."""
     _first: dict[str, nn.Parameter]
     """A parameter of each: modules are slow to ask."""
 
@@ -54,7 +64,7 @@ class NamedNetworks:
 
         @property
         def log_std(self) -> Tensor | None:
-            """[A] of a Gaussian that is the same in every state."""
+            """[A] of the actor's Gaussian, where it is the same in every state."""
 
     @property
     def names_networks(self) -> bool:
@@ -65,6 +75,25 @@ class NamedNetworks:
         if name not in self.modules:
             raise InputError(f"the policy has no network '{name}'; {nearest(name, self.modules)}")
         return self.modules[name]
+
+    def log_std_of(self, name: str) -> Tensor | None:
+        """[A] that stands beside a network's output: the actor's, or a copy's own."""
+        return self.log_std if name == ACTOR else getattr(self.network(name), LOG_STD, None)
+
+    def weights_of(self, name: str) -> list[nn.Parameter]:
+        """A network's parameters, the log_std beside it last: in a copy's order as in the original's."""
+        log_std = self.log_std_of(name)
+        inside = [p for p in self.network(name).parameters() if p is not log_std]
+        return inside if log_std is None else [*inside, cast("nn.Parameter", log_std)]
+
+    @torch.no_grad()
+    def copy_lagged(self, but: Collection[str] = ()) -> None:
+        """Every copy made again of what it lags behind, but for those named."""
+        for name, of in self.lags.items():
+            if name not in but:
+                theirs = [*self.weights_of(of), *self.buffers_of(of)]
+                for own, their in zip([*self.weights_of(name), *self.buffers_of(name)], theirs, strict=True):
+                    own.copy_(their)
 
     def version(self, name: str) -> int:
         """A number that grows with every step of a network's weights."""
@@ -80,7 +109,19 @@ class NamedNetworks:
 
     def distribution(self, observation: Tensor, of: str, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         """[N] log-probability of actions at observations as read, and their distributions' entropy if asked."""
-        return self.actions.log_prob(self.network(of)(observation), self.log_std, action, entropy)
+        return self.actions.log_prob(self.network(of)(observation), self.log_std_of(of), action, entropy)
+
+    def divergence(self, observation: Tensor, of: str, other: str) -> Tensor:
+        """[N] the exact KL(of ‖ other) in nats of two networks' distributions at observations as read."""
+        outputs = (self.network(of)(observation), self.log_std_of(of), self.network(other)(observation), self.log_std_of(other))
+        return self.actions.kl(*outputs)
+
+    def log_prob_of(self, output: Tensor, of: str, latent: Tensor, each: Callable[[Tensor], Tensor] | None) -> Tensor:
+        """[N] log-probability, by a network's output, of real actions `latent` [N,A], as they are before bounds squash them."""
+        if not self.draws or not isinstance(self.actions, BoxActions):
+            raise InputError(f"{self.actions.type} actions have no log-density; accepted here: real actions that are drawn")
+        densities = self.actions.log_densities(output, self.log_std_of(of), latent)
+        return (densities if each is None else each(densities)).sum(-1)
 
     def log_probs(self, observation: Tensor, of: str) -> Tensor:
         """[N,n] of all actions."""
@@ -90,18 +131,23 @@ class NamedNetworks:
 
     def fresh(
         self, observation: Tensor, of: str, noise: Tensor, smoothing: float | None = None, limit: float | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """[N,A] an action of the network `of`, and its log-probability [N] where it has one; `smoothing`, `limit`: see `critics.Drawn`."""
-        output = self.network(of)(observation)
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """[N,A] an action of the network `of`, its log-probability [N] where it has one, and the output [N,…] that it was drawn from.
+        `smoothing`, `limit`: see `critics.Drawn`."""
+        output, log_std = self.network(of)(observation), self.log_std_of(of)
         if not self.draws:
-            action, log_prob = self.actions.fresh(output, None, self.log_std)
+            action, log_prob = self.actions.fresh(output, None, log_std)
             if smoothing:
                 extra = noise * smoothing
                 action = (action + (extra if limit is None else extra.clamp(-limit, limit))).clamp(-1, 1)
-            return action, log_prob
+            return action, log_prob, output
         if self.counts_actions:
             raise InputError("a fresh action of a distribution that can be counted has no path to differentiate; accepted: Enumerated")
-        return self.actions.fresh(output, noise.to(output.dtype), self.log_std)
+        return *self.actions.fresh(output, noise.to(output.dtype), log_std), output
+
+    def latent(self, output: Tensor, of: str, noise: Tensor) -> Tensor:
+        """[N,A] the real action that `noise` draws from an output of the network `of`, before bounds squash it."""
+        return cast("BoxActions", self.actions).latent(output, noise.to(output.dtype), self.log_std_of(of))
 
     @property
     def draws(self) -> bool:

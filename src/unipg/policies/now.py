@@ -11,6 +11,7 @@ from torch import Tensor
 from unipg.critics.networks import Behind
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import placed
+from unipg.policies.actions import BoxActions
 from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
@@ -104,6 +105,17 @@ class Now(Evaluation):
         """[K,B,T]"""
         return self.values_of(network, "observation", self.action, members)
 
+    def log_prob_of(self, network: str, each: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        observation, policy = self.observed("observation"), self.policy
+        if each is not None and isinstance(policy.actions, BoxActions):
+            latent = policy.actions.latent_of(self.action).to(observation.dtype)
+            return self.placed(policy.log_prob_of(policy.network(network)(observation), network, latent, each))
+        log_prob = policy.distribution(observation, network, self.action, False)[0]
+        return self.placed(log_prob if each is None else each(log_prob))
+
+    def divergence(self, of: str, other: str, at: str = "observation") -> Tensor:
+        return self.placed(self.policy.divergence(self.observed(at), of, other))
+
     def state_value(self, network: str) -> Tensor:
         """[K,B,T]"""
         return self.states_of(network, "observation")
@@ -119,24 +131,28 @@ class Now(Evaluation):
     def fresh(self, at: str, of: str = "actor", smoothing: float | None = None, limit: float | None = None) -> Elsewhere:
         """The point at one action of the network `of` at each of the named observations. See `critics.Drawn` for the others."""
 
-        def find() -> tuple[Tensor, Tensor | None]:
-            noise = self.batch.planned.get(NOISE.format(at))
-            if noise is None:
-                raise InputError(f"a fresh action at '{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")
+        def find() -> tuple[Tensor, Tensor | None, Tensor]:
             with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
-                return self.policy.fresh(self.observed(at), of, self.flat(noise), smoothing, limit)
+                return self.policy.fresh(self.observed(at), of, self.noise(at), smoothing, limit)
 
         graph = at in self.graphs and of == "actor"
         if graph and not torch.is_grad_enabled():  # somebody in this step will want it with its graph
             with torch.enable_grad():
-                action, log_prob = self.once(("fresh", at, of, smoothing, limit), (of,), find)
+                found = self.once(("fresh", at, of, smoothing, limit), (of,), find)
         else:
-            action, log_prob = self.once(("fresh", at, of, smoothing, limit), (of,), find)
-        return Elsewhere(self, at, action, log_prob)
+            found = self.once(("fresh", at, of, smoothing, limit), (of,), find)
+        return Elsewhere(self, at, found, of)
+
+    def noise(self, at: str) -> Tensor:
+        """[N,A] what fresh actions at the named observations are drawn from."""
+        noise = self.batch.planned.get(NOISE.format(at))
+        if noise is None:
+            raise InputError(f"a fresh action at '{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")
+        return self.flat(noise)
 
     def every(self, at: str, of: str = "actor") -> Elsewhere:
         """The point at all n actions at each of the named observations: one more dimension everywhere."""
-        return Elsewhere(self, at, None, None, of)
+        return Elsewhere(self, at, None, of)
 
     def values_of(self, network: str, at: str, action: Tensor | None, members: int | None = None) -> Tensor:
         """[K,B,T] values of an action [N,…], or [K,B,T,n] of all of them; K is all members, or the first so many."""
@@ -169,9 +185,10 @@ class Now(Evaluation):
 class Elsewhere(Evaluation):
     """The same at other actions: fresh ones, or all that there are."""
 
-    def __init__(self, now: Now, at: str, action: Tensor | None, log_prob: Tensor | None, of: str = "actor") -> None:
-        self._now, self._at, self._log_prob, self._of = now, at, log_prob, of
-        self.action = action
+    def __init__(self, now: Now, at: str, drawn: tuple[Tensor, Tensor | None, Tensor] | None, of: str = "actor") -> None:
+        """`drawn`: what the policy's `fresh` gave; None for all actions."""
+        self._now, self._at, self._of = now, at, of
+        self.action, self._log_prob, self._output = drawn or (None, None, None)
         """[N,A]; None at all of them."""
 
     @property
@@ -191,6 +208,19 @@ class Elsewhere(Evaluation):
 
     def state_value(self, network: str) -> Tensor:
         return self._now.states_of(network, self._at)
+
+    def log_prob_of(self, network: str, each: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        now, policy = self._now, self._now.policy
+        if self.action is None:
+            log_probs = now.placed(policy.log_probs(now.observed(self._at), network))
+            return log_probs if each is None else each(log_probs)
+        assert self._output is not None
+        own = self._output
+        output = own if network == self._of else policy.network(network)(now.observed(self._at))
+        return now.placed(policy.log_prob_of(output, network, policy.latent(own, self._of, now.noise(self._at)), each))
+
+    def divergence(self, of: str, other: str, at: str = "observation") -> Tensor:
+        return self._now.divergence(of, other, at)
 
     def number(self, network: str) -> Tensor:
         return self._now.number(network)

@@ -205,7 +205,7 @@ class Replay(Feed):
             if not self._live:
                 self._act = policy.actor()
             policy.exploration = self.run.algorithm.explores(self._progress(steps))
-            action = self._act(stepper.observation, self._noise[round])
+            action = self._act(stepper.observation, None if policy.exploration == 0 else self._noise[round])
         found = stepper.step(policy.environment_action(action))
         self.ring.append(
             observation=found.observation,
