@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
 from unipg.policies.actions import Actions, BoxActions
-from unipg.policies.now import CRITIC, Now
+from unipg.policies.now import Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
