@@ -188,7 +188,8 @@ class Elsewhere(Evaluation):
     def __init__(self, now: Now, at: str, drawn: tuple[Tensor, Tensor | None, Tensor] | None, of: str = "actor") -> None:
         """`drawn`: what the policy's `fresh` gave; None for all actions."""
         self._now, self._at, self._of = now, at, of
-        self.action, self._log_prob, self._output = drawn or (None, None, None)
+        nothing: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+        self.action, self._log_prob, self._output = drawn or nothing
         """[N,A]; None at all of them."""
 
     @property

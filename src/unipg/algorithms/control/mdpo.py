@@ -16,7 +16,7 @@ ADAM = {"learning_rate": 3e-4, "eps": 1e-5, "clip_norm": 0.5}
 @register
 @dataclass(frozen=True)
 class MDPO(Algorithm):
-    """The unclipped ratio, less KL(pi ‖ pi_k) / t_k in closed form, pi_k the policy at the start of the iteration; then the critic's passes.
+    """The unclipped ratio, less KL(pi ‖ pi_k) / t_k in closed form, pi_k the policy before the iteration; then the critic's passes.
 
     m = `steps`, t_k = `step_size`, which falls linearly. At the first step of a batch the KL has no gradient: m = 1 is plain GAE.
     """
@@ -62,8 +62,8 @@ class MDPO(Algorithm):
             falling = Tightening(self.step_size, self.steps, lead=float(self.annealing == "released"))
             policy += ExactKL(to="actor_k", weight=1 / self.step_size if self.annealing == "constant" else falling)
             then = (Copied("actor", "actor_k", every=self.steps),)
-        passes = {"epochs": self.critic_epochs, "minibatches": self.critic_minibatches}
+        value, epochs, parts = ValueLoss(gae=gae, clip=self.value_clip), self.critic_epochs, self.critic_minibatches
         return (
             Learner("policy", ("actor",), policy, epochs=self.steps, minibatches=1, then=then, optimizer=ADAM),
-            Learner("critic", ("critic",), ValueLoss(gae=gae, clip=self.value_clip), optimizer=ADAM, **passes),
+            Learner("critic", ("critic",), value, epochs=epochs, minibatches=parts, optimizer=ADAM),
         )

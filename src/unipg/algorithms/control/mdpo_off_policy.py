@@ -1,4 +1,4 @@
-"""Mirror descent policy optimisation, off policy: a pathwise gradient held near an earlier copy of the policy; soft actor-critic at one end."""
+"""Mirror descent policy optimisation, off policy: a pathwise gradient near an earlier copy of the policy; soft actor-critic at one end."""
 
 import warnings
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 @register
 @dataclass(frozen=True)
 class OffPolicyMDPO(Algorithm):
-    """E[Q_1 − lambda · log pi_k] − c · KL(pi ‖ pi_k), pi_k a copy of the policy every m updates, from fresh actions at replayed observations.
+    """E[Q_1 − lambda · log pi_k] − c · KL(pi ‖ pi_k), pi_k a copy of the policy every m updates; fresh actions at replayed observations.
 
     c = 1/t_k = `kl`, lambda = `temperature`, m = `every`. Of one state the best policy is ∝ pi_k^(1 − lambda/c) · exp(Q/c). With
     c = lambda pi_k drops out, and it is soft actor-critic with one critic in the policy's loss, to the bit; lambda = 0 is hard MDPO.
@@ -45,7 +45,7 @@ class OffPolicyMDPO(Algorithm):
         "Q_1 alone drives the policy, as in the released code; the least of the critics counts in the targets.",
         "The critics are those of `sac`, with lagged copies of their own; the released code has a network of state values between them.",
         "The released code adds 0.001 · (mean² + log_std²) to the policy's loss, which the paper does not mention: left out.",
-        "Exploration draws from the policy, as in the paper; the released code takes its most likely actions (`deterministic_exploration`).",
+        "Exploration draws from the policy, as in the paper; the released code takes the most likely ones (`deterministic_exploration`).",
         "With tsallis = 1 the logarithm has no floor; the released code clamps it at log 1e-6, where its gradient is then 0.",
     )
     replays = True
