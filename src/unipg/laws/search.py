@@ -42,7 +42,7 @@ def _law(name: str) -> Callable[..., Any]:
 
     @functools.wraps(ON_ANSWERS[name])
     def law(algorithm: Algorithm, *values: Any, **named: Any) -> Any:
-        return (transitions.LAWS if algorithm.replays else ON_ANSWERS)[name](algorithm, *values, **named)
+        return (transitions.LAWS if transitions.applies(algorithm) else ON_ANSWERS)[name](algorithm, *values, **named)
 
     return law
 
@@ -131,17 +131,17 @@ def search(law: str, algorithm: Algorithm, examples: int = 50) -> None:
     """Tries a law on `examples` generated examples; raises `LawBroken` with the smallest that breaks it. Always the same examples.
 
     `learning` is one run and has no examples; `exactness` has some only where no bias is stated; `resume` tries a few stops. Of algorithms
-    that learn from kept transitions the examples are seeds, and there is no smallest one.
+    that ask for networks by name the examples are seeds, and there is no smallest one.
     """
     if law not in LAWS:
         raise InputError(f"law '{law}' does not exist; {nearest(law, LAWS)}")
     hypothesis = _hypothesis()
     st = hypothesis.strategies
     arguments: SearchStrategy[dict[str, Any]]
-    if law == "learning" or (law == "exactness" and algorithm.bias and not algorithm.replays):
+    if law == "learning" or (law == "exactness" and algorithm.bias and not transitions.applies(algorithm)):
         LAWS[law](algorithm)
         return
-    if algorithm.replays:
+    if transitions.applies(algorithm):
         transitions.search(law, algorithm, examples)
         return
     if law == "exactness":

@@ -1,4 +1,4 @@
-"""The laws for algorithms that learn from kept transitions: on rows of a controller, learner by learner.
+"""The laws for algorithms that train networks by name: on rows of a controller, kept ones or rollouts, learner by learner.
 
 Each takes an algorithm and raises `LawBroken` with one sentence. Rows are windows [B,T] with steps that do not count, in float64; every
 kind of actions that the algorithm can train is tried.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.now import NOISE
 from unipg.seeding import generator
 from unipg.training.feeds.replay import ReplayRecipe
+from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.run import wanted_of
 from unipg.trajectories import Source, Trajectories
@@ -41,6 +43,7 @@ ROUGH = 1e-5
 """Largest relative difference to what finite differences and quadrature give."""
 NODES, FAR = 141, 9.0
 """Of the quadrature over an action's noise, and how far it goes, in standard deviations."""
+SPOILED = ("action", "observation", "next_observation", "step_reward", "old_log_prob", "behaviour_log_prob", "value", "bootstrap_value")
 RUBBISH = (math.nan, math.inf, -math.inf, 1e30)
 ARMS = 3
 MOST_SEEDS = 5
@@ -92,7 +95,8 @@ class Rows:
         mask = torch.rand(shape, generator=draw) < 0.8
         mask[0] = False  # a row in which nothing counts
         mask[1] = True
-        return Trajectories(
+        kept = self.algorithm.replays
+        batch = Trajectories(
             action=torch.randint(ARMS, shape, generator=draw) if self.counted else normal(self.size).tanh(),
             mask=mask,
             observation=normal(2),
@@ -100,9 +104,14 @@ class Rows:
             step_reward=normal(),
             terminated=torch.rand(shape, generator=draw) < 0.3,
             truncated=torch.rand(shape, generator=draw) < 0.2,
-            source=torch.full((self.rows,), int(Source.REPLAY)),
+            source=torch.full((self.rows,), int(Source.REPLAY if kept else Source.ROLLOUT)),
             planned={NOISE.format(at): normal(self.size) for at in ("observation", "next_observation")},
         )
+        if kept:
+            return batch
+        with torch.no_grad():
+            old = self.policy().now(batch).log_prob + 0.3 * normal()
+        return batch.replace(old_log_prob=old, behaviour_log_prob=old, value=normal(), bootstrap_value=normal())
 
     def learners(self) -> tuple[Learner, ...]:
         return self.algorithm.learned(self.setting)
@@ -112,14 +121,28 @@ class Rows:
         return f"learner '{learner.name}', {self.rows} rows x {self.steps} steps, {actions}, seed {self.seed}"
 
 
+def applies(algorithm: Algorithm) -> bool:
+    """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
+    return algorithm.replays or bool(algorithm.networks(True))
+
+
 def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
-    return [Rows(algorithm, kind, seed) for kind in algorithm.controllers]
+    return [Rows(algorithm, kind, seed) for kind in kinds_of(algorithm)]
 
 
-def step(made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None) -> Tensor:
-    """[1+P] loss and gradient of a learner's networks, in the given micro-batches."""
+def kinds_of(algorithm: Algorithm) -> tuple[str, ...]:
+    """Kinds of actions that it can train."""
+    return algorithm.controllers or ("gaussian", "auto")
+
+
+def step(
+    made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None, *, as_steps: bool = False
+) -> Tensor:
+    """[1+P] loss and gradient of a learner's networks, in the given micro-batches; `as_steps`: each step as a row of its own."""
     objective = learner.terms
-    planned = objective.plan(batch, Planning())
+    ready = objective.prepare(batch)
+    planned = objective.plan(ready.as_steps() if as_steps else ready, Planning())
+    batch = planned
     own = [p for name in learner.trains for p in made.networks[name]]
     total, found = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in own]
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
@@ -171,9 +194,10 @@ def split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) 
     _same(whole, step(made, learner, batch.select([5, 3, 0, 1, 4, 2])), "split: rows in another order", example)
     wide = torch.zeros(1, case.steps + 2, dtype=torch.bool)
     action = wide.long() if case.counted else wide.double().unsqueeze(-1).expand(1, case.steps + 2, case.size)
-    filler = Trajectories(action=action, mask=wide, present=wide, source=torch.tensor([int(Source.REPLAY)]))
+    assert batch.source is not None
+    filler = Trajectories(action=action, mask=wide, present=wide, source=batch.source[:1])
     _same(whole, step(made, learner, Trajectories.join([batch, filler])), "split: more columns of padding", example)
-    _same(whole, step(made, learner, batch.as_steps()), "split: steps as rows of their own", example)
+    _same(whole, step(made, learner, batch, as_steps=True), "split: steps as rows of their own", example)
 
 
 @on_learners
@@ -186,7 +210,7 @@ def silence(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories
             shape = live.reshape(*live.shape, *([1] * (tensor.ndim - 2)))
             return torch.where(shape, tensor, value) if tensor.is_floating_point() else torch.where(shape, tensor, ARMS + 7)
 
-        fields = {name: spoil(getattr(batch, name)) for name in ("action", "observation", "next_observation", "step_reward")}
+        fields = {name: spoil(tensor) for name in SPOILED if (tensor := getattr(batch, name)) is not None}
         dirty = batch.replace(**{k: v for k, v in fields.items() if k != "action"}, planned={k: spoil(v) for k, v in batch.planned.items()})
         dirty = dirty._with({"action": fields["action"]})
         _same(whole, step(made, learner, dirty), f"silence: {value} where the mask is 0", example)
@@ -269,7 +293,7 @@ def emptiness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectori
 def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
     """8. The vectorised loss agrees with a naive one: step by step, each alone, with plain Python sums."""
     objective = learner.terms
-    planned = objective.plan(batch, Planning())
+    planned = objective.plan(objective.prepare(batch), Planning())
     own = [p for name in learner.trains for p in made.networks[name]]
     total = torch.zeros((), dtype=torch.float64)
     for row in planned.as_steps().select(torch.arange(int(batch.mask.sum()))).mask.nonzero()[:, 0].tolist():
@@ -290,7 +314,7 @@ def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, ste
     from unipg.training.trainer import Trainer
 
     options = {"arms": ARMS, "best": 2} if kind in ("auto", "greedy") else {"best": 0.5}
-    recipe = EnvironmentRecipe("unipg.environments:unipg/Bandit-v0", 2, steps, options, evaluation_episodes=16)
+    recipe = EnvironmentRecipe("unipg.environments:unipg/Bandit-v0", 2 if algorithm.replays else 16, steps, options, evaluation_episodes=16)
     experience = recipe.build(3)
     controller = ActorCriticRecipe(hidden=[16], kind=kind)  # type: ignore[arg-type]
     policy = controller.build(experience.observation_space, experience.action_space, 3, wanted=wanted_of(algorithm))
@@ -302,25 +326,42 @@ def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, ste
         training=TrainingRecipe(iterations=iterations, save_every=every),
         optimizer=OptimizerRecipe(learning_rate=rate),
         seed=3,
-        replay=ReplayRecipe(capacity=64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0),
+        replay=ReplayRecipe(64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0) if algorithm.replays else None,
     )
 
 
-def learning(algorithm: Algorithm, iterations: int = 8, goal: float = 0.9) -> float:
+class _UntilSolved(Observer):
+    """Ends a run once enough of what is best is reached."""
+
+    def __init__(self, run: Any, kind: str, goal: float) -> None:
+        self.run, self.kind, self.goal = run, kind, goal
+
+    @property
+    def share(self) -> float:
+        """1 − |a − best| of the most likely real action; whether the best of several is taken."""
+        found = self.run.policy.environment_action(self.run.policy.actor()(np.ones((1, 1), np.float32), None))[0]
+        return float(found == 2) if self.kind in ("auto", "greedy") else 1 - abs(float(found[0]) - 0.5)
+
+    def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
+        if self.share >= self.goal:
+            self.run.finish("solved")
+
+
+def learning(algorithm: Algorithm, iterations: int = 24, goal: float = 0.9) -> float:
     """6. The algorithm solves a trivial task in seconds: a bandit, of each kind of actions. Returns the least of the shares reached.
 
     Of real actions the share is 1 − |a − best|, of counted ones whether the best is taken.
     """
     shares = []
-    for kind in algorithm.controllers:
+    for kind in kinds_of(algorithm):
         with tempfile.TemporaryDirectory() as folder:
             run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, every=iterations)
+            run.observer = solved = _UntilSolved(run, kind, goal)
             try:
                 run.train()
             except Exception as error:
                 raise LawBroken(f"learning: {type(error).__name__} ({error}); example: a bandit, actions '{kind}'") from error
-            found = run.policy.environment_action(run.policy.actor()(run.experience.stepper(run.policy).observation, None))[0]
-            shares.append(float(found == 2) if kind in ("auto", "greedy") else 1 - abs(float(found[0]) - 0.5))
+            shares.append(solved.share)
             if not shares[-1] >= goal:
                 raise LawBroken(f"learning: the share of what is best is {shares[-1]:.3f}, not {goal}; example: a bandit, actions '{kind}'")
     return min(shares)
@@ -329,11 +370,11 @@ def learning(algorithm: Algorithm, iterations: int = 8, goal: float = 0.9) -> fl
 def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 30, 71)) -> None:
     """7. Stopping and continuing anywhere, also between two updates and after the buffer has wrapped, gives bit-identical weights.
 
-    `steps`: the updates after which to stop, of about 80.
+    `steps`: the updates after which to stop, of about 80; those that a run does not get to are left out.
     """
     from unipg.training.observer import Stopped
 
-    kind = algorithm.controllers[0]
+    kind = kinds_of(algorithm)[0]
 
     def weights(run: Any) -> dict[str, Tensor]:
         return {name: value.clone() for name, value in run.policy.module.state_dict().items()}
@@ -345,7 +386,7 @@ def resume(algorithm: Algorithm, steps: tuple[int, ...] = (1, 30, 71)) -> None:
         expected = weights(straight)
         if all(value.equal(expected[name]) for name, value in start.items()):
             raise LawBroken(f"resume: no weight moved in {straight.step} updates, so nothing was compared; example: a bandit")
-        for stop in steps:
+        for stop in (stop for stop in steps if stop < straight.step):
             example = f"stopped after update {stop} of {straight.step}"
             first = _trainer(algorithm, kind, Path(folder) / f"stop{stop}", 3, steps=16)
             first.stop_after_steps = stop
