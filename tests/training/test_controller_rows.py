@@ -202,6 +202,7 @@ def test_every_part_says_how_far_it_looks() -> None:
     assert [name for name, reach in reaches.items() if reach == "step"] == [
         "a2c",
         "dft",
+        "mdpo",
         "ppo",
         "reinforce_plus_plus",
         "sft",
@@ -221,7 +222,7 @@ def test_every_part_says_how_far_it_looks() -> None:
 
 
 def test_algorithms_that_need_prompts_are_refused(tmp_path: Path) -> None:
-    accepted = {"a2c", "harpg", "n_harpg", "n_pg_igt", "ppo", "reinforce", "reinforce_plus_plus", "tppo", "trpo"}
+    accepted = {"a2c", "harpg", "mdpo", "n_harpg", "n_pg_igt", "ppo", "reinforce", "reinforce_plus_plus", "tppo", "trpo"}
     for name, kind in registered().items():
         if kind.replays:
             continue

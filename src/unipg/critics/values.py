@@ -83,7 +83,7 @@ class Likeliness(Advantage):
     dynamic: ClassVar[bool] = True
     joint: ClassVar[Joint] = "step"
     minor: ClassVar[frozenset[str]] = frozenset({"tsallis", "floor"})
-    of: str = "actor"
+    of: str
     tsallis: float = 1.0
     floor: float = 0.0
 

@@ -138,6 +138,11 @@ class WarmupCosine(Schedule):
 Weight = float | Schedule
 
 
+def shown_weight(weight: Weight) -> str:
+    """A weight in tables."""
+    return f"{weight:g}" if isinstance(weight, int | float) else str(weight)
+
+
 def weight_at(weight: Weight, progress: Progress) -> float:
     return weight(progress) if isinstance(weight, Schedule) else float(weight)
 

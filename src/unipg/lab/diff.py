@@ -15,6 +15,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress
+from unipg.estimator.parts import shown_weight
 from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.policies.actor_critic import is_controller
@@ -82,7 +83,9 @@ def compare_parts(first: Algorithm, second: Algorithm, setting: Setting) -> list
         values = {part: " | ".join(dict.fromkeys(t.shown(part) for t in gradients)) for part in PARTS}
         values["data"] = " | ".join(dict.fromkeys("+".join(s.name.lower() for s in t.rows) for t in gradients))
         values["gates"] = ", ".join(t.row_weight for _, t in terms if t.row_weight) or "none"
-        values["further terms"] = ", ".join(f"{t.weight:g} {n}" for n, t in terms if not isinstance(t, PolicyGradient)) or "none"
+        values["further terms"] = (
+            ", ".join(f"{shown_weight(t.weight)} {n}" for n, t in terms if not isinstance(t, PolicyGradient)) or "none"
+        )
         values["coefficient"] = algorithm.equation
         return values
 

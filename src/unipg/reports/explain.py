@@ -10,6 +10,7 @@ from pathlib import Path
 from unipg.algorithms.base import Algorithm, Setting, documentation, hyper_parameters
 from unipg.algorithms.rates import LARGE, SMALL
 from unipg.estimator import PolicyGradient
+from unipg.estimator.parts import shown_weight
 
 REPOSITORY = Path(__file__).parents[3]
 """The checkout this package runs from, where it is one."""
@@ -37,7 +38,7 @@ def explanation(algorithm: type[Algorithm]) -> str:
             ]
         elif learner.trains:
             lines += [f"    - `{term.symbol()}`"]
-        weight = f"{term.weight:g}" if isinstance(term.weight, int | float) else str(term.weight)
+        weight = shown_weight(term.weight)
         lines += [f"    - aggregate: `{term.aggregate.symbol()}`, weight {weight}"]
     lines += ["", "## Learning rate", "", *_rates(algorithm)]
     lines += ["", "## Hyper-parameters", "", "| key | default | meaning | source |", "|---|---|---|---|"]
