@@ -509,6 +509,11 @@ def _with_values(section: Any) -> Any:
                 found[key] = _live(value)
             elif key == "tools" and isinstance(value, list | tuple):
                 found[key] = [_live(tool) for tool in value]
+            elif key == "wrappers" and isinstance(value, list | tuple):
+                found[key] = [
+                    {k: _live(v) if k == "path" else v for k, v in each.items()} if isinstance(each, Mapping) else _live(each)
+                    for each in value
+                ]
             elif key == "features" and isinstance(value, Mapping):
                 found[key] = {name: _live(feature) for name, feature in value.items()}
             else:

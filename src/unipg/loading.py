@@ -63,11 +63,11 @@ def check_named(spec: str, what: str) -> None:
         )
 
 
-def callable_named(spec: str, what: str) -> Callable[..., Any]:
+def callable_named(spec: str, what: str, *, classes: bool = False) -> Callable[..., Any]:
     """The callable that `package.module:function` or `package.module.function` names; modules of the current folder are found too.
 
     `what` says in errors what it is for. Errors: `InputError` with the nearest names for an unknown module or attribute, for a module that
-    fails while it is imported, for a class, and for what cannot be called.
+    fails while it is imported, for a class (but with `classes`), and for what cannot be called.
     """
     check_named(spec, what)
     if isinstance(spec, Live):
@@ -82,8 +82,8 @@ def callable_named(spec: str, what: str) -> Callable[..., Any]:
             public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
             raise InputError(f"{what} {spec!r}: '{module_name}' has no '{part}'; {nearest(part, public)}")
         found = getattr(found, part)
-    if isinstance(found, type) or not callable(found):
-        raise InputError(f"{what} {spec!r} is a {type(found).__name__}; it must be a function")
+    if (isinstance(found, type) and not classes) or not callable(found):
+        raise InputError(f"{what} {spec!r} is a {type(found).__name__}; it must be a function{' or a class' if classes else ''}")
     function: Callable[..., Any] = found
     return function
 

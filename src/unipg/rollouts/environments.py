@@ -24,7 +24,7 @@ from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupte
 from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
-from unipg.rollouts.wrappers import show_own_rewards, take_normalizers
+from unipg.rollouts.wrappers import check_wrappers, show_own_rewards, take_normalizers, wraps
 from unipg.seeding import derived_seed, generator
 from unipg.settings import unknown_key
 from unipg.statistics import mean_interval
@@ -60,13 +60,21 @@ class EnvironmentRecipe(CheckedArguments):
     evaluation_steps: int | None = None
     """Most steps of an evaluation episode, which is cut there. null: the environment's own limit; where it has none, 10,000."""
     vectorized: bool | None = None
-    """True: the environment's own array implementation; False: one object per row, stepped in turn; null: the first where there is one."""
+    """True: the environment's own array implementation; False: one object per row, stepped in turn; null: the first where there is one, and
+    no wrapper."""
+    wrappers: list[Any] = field(default_factory=list)
+    """Put around every environment, in evaluations too, the first innermost: dotted paths, or {path: …, argument: …}."""
 
     def __post_init__(self) -> None:
         for name in ("count", "steps", "evaluation_episodes", "evaluation_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"environment.{name} is {value}; accepted: 1 or more")
+        check_wrappers(self.wrappers)
+        if self.wrappers and self.vectorized:
+            raise InputError(
+                "environment.vectorized is true, but environment.wrappers are put around single environments; accepted: false, null"
+            )
 
     def build(self, seed: int) -> EnvironmentRollouts:
         """The environments, not yet reset. `seed` decides their start states."""
@@ -419,13 +427,16 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.Vector
     if name not in gymnasium.registry:
         raise InputError(f"environment '{recipe.id}' does not exist; {nearest(name, gymnasium.registry)}")
     spec = gymnasium.spec(name)
-    arrays = spec.vector_entry_point is not None if recipe.vectorized is None else recipe.vectorized
+    arrays = spec.vector_entry_point is not None and not recipe.wrappers if recipe.vectorized is None else recipe.vectorized
     if arrays and spec.vector_entry_point is None:
         raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
     mode = VectorizeMode.VECTOR_ENTRY_POINT if arrays else VectorizeMode.SYNC
     own: dict[str, Any] = {} if arrays else {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP, "copy": False}
+    around: dict[str, Any] = {"wrappers": wraps(recipe.wrappers)} if recipe.wrappers else {}
     try:
-        environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **recipe.options)
+        environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **around, **recipe.options)
+    except InputError:
+        raise
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
         if isinstance(error, TypeError):
             _check_options(recipe, spec.vector_entry_point if arrays else spec.entry_point)

@@ -1,14 +1,22 @@
-"""Gymnasium wrappers that keep running statistics: what an environment sees through must not differ between training and evaluation."""
+"""Wrappers of environments: anyone's, by dotted path; and Gymnasium's that keep running statistics, since what an environment is seen
+through must not differ between training and evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from unipg.errors import InputError
+from unipg.errors import InputError, one_line
+from unipg.loading import callable_named
+from unipg.settings import unknown_key
 
 if TYPE_CHECKING:
     import gymnasium
+
+PATH = "path"
+"""Key of a wrapper's mapping that names it; every other one is an argument."""
 
 PASSES = frozenset(
     {
@@ -17,6 +25,69 @@ PASSES = frozenset(
     }
 )
 """Gymnasium's wrappers that leave observations as they are."""
+
+
+def check_wrappers(wrappers: Sequence[Any]) -> None:
+    """Refuses entries that are neither a dotted path nor a mapping with one."""
+    for number, entry in enumerate(wrappers):
+        path = entry.get(PATH) if isinstance(entry, dict) else entry
+        if not isinstance(path, str) or not path or (isinstance(entry, dict) and not all(isinstance(name, str) for name in entry)):
+            raise InputError(f"environment.wrappers[{number}] is {entry!r}; accepted: package.module.Wrapper, or {{path: …, argument: …}}")
+
+
+@dataclass(frozen=True)
+class Wrap:
+    """Puts one wrapper around an environment. Two of the same entry are equal, as environments are that can be made again."""
+
+    place: str
+    """Where it stands in the recipe, for errors."""
+    path: str
+    arguments: dict[str, Any]
+
+    @property
+    def wrapper(self) -> Callable[..., Any]:
+        return callable_named(self.path, self.place, classes=True)
+
+    def __call__(self, environment: gymnasium.Env) -> gymnasium.Env:
+        """Errors: `InputError` for an argument that does not exist, a wrapper that fails, and one that makes no environment."""
+        import gymnasium
+
+        wrapper = self.wrapper
+        try:
+            made = wrapper(environment, **self.arguments)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a foreign wrapper raises
+            _check_arguments(wrapper, self.arguments, self.place)
+            given = f" with {self.arguments}" if self.arguments else ""
+            raise InputError(f"{self.place}: '{self.path}'{given} cannot be put around the environment: {one_line(error)}") from error
+        if not isinstance(made, gymnasium.Env):
+            raise InputError(
+                f"{self.place}: '{self.path}' made a {type(made).__name__} of an environment; accepted: what makes another one"
+            )
+        return made
+
+
+def wraps(wrappers: Sequence[Any]) -> list[Wrap]:
+    """What puts each wrapper around one environment, the first innermost. Errors: `InputError` for a path that does not exist."""
+    found = []
+    for number, entry in enumerate(wrappers):
+        path, arguments = (entry[PATH], {k: v for k, v in entry.items() if k != PATH}) if isinstance(entry, dict) else (entry, {})
+        found.append(Wrap(f"environment.wrappers[{number}]", path, arguments))
+        _ = found[-1].wrapper
+    return found
+
+
+def _check_arguments(wrapper: Callable[..., Any], arguments: dict[str, Any], place: str) -> None:
+    """Refuses an argument that the wrapper has no name for; where its names cannot be read, nothing is known."""
+    try:
+        parameters = inspect.signature(wrapper).parameters
+    except (TypeError, ValueError):
+        return
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for name in arguments:
+            if name not in parameters:
+                raise unknown_key(f"{place}.{name}", list(parameters)[1:])
 
 
 def take_normalizers(environments: gymnasium.vector.VectorEnv, name: str) -> bool:

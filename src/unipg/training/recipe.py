@@ -309,6 +309,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     for option in options:
         if get_origin(option) is list and isinstance(value, list) and dataclasses.is_dataclass(inner := get_args(option)[0]):
             return [_value(inner, item, f"{where}[{i}]") for i, item in enumerate(value)]
+        if get_origin(option) is list and get_args(option) == (Any,) and isinstance(value, list):
+            return value  # whoever reads it checks it
         if get_origin(option) is list and get_args(option) == (str,) and isinstance(value, list):
             return [_value(str, item, f"{where}[{i}]") for i, item in enumerate(value)]
         if get_origin(option) is dict and get_args(option) == (str, str) and isinstance(value, dict):
