@@ -134,6 +134,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--temperature", type=float, help="of sampled answers (default 1)")
     evaluate.add_argument("--max-new-tokens", type=int, help="limit on an answer's tokens (default 64)")
     evaluate.add_argument("--episodes", type=int, help="of a controller: episodes with its most likely actions (default: its recipe's)")
+    evaluate.add_argument("--sample", action="store_true", help="of a controller: draw actions as in training, not the most likely ones")
+    evaluate.add_argument(
+        "--record",
+        metavar="FILE",
+        type=in_home,
+        help="of a controller: film the episodes (default 3) into this .mp4 or .gif, without a screen",
+    )
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--threads", type=int)
@@ -318,12 +325,16 @@ def _evaluate(options: argparse.Namespace) -> None:
             temperature=options.temperature,
             max_new_tokens=options.max_new_tokens,
             episodes=options.episodes,
+            sample=options.sample,
+            record=options.record,
             seed=options.seed,
             device=options.device,
             threads=options.threads,
             progress=progress,
         )
     console.print(evaluation_table(results))
+    if options.record:
+        console.print(f"film     {options.record}", soft_wrap=True, highlight=False)
     if options.json:
         found = [dataclasses.asdict(result) for result in results]
         _write_json(Path(options.json), {"model": options.model, "seed": options.seed, "results": found}, "evaluate")

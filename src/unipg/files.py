@@ -17,7 +17,7 @@ Hint = str | Callable[[], str]
 """What ends the line of a file that cannot be written."""
 Command = Literal["report", "evaluate", "lab", "diff"]
 HEAD = 4096
-"""First bytes of a page, a JSON file or a PNG, among which it says what wrote it."""
+"""First bytes of a page, a JSON file or a PNG, or last ones of a film, among which it says what wrote it."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FULL_TEXT = re.compile("|".join(rf"{re.escape(os.strerror(code))}|\(os error {code}\)" for code in FULL))
 _SYSTEM_TEXT = re.compile(r"os error \d+|file write failed|PytorchStreamWriter|Error while serializing")
@@ -69,6 +69,8 @@ def check_output(path: Path, command: Command) -> None:
             return
         with path.open("rb") as file:
             head = file.read(HEAD)
+            file.seek(max(0, path.stat().st_size - HEAD))
+            head += file.read()
     name = generator(command)
     if not any(mark.encode() in head for mark in (generator_tag(command), f'"generator": "{name}"', f"Software\0{name}")):
         raise InputError(f"'{path}' exists, and `{name}` did not write it: nothing is written over; accepted: another name")

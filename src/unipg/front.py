@@ -186,6 +186,8 @@ class Run:
         temperature: float | None = None,
         max_new_tokens: int | None = None,
         episodes: int | None = None,
+        sample: bool = False,
+        record: str | os.PathLike[str] | None = None,
         seed: int = 0,
         device: str | None = None,
     ) -> list[EvaluationResult]:
@@ -194,7 +196,8 @@ class Run:
         `tasks`: files or rows with the columns of the run's own data, names of reasoning-gym tasks with their options
         (`chain_sum:{max_digits: 2}`), or sections of a recipe; by default the held-out tasks of the run. Rows without a verifier of
         their own are scored by the run's reward functions.
-        A controller plays `episodes` in its environment, and takes no tasks.
+        A controller plays `episodes` in its environment, and takes no tasks: with the most likely actions, or with `sample` as in training;
+        `record`: filmed into an .mp4 or .gif.
         """
         from unipg.training.evaluate import evaluate_model
 
@@ -214,6 +217,8 @@ class Run:
                 temperature=temperature,
                 max_new_tokens=max_new_tokens,
                 episodes=episodes,
+                sample=sample,
+                record=None if record is None else os.fspath(record),
                 seed=seed,
                 device=device or recipe.device,
             )

@@ -8,7 +8,7 @@ import pickle
 import warnings
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
 from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
+from unipg.rollouts.recording import PICTURES, Film, check_drawn
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
 from unipg.rollouts.wrappers import check_wrappers, show_own_rewards, take_normalizers, wraps
@@ -369,9 +370,16 @@ class EnvironmentRollouts(Experience):
 
 
 def evaluate_controller(
-    policy: Policy, recipe: EnvironmentRecipe, seed: int, progress: Callable[[float], None] | None = None
+    policy: Policy,
+    recipe: EnvironmentRecipe,
+    seed: int,
+    progress: Callable[[float], None] | None = None,
+    *,
+    sample: bool = False,
+    film: Film | None = None,
 ) -> EvaluationResult:
-    """Undiscounted return and length of `recipe.evaluation_episodes` fresh episodes with the policy's most likely actions.
+    """Undiscounted return and length of `recipe.evaluation_episodes` fresh episodes with the policy's most likely actions, or with `sample`
+    with random ones, as in training. `film`: they are played one after the other, and filmed.
 
     They run in environments of their own, each of which plays a number of episodes that is fixed beforehand. Rewards are the environment's
     own, also where it is wrapped by NormalizeReward. An episode longer than `recipe.evaluation_steps` is cut there: then `cut fraction` is
@@ -387,11 +395,15 @@ def evaluate_controller(
         told(share)
 
     with at_once(lambda: told(done)):
-        environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE))
+        environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE) if film is None else 1, pictures=film is not None)
         show_own_rewards(environments)
         controller, seed = _controller(policy, recipe.id, normalized), derived_seed(seed, "evaluation") % _SEEDS
+        source = generator(seed, "evaluation", "act") if sample else None
+        seen = None if film is None else lambda: film.add(environments, recipe.id)
         try:
-            found = play(environments, controller, episodes, seed, tell, name=recipe.id, most_steps=_most_steps(recipe))
+            found = play(
+                environments, controller, episodes, seed, tell, name=recipe.id, most_steps=_most_steps(recipe), source=source, seen=seen
+            )
         except (Interrupted, InputError):
             raise
         except Exception as error:
@@ -413,13 +425,16 @@ def _most_steps(recipe: EnvironmentRecipe) -> float:
     return EVALUATION_STEPS if own is None or own < 1 else math.inf
 
 
-def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.VectorEnv, bool]:
-    """`rows` environments, and whether they had running normalisers, which are off; anything wrong with the recipe is an `InputError`."""
+def _make(recipe: EnvironmentRecipe, rows: int, *, pictures: bool = False) -> tuple[gymnasium.vector.VectorEnv, bool]:
+    """`rows` environments, and whether they had running normalisers, which are off; anything wrong with the recipe is an `InputError`.
+
+    `pictures`: objects that draw themselves, and take a step of their own to reset, so that an episode's last picture can be seen.
+    """
     try:
         import gymnasium
     except ModuleNotFoundError as absent:
         raise missing_package("gymnasium", "control", f"environment '{recipe.id}'") from absent
-    from gymnasium.envs.registration import VectorizeMode
+    from gymnasium.envs.registration import VectorizeMode, load_env_creator
 
     module, _, name = recipe.id.rpartition(":")
     if module:
@@ -428,10 +443,14 @@ def _make(recipe: EnvironmentRecipe, rows: int) -> tuple[gymnasium.vector.Vector
         raise InputError(f"environment '{recipe.id}' does not exist; {nearest(name, gymnasium.registry)}")
     spec = gymnasium.spec(name)
     arrays = spec.vector_entry_point is not None and not recipe.wrappers if recipe.vectorized is None else recipe.vectorized
+    if pictures:
+        check_drawn(recipe.id, load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point)
+        recipe, arrays = replace(recipe, options={**recipe.options, "render_mode": PICTURES}), False
     if arrays and spec.vector_entry_point is None:
         raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
     mode = VectorizeMode.VECTOR_ENTRY_POINT if arrays else VectorizeMode.SYNC
-    own: dict[str, Any] = {} if arrays else {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP, "copy": False}
+    reset = gymnasium.vector.AutoresetMode.NEXT_STEP if pictures else gymnasium.vector.AutoresetMode.SAME_STEP
+    own: dict[str, Any] = {} if arrays else {"autoreset_mode": reset, "copy": False}
     around: dict[str, Any] = {"wrappers": wraps(recipe.wrappers)} if recipe.wrappers else {}
     try:
         environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **around, **recipe.options)

@@ -19,6 +19,7 @@ from unipg.policies.actor_critic import Controller
 
 if TYPE_CHECKING:
     import gymnasium
+    import torch
 
 POLL_SECONDS = 0.2
 """Longest time between two steps at which nobody is asked whether to go on."""
@@ -44,11 +45,15 @@ def play(
     *,
     name: str,
     most_steps: float,
+    source: torch.Generator | None = None,
+    seen: Callable[[], None] | None = None,
 ) -> Played:
-    """`episodes` greedy episodes, shared out evenly among the environments before they start: the first to finish would be the short ones.
+    """`episodes` episodes with the most likely actions, or with those that `source` draws, shared out evenly among the environments
+    before they start: the first to finish would be the short ones.
 
     An episode of `most_steps` steps is cut there, with what it earned; its environment then plays no more, and a warning says so.
     `progress` is told the finished share after every episode, and from time to time; what it raises ends the evaluation.
+    `seen` is called after every reset and step.
 
     Errors: `InputError` for an observation or a reward that is not finite, naming the environment, its row and the episode's step.
     """
@@ -63,8 +68,13 @@ def play(
     told = time.monotonic()
     observation = policy.flatten(environments.reset(seed=seed)[0])
     _check(name, "observation", observation, left > 0, length)
+    if seen is not None:
+        seen()
     while left.any():
-        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, None)))
+        noise = None if source is None else policy.noise(1, rows, source)[0]
+        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, noise)))
+        if seen is not None:
+            seen()
         observation = policy.flatten(following)
         reward = np.asarray(reward, float)
         _check(name, "reward", reward, (left > 0) & ~resetting, length)

@@ -10,12 +10,15 @@ from typing import Any
 import torch
 
 from unipg.errors import InputError, spoken
-from unipg.hub import check_folder, check_place, saved_model
+from unipg.files import check_output, write_output
+from unipg.hub import check_folder, check_place, in_home, saved_model
 from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
+from unipg.rollouts.environments import evaluate_controller
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
+from unipg.rollouts.recording import EPISODES, Film, check_film, without_screen
 from unipg.rollouts.scoring import RewardFunctionRecipe, scored_alike
 from unipg.rollouts.text import SamplingRecipe
 from unipg.settings import parse_value
@@ -37,6 +40,8 @@ def evaluate_model(
     temperature: float | None = None,
     max_new_tokens: int | None = None,
     episodes: int | None = None,
+    sample: bool = False,
+    record: str | None = None,
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -59,8 +64,9 @@ def evaluate_model(
     if is_controller(folder := Path(place)):
         language = {"tasks": tasks or None, "items": items, "samples": samples, "k": k, "temperature": temperature}
         _refuse(f"'{model}' is a controller, which acts in an environment", **language, max_new_tokens=max_new_tokens)
-        return [_evaluate_controller(folder, recipe, episodes, seed, device, progress)]
-    _refuse(f"'{model}' is no controller", episodes=episodes)
+        film = None if record is None else Path(in_home(record))
+        return [_evaluate_controller(folder, recipe, episodes, seed, device, progress, sample, film)]
+    _refuse(f"'{model}' is no controller", episodes=episodes, sample=sample or None, record=record)
     evaluation, sampling = EvaluationRecipe(), SamplingRecipe()
     wanted: list[TaskRecipe] = []
     functions: list[RewardFunctionRecipe] = []
@@ -103,9 +109,19 @@ def evaluate_model(
 
 
 def _evaluate_controller(
-    folder: Path, recipe: str | Recipe | None, episodes: int | None, seed: int, device: str, progress: Callable[[str, float], None] | None
+    folder: Path,
+    recipe: str | Recipe | None,
+    episodes: int | None,
+    seed: int,
+    device: str,
+    progress: Callable[[str, float], None] | None,
+    sample: bool,
+    record: Path | None,
 ) -> EvaluationResult:
     """A saved controller in the environment of a recipe: by default that of the run that it is in."""
+    if record is not None:
+        check_film(record)
+        check_output(record, "evaluate")
     own = folder.resolve().parent / "recipe.yaml"
     if recipe is None and not own.is_file():
         asked = spoken("--recipe FILE", "recipe=FILE")
@@ -115,13 +131,27 @@ def _evaluate_controller(
         raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
     if episodes is not None and episodes < 1:
         raise InputError(f"{spoken('--episodes', 'episodes')} is {episodes}; accepted: 1 or more")
-    environment = dataclasses.replace(environment, count=1, evaluation_episodes=episodes or environment.evaluation_episodes)
+    episodes = episodes or (environment.evaluation_episodes if record is None else EPISODES)
+    environment = dataclasses.replace(environment, count=1, evaluation_episodes=episodes)
     rollouts = environment.build(seed)
     spaces = rollouts.observation_space, rollouts.action_space
     controller = ActorCriticRecipe(model=str(folder)).build(*spaces, seed, normalized=rollouts.normalized)
     controller.module.to(pick_device(device))
+    if sample and controller.actions.type == "greedy":
+        asked = spoken("--sample", "sample=True")
+        raise InputError(f"{asked}: the policy in '{folder}' takes the best action by its values and draws none; accepted: without it")
     told = None if progress is None else lambda done: progress(environment.id, done)
-    return rollouts.evaluate(controller, seed, told)[0]
+    if record is None:
+        return evaluate_controller(controller, environment, seed, told, sample=sample)
+    found: list[EvaluationResult] = []
+
+    def filmed(place: Path) -> None:
+        with Film(place) as film:
+            found.append(evaluate_controller(controller, environment, seed, told, sample=sample, film=film))
+
+    with without_screen():
+        write_output(record, filmed, "evaluate")
+    return found[0]
 
 
 def _refuse(why: str, **options: Any) -> None:
