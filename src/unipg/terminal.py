@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,17 +17,29 @@ from unipg.rollouts.base import EvaluationResult
 from unipg.training.collapse import Finding
 from unipg.training.observer import Observer
 
-SHOWN = (
-    ("reward/mean", "reward"),
-    ("return/last_100", "return"),
-    ("gate/offline_fraction", "offline"),
-    ("preference/accuracy", "accuracy"),
-    ("preference/margin", "margin"),
-    ("loss", "loss"),
-    ("entropy", "entropy"),
-    ("length/mean", "length"),
-    ("verifier/failures", "failed to score"),
+if TYPE_CHECKING:
+    from unipg.training.trainer import Trainer
+
+Shown = tuple[tuple[str, str, str], ...]
+SHOWN: Shown = (
+    ("reward/mean", "reward", ".3g"),
+    ("gate/offline_fraction", "offline", ".3g"),
+    ("preference/accuracy", "accuracy", ".3g"),
+    ("preference/margin", "margin", ".3g"),
+    ("loss", "loss", ".3g"),
+    ("entropy", "entropy", ".3g"),
+    ("length/mean", "length", ".3g"),
+    ("verifier/failures", "failed to score", ".3g"),
 )
+STEPS = "environment/steps"
+SHOWN_OF_CONTROLLERS: Shown = (
+    ("return/last_100", "return", ",.4g"),
+    ("critic/loss", "critic loss", ".3g"),
+    ("temperature_loss/temperature", "temperature", ".3g"),
+    ("entropy", "entropy", ".3g"),
+    (STEPS, "steps", ",.0f"),
+)
+"""Of a run that counts steps of environments; then how many of them there are in a second."""
 PLAIN_SECONDS = 10.0
 """Seconds between lines where the output is not a terminal."""
 
@@ -59,6 +71,13 @@ class TrainingDisplay(Observer):
             transient=False,
         )
         self.task: Any = None
+        self.at, self.total = 0, 0
+        """Iterations that are done, of how many."""
+        self.steps: float | None = None
+        """Environment steps at the end of the last iteration; None before the first one after a resume."""
+        self.facts = ""
+        self.heard = time.monotonic()
+        """When something of the run was last told."""
 
     def __enter__(self) -> TrainingDisplay:
         if self.live:
@@ -72,10 +91,25 @@ class TrainingDisplay(Observer):
     def note(self, text: str) -> None:
         self.console.print(text, highlight=False, soft_wrap=True)
 
+    def start(self, run: Trainer) -> None:
+        self.at, self.total, self.heard = run.iteration, run.training.iterations, time.monotonic()
+        self.steps = None if run.iteration else 0.0
+
     def phase(self, name: str, done: float) -> None:
         shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}
         if self.live and name in shown:
             self._bar(1, f"{shown[name]} {done:.0%}")
+        elif name == "update" and self.total:
+            self._partly(done)
+
+    def _partly(self, done: float) -> None:
+        """Within an iteration: the bar moves on, and a log hears of one that takes long."""
+        now = time.monotonic()
+        if self.live:
+            self._bar(self.total, self.facts, self.at + done)
+        elif now - self.heard >= PLAIN_SECONDS:
+            self.heard = now
+            self.console.print(f"{self.title} {self.at}/{self.total}  iteration {self.at + 1}: {done:.0%}", highlight=False, soft_wrap=True)
 
     def _bar(self, total: float, facts: str, completed: float | None = None) -> None:
         if self.task is None:
@@ -89,14 +123,26 @@ class TrainingDisplay(Observer):
         now = time.monotonic()
         if self.began is None:
             self.began, self.done_at_start = now - float(metrics.get("time/rollout", 0)) - float(metrics.get("time/update", 0)), done - 1
-        facts = "  ".join(f"{label} {metrics[key]:.3g}" for key, label in SHOWN if metrics.get(key))
+        self.facts = facts = self._told(metrics)
+        self.at, self.total = done, total
         if self.live:
             self._bar(total, facts, done)
         elif now - self.last_line >= PLAIN_SECONDS or done == total:
-            self.last_line = now
+            self.last_line = self.heard = now
             left = (now - self.began) / max(1, done - self.done_at_start) * (total - done)
             times = f"spent {_clock(now - self.began)}  left {_clock(left)}"
             self.console.print(f"{self.title} {done}/{total}  {times}  {facts}", highlight=False, soft_wrap=True)
+
+    def _told(self, metrics: dict[str, Any]) -> str:
+        """What matters of an iteration, in one line."""
+        shown = SHOWN_OF_CONTROLLERS if STEPS in metrics else SHOWN
+        facts = [f"{label} {metrics[key]:{form}}" for key, label, form in shown if metrics.get(key)]
+        if STEPS in metrics:
+            seconds = metrics.get("time/rollout", 0.0) + metrics.get("time/update", 0.0)
+            if self.steps is not None and seconds > 0:
+                facts.append(f"{(metrics[STEPS] - self.steps) / seconds:,.0f} steps/s")
+            self.steps = metrics[STEPS]
+        return "  ".join(facts)
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))

@@ -586,3 +586,87 @@ def test_the_report_draws_tools_and_strata_and_shows_calls(tmp_path: Path) -> No
     assert "<code>{&quot;query&quot;: &quot;&lt;b&gt;&quot;}</code>" in page
     charts = json.loads(page.split('id="charts">')[1].split("</script>")[0])
     assert {"all", "search", "calculator"} <= {line.get("name") for chart in charts for line in chart["data"]}
+
+
+# ---------------------------------------------------------------------------------------------------------------- control
+
+
+def control_line(iteration: int, replayed: bool = True) -> dict[str, Any]:
+    line = metrics_line(iteration) | {"environment/steps": 1000.0 * (iteration + 1), "return/mean": -100.0 + iteration}
+    line |= {"time/rollout": 1.0, "time/update": 3.0, "critic/loss": 9.0, "critic/learning_rate": 1e-3, "critic/gradient_norm": 2.0}
+    line |= {"gradient_norm": 1.0, "learning_rate": 1e-3, "tokens/update": 500.0}
+    if not replayed:
+        return line | {"values/predicted": 1.0, "values/lambda_return": 2.0, "values/explained_variance": 0.25}
+    line |= {"replay/size": 1000.0 * (iteration + 1), "replay/filled": 0.1 * (iteration + 1), "replay/age": 500.0 * (iteration + 1)}
+    line |= {"replay/updates": [400.0, 900.0, 1400.0][iteration], "values/predicted": -40.0, "values/observed": -50.0}
+    return line | {"regression/loss": 7.0 - iteration, "temperature_loss/temperature": 0.5, "temperature_loss/entropy": -1.0}
+
+
+def control_run(folder: Path, replayed: bool = True) -> Path:
+    make_run(folder, algorithm="sac" if replayed else "ppo")
+    write_lines(folder / "metrics.jsonl", [control_line(i, replayed) for i in range(3)])
+    write_lines(folder / "evaluations.jsonl", [evaluation(i, -120.0 + i, metric="return") for i in (0, 2, 3)])
+    (folder / "histograms.jsonl").unlink()
+    return folder
+
+
+def test_returns_of_training_and_evaluation_share_a_chart_over_environment_steps(tmp_path: Path) -> None:
+    page = report(tmp_path, control_run(tmp_path / "run"))
+    training, evaluated = page.chart("Return")["data"]
+    assert (training["name"], training["y"]) == ("training episodes", [-100, -99, -98])
+    assert (evaluated["name"], evaluated["y"]) == ("evaluation on chain_sum", [-120, -118, -117])
+    assert page.chart("Return")["layout"]["yaxis"]["title"]["text"] == "return of an episode"
+    assert "return on chain_sum" not in page.titles
+    choices = [attrs for tag, attrs in page.tags if tag == "input"]
+    assert [attrs["value"] for attrs in choices if "checked" in attrs] == ["environment steps"]
+    [clock] = page.clocks
+    assert clock["metrics"]["environment steps"] == [1000, 2000, 3000]  # at the end of an iteration
+    assert clock["evaluations"]["environment steps"] == [0, 2000, 3000]  # before the iteration of that number
+
+
+def test_a_replay_run_shows_critic_and_buffer(tmp_path: Path) -> None:
+    page = report(tmp_path, control_run(tmp_path / "run"))
+    assert page.chart("Critic loss")["data"][0]["y"] == [7, 6, 5]
+    promised = page.chart("Promised and observed")
+    assert {trace["name"]: trace["y"][0] for trace in promised["data"]} == {"critic": -40, "observed return": -50}
+    assert page.chart("Temperature")["data"][0]["y"] == [0.5] * 3
+    assert page.chart("Entropy")["data"][0]["y"] == [-1] * 3
+    assert page.chart("Kept transitions")["data"][0]["y"] == [1000, 2000, 3000]
+    assert page.chart("Age of what was drawn")["layout"]["yaxis"]["title"]["text"] == "steps"
+    assert page.chart("Updates per environment step")["data"][0]["y"] == [0.4, 0.5, 0.5]
+    assert page.chart("Environment steps per second")["data"][0]["y"] == [250] * 3
+    assert page.chart("Gradient norm · critic")["data"][0]["y"] == [2] * 3
+    assert not {"Tokens per second", "critic/loss", "critic/learning_rate", "environment/steps", "replay/updates"} & set(page.titles)
+
+
+def test_a_run_without_replay_shows_what_its_critic_explains(tmp_path: Path) -> None:
+    page = report(tmp_path, control_run(tmp_path / "run", replayed=False))
+    assert page.chart("Variance explained by the critic")["data"][0]["y"] == [0.25] * 3
+    assert {trace["name"] for trace in page.chart("Promised and observed")["data"]} == {"critic", "lambda-return"}
+    assert page.chart("Critic loss")["data"][0]["y"] == [9] * 3
+    assert "replay" not in page.sections
+
+
+def test_controllers_side_by_side(tmp_path: Path) -> None:
+    page = report(tmp_path, control_run(tmp_path / "a"), control_run(tmp_path / "b", replayed=False))
+    assert [t["name"] for t in page.chart("Return")["data"]] == ["a, training", "b, training", "a, evaluation", "b, evaluation"]
+    assert [trace["y"][0] for trace in page.chart("Critic loss")["data"]] == [7, 9]
+    assert page.chart("Entropy")["data"][0]["name"] == "a"
+    with_language = report(tmp_path, tmp_path / "a", make_run(tmp_path / "c"))
+    choices = [attrs for tag, attrs in with_language.tags if tag == "input"]
+    assert [attrs["value"] for attrs in choices if "checked" in attrs] == ["iteration"]  # one axis for all of them
+
+
+@pytest.mark.parametrize(("name", "tag"), [("recording.mp4", "video"), ("recording.gif", "img")])
+def test_a_recording_is_shown_from_where_it_lies(name: str, tag: str, tmp_path: Path) -> None:
+    run = control_run(tmp_path / "my run")
+    (run / name).write_bytes(b"film")
+    page = report(tmp_path, run)
+    [film] = [attrs for found, attrs in page.tags if found == tag]
+    assert film["src"] == f"my%20run/{name}"
+    policy = next(attrs["content"] for tag, attrs in page.tags if tag == "meta" and attrs.get("http-equiv") == "Content-Security-Policy")
+    assert "media-src 'self' file:" in (policy or "")
+    assert "http" not in (policy or "")
+    assert page.sections["recording"]
+    (run / name).unlink()
+    assert "recording" not in report(tmp_path, run).sections

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.advantages import Advantage, Planning
+from unipg.estimator.advantages import Advantage, Combination, Planning
 from unipg.estimator.likelihoods import Valued
 from unipg.estimator.parts import Joint, Part
 from unipg.shapes import Float
@@ -94,6 +94,13 @@ class Likeliness(Advantage):
     def _deformed(self, log_x: Tensor) -> Tensor:
         log_x = log_x.clamp_min(math.log(self.floor)) if self.floor > 0 else log_x
         return torch.expm1((self.tsallis - 1) * log_x) / (self.tsallis - 1)
+
+
+def bonus_of(value: Advantage) -> Advantage | None:
+    """What a combination adds to the values of actions, such as an entropy's weight; None where it adds nothing."""
+    terms = value.terms if isinstance(value, Combination) else ((1.0, value),)
+    rest = tuple((weight, term) for weight, term in terms if not isinstance(term, Value))
+    return Combination(rest) if rest else None
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
     colour.
     """
     labels = list(dict.fromkeys(curve.label for curve in drawn))
-    if len(runs) > 1 and len(panel.keys) > 1:
+    if len(runs) > 1 and len(set(panel.keys.values())) > 1:
         return [
             chart
             for label in labels
@@ -154,7 +154,7 @@ def line_charts(runs: Sequence[Run], drawn: Sequence[Curve], panel: Panel, heigh
     values = {v for curve in drawn for v in curve.series.values if math.isfinite(v)}
     if percent or len(values) == 1:  # around a single value the axis would go from 1 below to 1 above it
         axis["rangemode"] = "tozero"
-    layout = {"yaxis": axis, "showlegend": len(drawn) > 1 or len(panel.keys) > 1}
+    layout = {"yaxis": axis, "showlegend": len(drawn) > 1 or len(set(panel.keys.values())) > 1}
     return [Chart(panel.title, panel.caption, data, layout, height + _legend_height(data, 62 if height == HEIGHT else 40))] if data else []
 
 
@@ -240,6 +240,8 @@ def evaluation_chart(runs: Sequence[Run], task: str, metric: str, percent: bool,
             }
         )
     axis = {"tickformat": ".3~p", "rangemode": "tozero"} if percent else {}
+    if len({y for trace in data for y in trace["y"]}) == 1:  # around a single value the axis would go from 1 below to 1 above it
+        axis["rangemode"] = "tozero"
     return Chart(f"{metric} on {task}", caption, data, {"yaxis": axis, "showlegend": len(runs) > 1}, HEIGHT + _legend_height(data))
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import groupby
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from unipg.reports.charts import Chart, Group, colour
 from unipg.reports.run import Run
@@ -179,12 +182,12 @@ def _before_after(metric: str, points: Sequence[dict[str, float]]) -> tuple[str,
 
 
 def clock_choice(clocks: Sequence[dict[str, dict[str, list[float | None]]]]) -> str:
-    """Lets the reader choose what the charts' horizontal axis counts; empty where there is no choice."""
+    """Lets the reader choose what the charts' horizontal axis counts, at first the steps of environments where there are any; empty where
+    there is no choice."""
     tables = [table for clock in clocks for table in clock.values()]
-    names = [name for name in ("iteration", "optimiser steps", "minutes") if all(name in table for table in tables)]
+    names = [name for name in ("environment steps", "iteration", "optimiser steps", "minutes") if all(name in table for table in tables)]
     choices = "".join(
-        f'<label><input type="radio" name="clock" value="{name}"{" checked" if name == "iteration" else ""}> {name}</label>'
-        for name in names
+        f'<label><input type="radio" name="clock" value="{name}"{" checked" if name == names[0] else ""}> {name}</label>' for name in names
     )
     return f"<fieldset><legend>Horizontal axis of the line charts:</legend>{choices}</fieldset>" if len(names) > 1 else ""
 
@@ -287,6 +290,26 @@ def recipe(runs: Sequence[Run]) -> str:
         for run in written
     ]
     return differences + "".join(texts)
+
+
+def recordings(runs: Sequence[Run], beside: Path | None) -> str:
+    """The films of the runs that have one, by their place relative to the page, or where it is not known to the run folder."""
+    shown = []
+    for index, run in enumerate(runs):
+        if run.recording is None:
+            continue
+        place = run.recording.name if beside is None else Path(os.path.relpath(run.recording.resolve(), beside.resolve())).as_posix()
+        link = escape(quote(place))
+        name = f"Recorded episodes of {run.label}"
+        film = (
+            f'<video controls loop muted preload="metadata" src="{link}" aria-label="{escape(name)}"></video>'
+            if run.recording.suffix == ".mp4"
+            else f'<img src="{link}" alt="{escape(name)}">'
+        )
+        title = f"<h3>{labelled(runs, index)}</h3>" if len(runs) > 1 else ""
+        shown.append(f'<figure class="film">{title}{film}</figure>')
+    note = "Episodes of the trained policy, as filmed by <code>unipg evaluate --record</code>; the film is a file beside the page."
+    return f'<p class="soft">{note}</p><div class="grid">{"".join(shown)}</div>' if shown else ""
 
 
 def _setting(value: str | None) -> str:

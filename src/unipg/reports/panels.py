@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
 
 from unipg.reports.charts import (
     Chart,
     Curve,
     Group,
     Panel,
+    colour,
     curves,
     evaluation_chart,
     fan_charts,
@@ -23,14 +26,15 @@ from unipg.reports.charts import (
 from unipg.reports.run import Run, Series
 from unipg.reports.text import duration, is_percent, metrics_of, percent, tasks_of
 
+RETURN = Panel(
+    "Return",
+    {"return/mean": "training episodes"},
+    "Training: mean return of the episodes that ended in each iteration, exploring; points: iterations, line: smoothed, band: the middle "
+    "80 % of the points around. Evaluation: fresh episodes with the most likely actions, with 95 % intervals. Healthy: both rise, then "
+    "hold. A steep fall that does not recover is a collapse; training far below the evaluation is what exploration costs.",
+    band=True,
+)
 LEARNING = (
-    Panel(
-        "Training return",
-        {"return/mean": "mean return"},
-        "Mean return of the episodes that ended in each iteration. Points: iterations, line: smoothed, band: the middle 80 % of the points "
-        "around. Healthy: rises, then holds. A steep fall that does not recover is a collapse.",
-        band=True,
-    ),
     Panel(
         "Return of the last 100 episodes",
         {"return/last_100": "mean return"},
@@ -90,9 +94,9 @@ OPTIMISATION = (
     ),
     Panel(
         "Entropy",
-        {"entropy": "entropy"},
-        "How undecided the policy is. Healthy: falls slowly. An early drop to zero means it has stopped exploring; a steady rise means it "
-        "drifts into noise.",
+        {"entropy": "entropy", "temperature_loss/entropy": "entropy"},
+        "How undecided the policy is. Healthy: falls slowly. An early collapse means it has stopped exploring (of real actions entropies "
+        "may be negative); a steady rise means it drifts into noise.",
         unit="nats",
     ),
     Panel(
@@ -127,6 +131,68 @@ OPTIMISATION = (
         percent=True,
     ),
     Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero.", smoothed=False),
+)
+
+CRITIC = (
+    Panel(
+        "Critic loss",
+        {"regression/loss": "critic loss"},
+        "Squared (or Huber) error against the targets, over some updates of each iteration; several critics add up. It often rises while "
+        "returns do, since larger values have larger errors; healthy: it levels off. Growth without end is divergence.",
+        smoothed=False,
+        ticks=".3~g",
+    ),
+    Panel(
+        "Promised and observed",
+        {"values/predicted": "critic", "values/observed": "observed return", "values/lambda_return": "lambda-return"},
+        "What the critic says the actions taken were worth, and the discounted return that followed (an entropy bonus counts where the "
+        "target has one; lambda-returns hold some of the critic's own values). Healthy: the critic's curve comes to lie on the other, "
+        "slowly where targets are lagged copies. Above it promises too much, below too little. Of replayed methods the observed returns "
+        "are those of exploring, somewhat earlier policies: a small gap is no fault.",
+    ),
+    Panel(
+        "Variance explained by the critic",
+        {"values/explained_variance": "explained"},
+        "1 − Var(lambda-return − value) / Var(lambda-return). 1: the critic knows which states are good; 0: no better than a constant; "
+        "below 0: worse. Healthy: rises towards 1.",
+    ),
+    Panel(
+        "Temperature",
+        {"temperature_loss/temperature": "alpha"},
+        "Weight of the entropy in the policy's aim, where it is learned. Healthy: falls, then settles. Growth without end means that the "
+        "target entropy is out of reach.",
+        ticks=".3~g",
+    ),
+)
+REPLAY = (
+    Panel(
+        "Kept transitions",
+        {"replay/size": "transitions"},
+        "What updates draw from. Healthy: grows to the capacity, from where on the oldest are forgotten.",
+        smoothed=False,
+        unit="transitions",
+    ),
+    Panel(
+        "Filled",
+        {"replay/filled": "filled"},
+        "Share of the buffer's capacity (replay.capacity) in use.",
+        percent=True,
+        smoothed=False,
+    ),
+    Panel(
+        "Age of what was drawn",
+        {"replay/age": "mean age"},
+        "Steps of the environments between a transition and the update that drew it; mean of the iteration's last update. Drawn evenly it "
+        "is half of what is kept: it grows until the buffer is full, then holds.",
+        unit="steps",
+    ),
+)
+RATIO = Panel(
+    "Updates per environment step",
+    {"replay/updates": "updates per step"},
+    "The update-to-data ratio: 0 during the warm-up, then as replay.updates_per_step says.",
+    smoothed=False,
+    unit="updates / step",
 )
 
 TOOLS = (
@@ -252,6 +318,9 @@ SIDES = {
 }
 MOMENTS = {"mean": "mean", "std": "standard deviation"}
 WAITED = "time/waited_for_rollouts"
+STEPS = "environment/steps"
+LEARNERS = ("gradient_norm", "learning_rate")
+"""What each learner has of its own."""
 THROUGHPUT = {"rollout": "rollout", "update": "update"}
 
 
@@ -266,13 +335,60 @@ def _panels(runs: Sequence[Run], panels: Sequence[Panel]) -> list[Chart]:
 
 
 def learning_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Evaluations first, then training reward."""
+    """Evaluations first, then training reward; returns of a controller's training and evaluations together."""
+    returns = return_charts(runs)
     ranked = sorted(
         ((rank, metric, task) for task in tasks_of(runs) for rank, metric in enumerate(metrics_of(runs, task))), key=lambda item: item[0]
     )
     caption = "Held-out performance with its 95 % interval. Two points whose intervals overlap may differ by chance only."
-    charts = [evaluation_chart(runs, task, metric, is_percent(metric), caption) for _, metric, task in ranked]
-    return [chart for chart in charts if chart.data] + _panels(runs, LEARNING)
+    shown = [(metric, task) for _, metric, task in ranked if not (returns and metric == "return")]
+    charts = [evaluation_chart(runs, task, metric, is_percent(metric), caption) for metric, task in shown]
+    return [*returns, *(chart for chart in charts if chart.data), *_panels(runs, LEARNING)]
+
+
+def return_charts(runs: Sequence[Run]) -> list[Chart]:
+    """Training returns with the evaluations of the same episodes' kind over them; nothing where no episode was counted."""
+    charts = line_charts(runs, curves(runs, RETURN.keys), RETURN)
+    for chart in charts:
+        for trace in chart.data:
+            trace["opacity"] = 0.6
+            if len(runs) > 1:
+                trace["name"] += ", training"
+        for task in tasks_of(runs):
+            evaluated = evaluation_chart(runs, task, "return", False, "").data
+            for trace in evaluated:
+                trace["name"] = f"{trace['name']}, evaluation" if len(runs) > 1 else f"evaluation on {escape(task)}"
+                if len(runs) == 1:
+                    trace["line"] = trace["line"] | {"color": colour(1)}
+            chart.data += evaluated
+        chart.layout["yaxis"]["title"] = {"text": "return of an episode"}
+        chart.layout["showlegend"] = True
+    return charts
+
+
+def critic_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What critics are off by, and what they promise."""
+    lost = [f"{'regression' if 'regression/loss' in run.metrics else 'critic'}/loss" for run in runs]
+    found = [curve for index, key in enumerate(lost) for curve in curves(runs, {key: "critic loss"}) if curve.run == index]
+    return line_charts(runs, found, CRITIC[0]) + _panels(runs, CRITIC[1:])
+
+
+def replay_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What is kept, how old what is drawn is, and how often it is learned from."""
+    drawn = []
+    for index, run in enumerate(runs):
+        steps = dict(_growth(run.metrics.get(STEPS, Series())))
+        updates = _growth(run.metrics.get("replay/updates", Series()))
+        ratio = [(i, count / steps[i]) for i, count in updates if steps.get(i, 0) > 0]
+        if ratio:
+            drawn.append(Curve(index, "updates per step", Series([i for i, _ in ratio], [r for _, r in ratio])))
+    return _panels(runs, REPLAY) + line_charts(runs, drawn, RATIO)
+
+
+def _growth(series: Series) -> list[tuple[int, float]]:
+    """By how much a count that began at 0 has grown in each iteration."""
+    before = [0.0, *series.values][: len(series.values)]
+    return [(i, now - then) for i, now, then in zip(series.iterations, series.values, before, strict=True)]
 
 
 def gate_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -303,6 +419,12 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     advantage = (
         "Each column is one iteration: what the update was weighted with. Healthy: both signs, no few extreme values that rule the rest."
     )
+    climbed = any("replay/size" in run.metrics for run in runs)
+    if climbed:
+        advantage = (
+            "Each column is one iteration: what the policy climbs at its own actions (the critic's value, with what is added to it). Only "
+            "its slope in the action moves the policy, so neither sign nor mean says whether something is wrong."
+        )
     names = ["success_rate", "reward", *(name for name in found if name.startswith("advantage/")), "log_ratio"]
     charts: list[Chart | Group] = []
     for name in dict.fromkeys([*names, *found]):
@@ -314,7 +436,11 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
         charts += heat_maps(runs, name, title, caption)
     for term in _terms(runs, "advantage", MOMENTS):
         keys = {f"advantage/{term}/{leaf}": label for leaf, label in MOMENTS.items()}
-        caption = "Healthy: mean near zero for methods with a baseline, and a standard deviation that does not vanish."
+        caption = (
+            "Mean and spread of the same values."
+            if climbed
+            else "Healthy: mean near zero for methods with a baseline, and a standard deviation that does not vanish."
+        )
         charts += line_charts(runs, curves(runs, keys), Panel(f"Advantage moments · {term}", keys, caption))
     return charts
 
@@ -343,8 +469,22 @@ def ratio_charts(runs: Sequence[Run]) -> list[Chart | Group]:
 
 
 def optimisation_charts(runs: Sequence[Run]) -> list[Chart]:
-    """Loss, gradient, entropy, lengths."""
-    return _panels(runs, OPTIMISATION)
+    """Loss, gradient, entropy, lengths; gradient norm and learning rate of every learner."""
+    panels = []
+    for panel in OPTIMISATION:
+        panels.append(panel)
+        leaf = next(iter(panel.keys))
+        if leaf in LEARNERS:
+            for key in _of_learners(runs, leaf):
+                if leaf == "learning_rate" and _is_constant(runs, key):
+                    continue
+                panels.append(replace(panel, title=f"{panel.title} · {key.partition('/')[0]}", keys={key: leaf.replace("_", " ")}))
+    return _panels(runs, panels)
+
+
+def _of_learners(runs: Sequence[Run], leaf: str) -> list[str]:
+    """`learner/leaf` of the learners beside the policy."""
+    return list(dict.fromkeys(key for run in runs for key in run.metrics if key.count("/") == 1 and key.endswith(f"/{leaf}")))
 
 
 def sampling_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -390,7 +530,21 @@ def time_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     totals = {index: _totals([curve for curve in drawn if curve.run == index]) for index in range(len(runs))}
     charts = stacked_bars(runs, drawn, "Time of an iteration", read, totals)
     caption = "Tokens sampled and learned from in a second. Healthy: steady. A slow fall usually means longer answers."
-    return charts + line_charts(runs, _throughput(runs), Panel("Tokens per second", THROUGHPUT, caption))
+    charts += line_charts(runs, _throughput(runs), Panel("Tokens per second", THROUGHPUT, caption))
+    caption = "Steps of all environments in a second, updates included but not evaluations. Healthy: steady."
+    return charts + line_charts(runs, _pace(runs), Panel("Environment steps per second", {STEPS: "steps"}, caption, unit="steps / s"))
+
+
+def _pace(runs: Sequence[Run]) -> list[Curve]:
+    """Environment steps in a second of collecting and updating."""
+    found = []
+    for index, run in enumerate(runs):
+        timed = [run.metrics.get(f"time/{part}", Series()) for part in THROUGHPUT]
+        taken = [dict(zip(series.iterations, series.values, strict=True)) for series in timed]
+        rate = [(i, n / s) for i, n in _growth(run.metrics.get(STEPS, Series())) if (s := sum(part.get(i, 0.0) for part in taken)) > 0]
+        if rate:
+            found.append(Curve(index, "steps per second", Series([i for i, _ in rate], [r for _, r in rate])))
+    return found
 
 
 def _evaluation_times(runs: Sequence[Run]) -> list[Curve]:
@@ -414,6 +568,8 @@ def _throughput(runs: Sequence[Run]) -> list[Curve]:
     found = []
     for part in THROUGHPUT:
         for index, run in enumerate(runs):
+            if STEPS in run.metrics:  # of a controller: its steps are told instead
+                continue
             tokens, seconds = run.metrics.get(f"tokens/{part}", Series()), run.metrics.get(f"time/{part}", Series())
             taken = dict(zip(seconds.iterations, seconds.values, strict=True))
             rate = [(i, t / s) for i, t in zip(tokens.iterations, tokens.values, strict=True) if (s := taken.get(i, 0.0)) > 0]
@@ -422,16 +578,22 @@ def _throughput(runs: Sequence[Run]) -> list[Curve]:
     return found
 
 
+def _is_constant(runs: Sequence[Run], key: str) -> bool:
+    return all(len(set(run.metrics[key].values)) < 2 for run in runs if key in run.metrics)
+
+
 def other_charts(runs: Sequence[Run]) -> list[Chart]:
     """Every metric that no other section shows, those of one prefix together."""
     shown = (
-        {key for panel in (*LEARNING, *OPTIMISATION, *SAMPLING, *CURVATURE) for key in panel.keys}
+        {key for panel in (RETURN, *LEARNING, *OPTIMISATION, *CRITIC, *REPLAY, RATIO, *SAMPLING, *CURVATURE) for key in panel.keys}
         | GATE.keys()
         | EFFECTIVE.keys()
         | set(QUANTILES)
     )
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
+    shown |= {key for leaf in LEARNERS for key in _of_learners(runs, leaf)} | {STEPS, "critic/loss"}
     rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/"))} - shown
+    rest -= {key for key in rest if key.endswith(("rows/active_fraction", "tokens/update")) and _is_constant(runs, key)}
     panels = [Panel(key, {key: key}, "", percent=is_percent(key)) for key in sorted(rest)]
     return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel, height=220)]

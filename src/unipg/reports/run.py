@@ -16,6 +16,8 @@ from unipg.rollouts.base import EvaluationResult
 
 NEEDED = ("metrics.jsonl", "evaluations.jsonl")
 OPTIONAL = ("run.json", "recipe.yaml", "histograms.jsonl")
+RECORDINGS = ("recording.mp4", "recording.gif")
+"""Episodes that were filmed, in the order in which they are looked for."""
 CLOCK = ("iteration", "step", "seconds")
 """Keys of a metrics line that say when, not what."""
 
@@ -67,6 +69,11 @@ class Run:
     """Optimiser steps and seconds since the start at the end of an iteration, in order; NaN where they were not written."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers has to know: cut-off files, values that are not finite."""
+
+    @property
+    def recording(self) -> Path | None:
+        """The film of an episode, where there is one."""
+        return next((path for name in RECORDINGS if (path := self.folder / name).is_file()), None)
 
     @property
     def name(self) -> str:

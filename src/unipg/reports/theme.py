@@ -49,7 +49,7 @@ figure { margin: 0; min-width: 0; }
 figure h3 { margin: 0 0 2px; } figure.wide { grid-column: 1 / -1; }
 figcaption { font-size: 0.875rem; line-height: 1.4; max-width: 90ch; margin-top: 4px; }
 figure figure h3 { font-weight: 500; color: var(--soft); }
-.plot { width: 100%; }
+.plot { width: 100%; } .film video, .film img { max-width: 100%; border-radius: 8px; }
 fieldset { border: 0; padding: 0; margin: 12px 0 0; font-size: 0.9rem; } legend { float: left; margin-right: 10px; color: var(--soft); }
 fieldset label { margin-right: 14px; white-space: nowrap; }
 details { margin: 10px 0; } summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
@@ -75,7 +75,8 @@ SCRIPT = """
   const colour = name => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   // No button that would send a chart's data to a server.
   const OPTIONS = { responsive: true, displaylogo: false, showSendToCloud: false, modeBarButtons: [["toImage", "resetScale2d"]] };
-  let clock = "iteration";
+  const chosen = document.querySelector("input[name=clock]:checked");
+  let clock = chosen ? chosen.value : "iteration";
 
   // The clock is kept thinned; between its points time runs evenly.
   const at = (table, iteration) => {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unipg.estimator.advantages import group_statistics, settled
+from unipg.estimator.advantages import GAE, group_statistics, settled
 from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record
 from unipg.rollouts.base import FRESH
 from unipg.trajectories import Source, Trajectories
@@ -151,6 +151,17 @@ def batch_metrics(batch: Trajectories) -> tuple[dict[str, float], list[Histogram
         "groups/all_zero_fraction": float((mean == 0).float().mean()),
     }
     return metrics, [histogram("reward", chosen), histogram("success_rate", mean)]
+
+
+def value_metrics(batch: Trajectories, gae: GAE) -> dict[str, float]:
+    """A critic of states beside the lambda-returns G that it is trained on: both means, and 1 − Var(G − V) / Var(G) where G varies."""
+    value = batch.require("value", "value_metrics")
+    predicted = value[batch.mask].double()
+    told = predicted + gae.raw(batch)[batch.mask].double()
+    metrics = {"values/predicted": float(predicted.mean()), "values/lambda_return": float(told.mean())}
+    if (spread := float(told.var(correction=0))) > 0:
+        metrics["values/explained_variance"] = 1 - float((told - predicted).var(correction=0)) / spread
+    return metrics
 
 
 def _first_of_each(group: Tensor) -> tuple[Tensor, Tensor]:

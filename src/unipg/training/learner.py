@@ -258,8 +258,9 @@ class Learning:
         self.step += 1
         for follows in self.spec.then:
             follows(self.weights.tensors, self.step)
+        row[f"{self.prefix}tokens/update"] = float(tokens)
         if self.diagnostics.recording:
-            row |= {f"{self.prefix}loss": sum(float(loss) for loss in losses), f"{self.prefix}tokens/update": float(tokens)}
+            row[f"{self.prefix}loss"] = sum(float(loss) for loss in losses)
 
     def _directed(self, displaced: Sequence[Displaced], planning: Planning) -> dict[str, Any]:
         """One step of a direction that is not the gradient alone. All rows are kept: those that cannot move anything count in a KL."""

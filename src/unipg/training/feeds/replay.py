@@ -23,6 +23,7 @@ from unipg.replay import Priorities, Ring, n_step, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.base import Feed
+from unipg.training.feeds.promises import promised
 from unipg.training.learner import Learning
 from unipg.training.optimization import TrainingRecipe
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -294,8 +295,19 @@ class Replay(Feed):
         metrics |= {"time/rollout": self.seconds, "replay/size": float(len(self.ring)), "replay/updates": float(self.done)}
         if self._index is not None:
             metrics["replay/age"] = self._size - 1 - float(self._index.double().mean())
+        metrics |= {"replay/filled": len(self.ring) / self.ring.capacity, **self._promised(metrics)}
         self._begun = False
         return metrics
+
+    def _promised(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The first critic's promises about the episodes that ended in this iteration, and what came of them."""
+        judged = (term for learner in self.run.learned for term in learner.terms.terms if isinstance(term, Regression))
+        regression = next(judged, None)
+        if regression is None or not metrics["return/episodes"]:
+            return {}
+        source = generator(self.run.seed, "promises", self.run.iteration)
+        newest = self.rounds * self.count
+        return promised(self.ring, self.policy, regression, self.run.learner.planning(), source, newest=newest, ahead=self.ahead)
 
     def flush(self) -> None:
         self.ring.flush()

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import Objective
+from unipg.estimator import Objective, ValueLoss
 from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand
 from unipg.seeding import derived_seed, generator
 from unipg.training.collection import Collected, CollectionProcess, collect
+from unipg.training.diagnostics import value_metrics
 from unipg.training.feeds.base import Feed
 from unipg.training.learner import Learning
 from unipg.training.surface import Displaced
@@ -38,6 +39,9 @@ class Rollouts(Feed):
         self.batch: Trajectories | None = None
         self.objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
         """All terms of all learners: what a batch is prepared for."""
+        regressions = (term.gae for term in self.objective.terms if isinstance(term, ValueLoss))
+        self.critic = next(regressions, None) if run.policy.memoryless else None
+        """What a controller's critic of states is trained on."""
         self._shuffled: tuple[tuple[str, int], Trajectories, Trajectories] | None = None
         self.proposal: Policy | None = None
         if run.algorithm.proposes or run.training.overlap:
@@ -176,6 +180,8 @@ class Rollouts(Feed):
             self._check_groups(batch)
         batch = self._prepare(batch)
         metrics |= self.run.algorithm.metrics(batch)
+        if self.critic is not None and bool(batch.mask.any()):
+            metrics |= value_metrics(batch, self.critic)
         if self.run.algorithm.proposes and self.run.algorithm.adopts(batch, self.run.learner.planning()):
             self._renew_proposal()
             metrics["proposal/adopted"] = 1.0
