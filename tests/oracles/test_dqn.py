@@ -54,8 +54,8 @@ def transitions() -> Trajectories:
 def values(made: ActorCritic, name: str, x: Tensor) -> Tensor:
     layers = list(made.network(name).layers)
     for layer in layers[:-1]:
-        x = torch.relu(x @ layer.weight[0] + layer.bias[0])
-    return x @ layers[-1].weight[0] + layers[-1].bias[0]
+        x = torch.relu(torch.addmm(layer.bias, x, layer.weight))
+    return torch.addmm(layers[-1].bias, x, layers[-1].weight)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -116,7 +116,7 @@ def test_a_limit_is_no_end(ends, fixed) -> None:
     for _ in range(250):
         found = target(made.now(batch), batch, None)
         with torch.no_grad():
-            lagged.weight.copy_(found.reshape(1, 5, 1))
+            lagged.weight.copy_(found.reshape(5, 1))
             lagged.bias.zero_()
     assert found[0].item() == pytest.approx(fixed, abs=1e-9)
 

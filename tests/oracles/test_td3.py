@@ -70,9 +70,10 @@ def values(made: ActorCritic, name: str, observation: Tensor, action: Tensor) ->
     found = []
     for k in range(weights.members):
         h = x
-        for layer in weights.layers[:-1]:
-            h = torch.relu(h @ layer.weight[k] + layer.bias[k])
-        found.append((h @ weights.layers[-1].weight[k] + weights.layers[-1].bias[k]).squeeze(-1))
+        *hidden, (last, shift) = [layer.of(k) for layer in weights.layers]
+        for weight, bias in hidden:
+            h = torch.relu(h @ weight + bias)
+        found.append((h @ last + shift).squeeze(-1))
     return torch.stack(found)
 
 

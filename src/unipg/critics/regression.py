@@ -80,10 +80,10 @@ class Regression(Term):
         values = now.action_value(self.of)
         if values.shape[1:] != target.shape:
             raise InputError(f"'{self.of}' gives {list(values.shape[1:])} but its targets are {list(target.shape)}; they must be equal")
-        error = values - target
         if self.loss == "huber":
             loss = torch.nn.functional.huber_loss(values, target.expand_as(values), reduction="none").sum(0)
         else:
+            error = values - target
             loss = 0.5 * (error * error).sum(0)
         return loss, Record.of(name, value=values, target=target, loss=loss)
 

@@ -25,7 +25,7 @@ Reduction = Literal["min", "mean", "first"]
 
 def reduced(values: Float[Tensor, "K ..."], how: Reduction) -> Float[Tensor, "..."]:
     """One value of those of K members."""
-    if how == "first" or len(values) == 1:
+    if how == "first" or values.shape[0] == 1:  # len() of a tensor costs as much as an operation
         return values[0]
     return values.min(0).values if how == "min" else values.mean(0)
 

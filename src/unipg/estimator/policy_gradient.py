@@ -35,6 +35,7 @@ from unipg.trajectories import Evaluation, Source, Trajectories
 
 LOG_RATIO_LIMIT = 20.0
 """A token whose log pi_theta − log pi_ref exceeds this is masked and counted as `overflow`: exp would only add noise, then inf."""
+NOTHING = torch.empty(0)
 
 Surrogate = Literal["score", "ratio"]
 
@@ -83,10 +84,13 @@ class Record:
 
     @classmethod
     def of(cls, term: str, *, advantage: Tensor | None = None, **facts: Tensor) -> Record:
-        """Of a term without ratios and masks."""
-        nothing = torch.empty(0)
-        seen = nothing if advantage is None else advantage.detach().reshape(-1)
-        return cls(term, nothing, seen, nothing, {name: value.detach().reshape(-1) for name, value in facts.items()})
+        """Of a term without ratios and masks; of any shape, and with its graph until it is `kept`."""
+        return cls(term, NOTHING, NOTHING if advantage is None else advantage, NOTHING, facts)
+
+    def kept(self) -> Record:
+        """The same, detached and flat."""
+        facts = {name: value.detach().reshape(-1) for name, value in self.facts.items()}
+        return dataclasses.replace(self, advantage=self.advantage.detach().reshape(-1), facts=facts)
 
 
 @dataclass(frozen=True)
@@ -510,7 +514,7 @@ class Objective:
             else:
                 per_token = torch.addcmul(per_token, weight, loss)
             if records is not None and record is not None:
-                records.append(record)
+                records.append(record.kept())
         return torch.zeros_like(batch.mask, dtype=torch.float32) if per_token is None else per_token
 
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning | None = None) -> Float[Tensor, ""]:

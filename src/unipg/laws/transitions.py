@@ -248,7 +248,7 @@ def _same_in_expectation(case: Rows, learner: Learner, term: PolicyGradient) -> 
     made, batch = case.policy(), case.batch().select([1])
     with torch.no_grad():  # members that are one: the least of several has a kink, on which quadrature is slow
         for network in made.modules.values():
-            for parameter in network.parameters() if isinstance(network, Ensemble) else ():
+            for parameter in network.parameters() if isinstance(network, Ensemble) and network.members > 1 else ():
                 parameter.copy_(parameter[:1].expand_as(parameter))
     nodes = torch.linspace(-FAR, FAR, NODES, dtype=torch.float64)  # even ones: of an analytic integrand their error falls exponentially
     shares = torch.softmax(-0.5 * nodes**2, 0)

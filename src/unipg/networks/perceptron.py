@@ -110,13 +110,19 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 class _Layer(nn.Module):
-    """The K members' layer as one: `weight` [K,I,O], `bias` [K,1,O]."""
+    """The K members' layer as one: `weight` [K,I,O], `bias` [K,1,O]; of one member alone [I,O] and [O], a plain product's."""
 
     def __init__(self, layers: Iterable[nn.Linear]) -> None:
         super().__init__()
         layers = list(layers)
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach().T for layer in layers]).contiguous())
-        self.bias = nn.Parameter(torch.stack([layer.bias.detach().unsqueeze(0) for layer in layers]))
+        weights, biases = [layer.weight.detach().T for layer in layers], [layer.bias.detach() for layer in layers]
+        single = len(layers) == 1
+        self.weight = nn.Parameter(weights[0].contiguous() if single else torch.stack(weights).contiguous())
+        self.bias = nn.Parameter(biases[0].clone() if single else torch.stack(biases).unsqueeze(1))
+
+    def of(self, k: int) -> tuple[Tensor, Tensor]:
+        """Weight [I,O] and bias [O] of member k."""
+        return (self.weight, self.bias) if self.weight.ndim == 2 else (self.weight[k], self.bias[k, 0])
 
 
 class Ensemble(nn.Module):
@@ -146,25 +152,28 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor, members: int | None = None) -> Tensor:
         """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]. `members`: of the first so many alone."""
-        layers = cast("Iterable[_Layer]", self.layers)
-        weights: list[tuple[Tensor, Tensor]] = [(layer.weight, layer.bias) for layer in layers]
-        if members is not None and members < self.members:
-            weights = [(weight[:members], bias[:members]) for weight, bias in weights]
-        x, activation = x.to(weights[0][0].dtype), ACTIVATIONS[self.activation]
-        if len(weights[0][0]) == 1:  # a plain product costs less than a batch of one
-            x = x.reshape(x.shape[-2:])
-            for weight, bias in weights[:-1]:
-                x = activation(torch.addmm(bias.squeeze(0), x, weight.squeeze(0)))
-            return torch.addmm(weights[-1][1].squeeze(0), x, weights[-1][0].squeeze(0)).unsqueeze(0)
+        layers, count = cast("Iterable[_Layer]", self.layers), self.members if members is None else min(members, self.members)
+        activation = ACTIVATIONS[self.activation]
+        if count == 1:  # a plain product costs less than a batch of one
+            *hidden, (weight, bias) = [layer.of(0) for layer in layers]
+            x = (x if x.ndim == 2 else x[0]).to(weight.dtype)
+            for within, shift in hidden:
+                x = activation(torch.addmm(shift, x, within))
+            return torch.addmm(bias, x, weight).unsqueeze(0)
+        *hidden, (weight, bias) = [
+            (layer.weight[:count], layer.bias[:count]) if members else (layer.weight, layer.bias) for layer in layers
+        ]
+        x = x.to(weight.dtype)
         if x.ndim == 2:
-            x = x.expand(len(weights[0][0]), *x.shape)
-        for weight, bias in weights[:-1]:
-            x = activation(torch.baddbmm(bias, x, weight))
-        return torch.baddbmm(weights[-1][1], x, weights[-1][0])
+            x = x.expand(count, *x.shape)
+        for within, shift in hidden:
+            x = activation(torch.baddbmm(shift, x, within))
+        return torch.baddbmm(bias, x, weight)
 
     def on_the_host(self, k: int = 0, *, live: bool = False) -> HostFunction:
         """Member k in NumPy; see `Perceptron.on_the_host`."""
-        weights = [(_array(layer.weight)[k], _array(layer.bias)[k, 0]) for layer in cast("Iterable[_Layer]", self.layers)]
+        members = [layer.of(k) for layer in cast("Iterable[_Layer]", self.layers)]
+        weights = [(_array(weight), _array(bias)) for weight, bias in members]
         return _forward(weights, self.activation, live)
 
     @torch.no_grad()
@@ -172,6 +181,7 @@ class Ensemble(nn.Module):
         """The k-th member alone, with copies of its weights."""
         single = Perceptron(self.sizes, activation=self.activation, source=torch.Generator())
         for own, layer in zip(cast("Iterable[nn.Linear]", single.layers), cast("Iterable[_Layer]", self.layers), strict=True):
-            own.weight = nn.Parameter(layer.weight[k].T.clone(memory_format=torch.contiguous_format))
-            own.bias = nn.Parameter(layer.bias[k, 0].clone())
+            weight, bias = layer.of(k)
+            own.weight = nn.Parameter(weight.T.clone(memory_format=torch.contiguous_format))
+            own.bias = nn.Parameter(bias.clone())
         return single

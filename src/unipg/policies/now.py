@@ -168,7 +168,11 @@ class Now(Evaluation):
             else:
                 found = self.once(("all", network, at, members), (network,), lambda: values(observation, members=members))
             if action is not None:
-                found = found.gather(-1, action.long().expand(len(found), -1).unsqueeze(-1)).squeeze(-1)
+                taken = action.long()
+                found = found.gather(-1, taken.expand(found.shape[0], *taken.shape).unsqueeze(-1))
+                if self.everywhere:
+                    return found.reshape(found.shape[0], *self.shape)
+                found = found.squeeze(-1)
         return self._members(found)
 
     def states_of(self, network: str, at: str) -> Tensor:
@@ -178,7 +182,7 @@ class Now(Evaluation):
     def _members(self, found: Tensor) -> Tensor:
         """[K,N,…] back as [K,B,T,…]."""
         if self.everywhere:
-            return found.reshape(len(found), *self.shape, *found.shape[2:])
+            return found.reshape(found.shape[0], *self.shape, *found.shape[2:])
         return torch.stack([self.placed(values) for values in found])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import pickle
@@ -448,12 +449,20 @@ def _make(recipe: EnvironmentRecipe, rows: int, *, pictures: bool = False) -> tu
         recipe, arrays = replace(recipe, options={**recipe.options, "render_mode": PICTURES}), False
     if arrays and spec.vector_entry_point is None:
         raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
-    mode = VectorizeMode.VECTOR_ENTRY_POINT if arrays else VectorizeMode.SYNC
     reset = gymnasium.vector.AutoresetMode.NEXT_STEP if pictures else gymnasium.vector.AutoresetMode.SAME_STEP
-    own: dict[str, Any] = {} if arrays else {"autoreset_mode": reset, "copy": False}
-    around: dict[str, Any] = {"wrappers": wraps(recipe.wrappers)} if recipe.wrappers else {}
+    around = wraps(recipe.wrappers)
+
+    def one() -> gymnasium.Env:
+        return functools.reduce(lambda environment, wrapper: wrapper(environment), around, gymnasium.make(spec, **recipe.options))
+
     try:
-        environments = gymnasium.make_vec(spec, rows, vectorization_mode=mode, vector_kwargs=own, **around, **recipe.options)
+        environments: gymnasium.vector.VectorEnv
+        if arrays:
+            environments = gymnasium.make_vec(spec, rows, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **recipe.options)
+        else:
+            from unipg.rollouts.rows import Rows
+
+            environments = Rows([one] * rows, reset)
     except InputError:
         raise
     except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:

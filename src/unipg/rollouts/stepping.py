@@ -48,8 +48,8 @@ class Episodes:
         self.recent: deque[float] = deque(maxlen=recent)
         self.steps = 0
 
-    def add(self, reward: np.ndarray, ended: np.ndarray, live: np.ndarray | None) -> None:
-        """A step of all environments; `live`: those that took one."""
+    def add(self, reward: np.ndarray, ended: list[int], live: np.ndarray | None) -> None:
+        """A step of all environments, of which rows `ended`; `live`: those that took one."""
         if live is None:
             self.returns += reward
             self.lengths += 1
@@ -58,13 +58,12 @@ class Episodes:
             self.returns[live] += reward[live]
             self.lengths[live] += 1
             self.steps += int(live.sum())
-        if ended.any():
-            for row in np.flatnonzero(ended).tolist():
-                self.ended.append((float(self.returns[row]), int(self.lengths[row])))
-                self.recent.append(float(self.returns[row]))
-                self.returns[row] = self.lengths[row] = 0
-                self.number[row] = self.begun
-                self.begun += 1
+        for row in ended:
+            self.ended.append((float(self.returns[row]), int(self.lengths[row])))
+            self.recent.append(float(self.returns[row]))
+            self.returns[row] = self.lengths[row] = 0
+            self.number[row] = self.begun
+            self.begun += 1
 
     def renumber(self) -> None:
         """Every environment is in a new episode."""
@@ -125,21 +124,27 @@ class Stepper:
         after = np.array(self._flatten(following))  # a copy: environments may write over theirs
         reward = np.asarray(reward, np.float64)
         ended = terminated | truncated
-        truncated = truncated & ~terminated
+        rows = ended.nonzero()[0].tolist()
+        if rows:
+            truncated = truncated & ~terminated
         final = after
         if self._same_step:
-            if ended.any():
+            if rows:
                 final = after.copy()
-                for row in np.flatnonzero(ended).tolist():
+                for row in rows:
                     final[row] = self._flatten_one(infos["final_obs"][row])
             live = None
         else:
             self.resetting = ended
-            live = ~resetting if resetting.any() else None
+            if resetting.any():
+                live = ~resetting
+                rows = (ended & live).nonzero()[0].tolist()
+            else:
+                live = None
         if not math.isfinite(float(final.sum()) + float(reward.sum())):
             self._refuse(final, reward, live)
         step = Step(before, final, reward, terminated, truncated, self.episodes.number.copy(), live)
-        self.episodes.add(reward, ended if live is None else ended & live, live)
+        self.episodes.add(reward, rows, live)
         self.observation = after
         if live is None:
             return step
