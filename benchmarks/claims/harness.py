@@ -96,6 +96,8 @@ class Claim:
     """Further panels of the picture; each draws on a matplotlib Axes."""
     limits: tuple[float, float] | None = None
     """Range of the score, where it has one."""
+    over: str = "optimiser steps"
+    """What the curves count."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------- checks
@@ -351,7 +353,7 @@ def draw(claim: Claim, result: Mapping[str, Any], path: Path) -> None:
     axes[0].invert_yaxis()
     axes[0].set(xlim=claim.limits, xlabel=heading, title="mean over seeds, 95 % interval, each seed")
     if curves:
-        axes[1].set(ylim=claim.limits, xlabel="optimiser steps", title=f"{heading} during training, mean over seeds")
+        axes[1].set(ylim=claim.limits, xlabel=claim.over, title=f"{heading} during training, mean over seeds")
         axes[1].grid(alpha=0.3)
         if axes[1].lines:
             axes[1].legend(fontsize=8)
