@@ -82,7 +82,7 @@ def on_policy(steps: int) -> Claim:
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run"},
         about=(
-            f"InvertedDoublePendulum-v5, {steps:,} steps of one environment, {WINDOW:,} an iteration; running normalisation of observations, "
+            f"InvertedDoublePendulum-v5, {steps:,} steps of one environment, {WINDOW:,} an iteration; observations normalised, "
             "64-64 tanh networks, Adam at 3e-4. PPO on the whole batch differs from MDPO in the clip alone. Returns of training episodes."
         ),
         setup={"steps": steps},
@@ -121,8 +121,8 @@ def off_policy(steps: int) -> Claim:
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run"},
         about=(
-            f"Pendulum-v1, {steps:,} steps of one environment, the first 1,000 with uniform actions, an update of 256 transitions after each "
-            "of the others; 64-64 ReLU networks, Adam at 3e-4, lambda = 0.2, m = 1,000. Returns of training episodes."
+            f"Pendulum-v1, {steps:,} steps of one environment, the first 1,000 with uniform actions, an update of 256 transitions after all "
+            "others; 64-64 ReLU networks, Adam at 3e-4, lambda = 0.2, m = 1,000. Returns of training episodes."
         ),
         setup={"steps": steps},
         over="steps",
