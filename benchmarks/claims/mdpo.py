@@ -121,7 +121,7 @@ def off_policy(steps: int) -> Claim:
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run"},
         about=(
-            f"Pendulum-v1, {steps:,} steps of one environment, the first 1,000 with uniform actions, an update of 256 transitions after all "
+            f"Pendulum-v1, {steps:,} steps of one environment, the first 1,000 uniform, an update of 256 transitions after all "
             "others; 64-64 ReLU networks, Adam at 3e-4, lambda = 0.2, m = 1,000. Returns of training episodes."
         ),
         setup={"steps": steps},

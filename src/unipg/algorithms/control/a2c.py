@@ -21,6 +21,7 @@ class A2C(Algorithm):
         "Synchronous: one worker's windows are one batch (the paper's A3C has asynchronous workers); settings of Stable-Baselines3.",
         "RMSprop adds eps to the root of the mean square, as torch does: inside the root (TensorFlow) the first steps are smaller.",
     )
+    claim = "benchmarks/claims/control_curves.py"
 
     rollouts: int = setting(1, "rollouts per prompt; no group is needed")
     gamma: float = setting(0.99, "discount per step")

@@ -31,6 +31,7 @@ class MDPO(Algorithm):
         "t_k = t_0 · (1 − k/K), as the paper has it; `annealing: released` is the code's 1 − (k − 1)/K. Neither falls below t_0/K.",
         "Where all advantages are equal they count as 0; the released code divides by their standard deviation, without an epsilon.",
     )
+    claim = "benchmarks/claims/mdpo.py"
     acts = True
 
     rollouts: int = setting(1, "read of prompts alone; environments start each episode by themselves")

@@ -48,6 +48,7 @@ class OffPolicyMDPO(Algorithm):
         "Exploration draws from the policy, as in the paper; the released code takes the most likely ones (`deterministic_exploration`).",
         "With tsallis = 1 the logarithm has no floor; the released code clamps it at log 1e-6, where its gradient is then 0.",
     )
+    claim = "benchmarks/claims/mdpo.py"
     replays = True
     controllers = ("squashed", "gaussian", "auto")
     controller: ClassVar[Mapping[str, Any]] = {"hidden": (256, 256), "activation": "relu", "init": "torch"}

@@ -21,6 +21,7 @@ class PPO(KLInReward, Algorithm):
         "The advantage is whitened with statistics of the sampled batch, token_mean weights rows by the batch's lengths, "
         "and a learned critic with lam < 1 is biased."
     )
+    claim = "benchmarks/claims/control_curves.py"
 
     rollouts: int = setting(1, "rollouts per prompt; no group is needed")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 1707.06347")

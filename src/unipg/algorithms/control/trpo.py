@@ -25,6 +25,7 @@ class TRPO(Algorithm):
         "xᵀFx in the length of the step has the damping in it, as in Stable-Baselines3 contrib; the paper leaves it out.",
         "The trust region is KL(old ‖ new), the paper's; Stable-Baselines3 contrib measures KL(new ‖ old).",
     )
+    claim = "benchmarks/claims/control_curves.py"
     acts = True
     controller: ClassVar[dict[str, Any]] = {"hidden": (64, 64), "activation": "tanh"}
 
