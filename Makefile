@@ -29,7 +29,7 @@ $(PEERS)/.installed: Makefile
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
 	@$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0 \
 	    trl==1.16.0 transformers==5.10.4 accelerate==1.15.0 datasets==5.2.0 numpy==2.4.6 \
-	    stable-baselines3==2.9.2 gymnasium==1.4.0 tyro==1.0.17 tensorboard==2.21.0
+	    stable-baselines3==2.9.2 sb3-contrib==2.9.2 gymnasium[mujoco]==1.4.0 tyro==1.0.17 tensorboard==2.21.0
 	@touch $@
 
 demo: $(VENV)/.installed

@@ -17,14 +17,15 @@ from gymnasium.vector import VectorEnv
 
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCriticRecipe
+from unipg.rollouts import making
 from unipg.rollouts.base import Demand, Pickled
-from unipg.rollouts.environments import EnvironmentRecipe, _make
+from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.snapshots import MOST_THINGS, NotNumbers, Snapshots, put
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
 
 
 def made(name: str, vectorized: bool | None, seed: int) -> VectorEnv:
-    environments, _ = _make(EnvironmentRecipe(name, count=3, vectorized=vectorized), 3)
+    environments, _ = making.made(EnvironmentRecipe(name, count=3, vectorized=vectorized), 3)
     environments.reset(seed=seed)
     return environments
 

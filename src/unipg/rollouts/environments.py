@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import pickle
 import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 
 from unipg.arguments import CheckedArguments
-from unipg.errors import InputError, missing_package, nearest, one_line, spoken
+from unipg.errors import InputError, one_line, spoken
 from unipg.estimator.policy_gradient import check_log_probs
-from unipg.loading import module_named
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
+from unipg.rollouts.making import first_line, made, step_limit
 from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
-from unipg.rollouts.recording import PICTURES, Film, check_drawn
+from unipg.rollouts.recording import Film
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
-from unipg.rollouts.wrappers import check_wrappers, show_own_rewards, take_normalizers, wraps
+from unipg.rollouts.wrappers import check_wrappers
 from unipg.seeding import derived_seed, generator
-from unipg.settings import unknown_key
 from unipg.statistics import mean_interval
 from unipg.trajectories import Trajectories
 
@@ -66,9 +63,13 @@ class EnvironmentRecipe(CheckedArguments):
     no wrapper."""
     wrappers: list[Any] = field(default_factory=list)
     """Put around every environment, in evaluations too, the first innermost: dotted paths, or {path: …, argument: …}."""
+    backend: Literal["gymnasium", "envpool"] = "gymnasium"
+    """Whose environment it is. envpool: EnvPool's of the same name, stepped in C++, whose settings `options` then are."""
+    processes: int | None = None
+    """How many processes work at a time; each environment then has one of its own. For steps of a millisecond and more; null: none."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "steps", "evaluation_episodes", "evaluation_steps"):
+        for name in ("count", "steps", "evaluation_episodes", "evaluation_steps", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"environment.{name} is {value}; accepted: 1 or more")
@@ -77,6 +78,12 @@ class EnvironmentRecipe(CheckedArguments):
             raise InputError(
                 "environment.vectorized is true, but environment.wrappers are put around single environments; accepted: false, null"
             )
+        if self.backend == "envpool" and (self.vectorized is False or self.wrappers):
+            given, accepted = ("wrappers are given", "none") if self.wrappers else ("vectorized is false", "true, null")
+            raise InputError(f"environment.{given}, but EnvPool has arrays alone; accepted: {accepted}")
+        if self.processes is not None and (self.backend == "envpool" or self.vectorized):
+            what = "EnvPool's have threads (environment.options.num_threads)" if self.backend == "envpool" else "arrays are in one process"
+            raise InputError(f"environment.processes is {self.processes}, but {what}; accepted: null")
 
     def build(self, seed: int) -> EnvironmentRollouts:
         """The environments, not yet reset. `seed` decides their start states."""
@@ -100,13 +107,16 @@ class EnvironmentRollouts(Experience):
         self.recipe = recipe
         self.seed = seed
         self.max_new_tokens = recipe.steps
-        self._environments, self.normalized = _make(recipe, recipe.count)
+        self._environments: Any
+        self._environments, self.normalized = made(recipe, recipe.count)
         """`normalized`: whether the environment came with a running normaliser, which is off: the policy must keep one in its place."""
         self._observation: np.ndarray | None = None
         self._steps = 0
         self._forget_episodes()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._kept: dict[str, Any] = {}
+        self._here: Any = None
+        """Of environments in other processes: as many in this one, which stand for them where they are saved."""
         self._stepper: Stepper | None = None
         """Where they are stepped one step at a time, instead of in windows."""
         self._picklable = True
@@ -116,7 +126,7 @@ class EnvironmentRollouts(Experience):
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what a new environment looks like is learnt there again."""
-        return {**vars(self), "_snapshots": None}
+        return {**vars(self), "_snapshots": None, "_here": None}
 
     def _forget_episodes(self) -> None:
         self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
@@ -301,10 +311,7 @@ class EnvironmentRollouts(Experience):
             self._observation = None
             self._forget_episodes()
             return
-        if isinstance(state["environments"], Pickled):
-            self._environments = pickle.loads(state["environments"].data)
-        else:
-            self._put(state["environments"])
+        self._go_on(state["environments"])
         self._observation = state["observation"].numpy().copy()
         self._resetting = np.array(state["resetting"], bool)
         self._return = np.array(state["return"])
@@ -316,31 +323,33 @@ class EnvironmentRollouts(Experience):
         if state["environments"] is None:  # they could not be saved: their episodes start afresh
             self._observation, self._kept = None, {"episodes": state["episodes"]}
             return
-        if isinstance(state["environments"], Pickled):
-            self._environments = pickle.loads(state["environments"].data)
-        else:
-            self._put(state["environments"])
+        self._go_on(state["environments"])
         self._observation = state["observation"].numpy().copy()
 
     def _saved(self) -> list[Any] | Pickled | None:
         """The environments as they stand: in numbers, pickled, or not at all, with a warning at every descent."""
-        if self._numbers:
-            try:
-                if self._snapshots is None:
-                    self._snapshots = Snapshots(self._new())
-                return self._snapshots.take(self._environments)
-            except NotNumbers as error:
-                self._numbers, self._snapshots, why = False, None, str(error)
-        else:
-            why = ""
+        why, lost = "", ""
         if not self._picklable:
             return None
         try:
-            found = Pickled(pickled(self._environments))
+            standing = self._fetched()
+        except NotNumbers as error:  # of other processes there are pickles alone
+            standing, lost = None, str(error)
+        if self._numbers and standing is not None:
+            try:
+                if self._snapshots is None:
+                    self._snapshots = Snapshots(self._new())
+                return self._snapshots.take(standing)
+            except NotNumbers as error:
+                self._numbers, self._snapshots, why = False, None, str(error)
+        try:
+            if standing is None:
+                raise NotNumbers(lost)
+            found = Pickled(pickled(standing))
         except Exception as error:  # whatever a foreign object raises, training goes on
             self._picklable = False
             warnings.warn(
-                f"environment '{self.recipe.id}' cannot be saved ({_first_line(error)}); after a resume its episodes start afresh",
+                f"environment '{self.recipe.id}' cannot be saved ({first_line(error)}); after a resume its episodes start afresh",
                 stacklevel=3,
             )
             return None
@@ -352,22 +361,47 @@ class EnvironmentRollouts(Experience):
             )
         return found
 
+    def _fetched(self) -> Any:
+        """The environments, from other processes as copies in this one. Raises `NotNumbers` where these cannot be had."""
+        if self.recipe.processes is None:
+            return self._environments
+        self._here = self._here or self._new()
+        self._here.envs = self._environments.fetch()
+        return self._here
+
     def _new(self) -> Any:
-        """Environments of the same kind that were reset."""
+        """Environments of the same kind that were reset, in this process."""
         try:
-            environments, _ = _make(self.recipe, self.recipe.count)
+            environments, _ = made(replace(self.recipe, processes=None, vectorized=self._arrays), self.recipe.count)
             environments.reset(seed=0)
         except Exception as error:
             raise NotNumbers(one_line(error)) from error
         return environments
 
-    def _put(self, snapshot: list[Any]) -> None:
-        if self._observation is None:
-            self._environments.reset(seed=0)
-        try:
-            put(snapshot, self._environments)
-        except NotNumbers as error:
-            raise InputError(f"environment '{self.recipe.id}' is not what it was when the checkpoint was written: {error}") from error
+    @property
+    def _arrays(self) -> bool | None:
+        """Of environments in one process; those in several are no arrays."""
+        return self.recipe.vectorized if self.recipe.processes is None else False
+
+    def _go_on(self, saved: list[Any] | Pickled) -> None:
+        """Goes on from environments that were saved."""
+        apart = self.recipe.processes is not None
+        standing = self._new() if apart else self._environments
+        if isinstance(saved, Pickled):
+            standing = pickle.loads(saved.data)
+        else:
+            if self._observation is None and not apart:
+                standing.reset(seed=0)
+            try:
+                put(saved, standing)
+            except NotNumbers as error:
+                raise InputError(f"environment '{self.recipe.id}' is not what it was when the checkpoint was written: {error}") from error
+        if not apart:
+            self._environments = standing
+            return
+        self._environments.terminate()  # they may be in the middle of a step
+        self._environments, _ = made(self.recipe, self.recipe.count)
+        self._environments.replace(standing.envs)
 
 
 def evaluate_controller(
@@ -396,8 +430,8 @@ def evaluate_controller(
         told(share)
 
     with at_once(lambda: told(done)):
-        environments, normalized = _make(recipe, min(episodes, SIDE_BY_SIDE) if film is None else 1, pictures=film is not None)
-        show_own_rewards(environments)
+        rows = min(episodes, SIDE_BY_SIDE) if film is None else 1
+        environments, normalized = made(recipe, rows, own_rewards=True, pictures=film is not None)
         controller, seed = _controller(policy, recipe.id, normalized), derived_seed(seed, "evaluation") % _SEEDS
         source = generator(seed, "evaluation", "act") if sample else None
         seen = None if film is None else lambda: film.add(environments, recipe.id)
@@ -418,81 +452,10 @@ def evaluate_controller(
 
 def _most_steps(recipe: EnvironmentRecipe) -> float:
     """Where an evaluation episode is cut; infinite where the environment sees to it itself."""
-    import gymnasium
-
     if recipe.evaluation_steps is not None:
         return recipe.evaluation_steps
-    own = recipe.options.get("max_episode_steps", gymnasium.spec(recipe.id.rpartition(":")[2]).max_episode_steps)
+    own = step_limit(recipe)
     return EVALUATION_STEPS if own is None or own < 1 else math.inf
-
-
-def _make(recipe: EnvironmentRecipe, rows: int, *, pictures: bool = False) -> tuple[gymnasium.vector.VectorEnv, bool]:
-    """`rows` environments, and whether they had running normalisers, which are off; anything wrong with the recipe is an `InputError`.
-
-    `pictures`: objects that draw themselves, and take a step of their own to reset, so that an episode's last picture can be seen.
-    """
-    try:
-        import gymnasium
-    except ModuleNotFoundError as absent:
-        raise missing_package("gymnasium", "control", f"environment '{recipe.id}'") from absent
-    from gymnasium.envs.registration import VectorizeMode, load_env_creator
-
-    module, _, name = recipe.id.rpartition(":")
-    if module:
-        module_named(module, f"environment '{recipe.id}'")
-    if name not in gymnasium.registry:
-        raise InputError(f"environment '{recipe.id}' does not exist; {nearest(name, gymnasium.registry)}")
-    spec = gymnasium.spec(name)
-    arrays = spec.vector_entry_point is not None and not recipe.wrappers if recipe.vectorized is None else recipe.vectorized
-    if pictures:
-        check_drawn(recipe.id, load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point)
-        recipe, arrays = replace(recipe, options={**recipe.options, "render_mode": PICTURES}), False
-    if arrays and spec.vector_entry_point is None:
-        raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
-    reset = gymnasium.vector.AutoresetMode.NEXT_STEP if pictures else gymnasium.vector.AutoresetMode.SAME_STEP
-    around = wraps(recipe.wrappers)
-
-    def one() -> gymnasium.Env:
-        return functools.reduce(lambda environment, wrapper: wrapper(environment), around, gymnasium.make(spec, **recipe.options))
-
-    try:
-        environments: gymnasium.vector.VectorEnv
-        if arrays:
-            environments = gymnasium.make_vec(spec, rows, vectorization_mode=VectorizeMode.VECTOR_ENTRY_POINT, **recipe.options)
-        else:
-            from unipg.rollouts.rows import Rows
-
-            environments = Rows([one] * rows, reset)
-    except InputError:
-        raise
-    except (ImportError, TypeError, ValueError, gymnasium.error.Error) as error:
-        if isinstance(error, TypeError):
-            _check_options(recipe, spec.vector_entry_point if arrays else spec.entry_point)
-        raise InputError(f"environment '{recipe.id}' with options {recipe.options} cannot be made: {_first_line(error)}") from error
-    if environments.metadata.get("autoreset_mode") not in (
-        gymnasium.vector.AutoresetMode.NEXT_STEP,
-        gymnasium.vector.AutoresetMode.SAME_STEP,
-    ):
-        raise InputError(f"the array implementation of '{recipe.id}' does not reset itself; set environment.vectorized to false")
-    return environments, take_normalizers(environments, recipe.id)
-
-
-def _check_options(recipe: EnvironmentRecipe, entry: Any) -> None:
-    """Refuses an option that the environment has no argument for; where its arguments cannot be read, nothing is known."""
-    from gymnasium.envs.registration import load_env_creator
-
-    try:
-        parameters = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters
-    except (TypeError, ValueError):
-        return
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        for name in recipe.options:
-            if name not in parameters:
-                raise unknown_key(f"environment.options.{name}", [p for p in parameters if p not in ("self", "num_envs")])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _controller(policy: Policy, environment: str, normalized: bool) -> Controller:

@@ -90,7 +90,7 @@ def _check_arguments(wrapper: Callable[..., Any], arguments: dict[str, Any], pla
                 raise unknown_key(f"{place}.{name}", list(parameters)[1:])
 
 
-def take_normalizers(environments: gymnasium.vector.VectorEnv, name: str) -> bool:
+def take_normalizers(environments: gymnasium.vector.VectorEnv | gymnasium.Env, name: str) -> bool:
     """Switches off every NormalizeObservation of `environments`, which give plain observations from then on; whether there was any.
 
     Errors: `InputError` where something around the wrapper reads its observations, and for foreign wrappers with running statistics.
@@ -114,7 +114,7 @@ def take_normalizers(environments: gymnasium.vector.VectorEnv, name: str) -> boo
     return found
 
 
-def show_own_rewards(environments: gymnasium.vector.VectorEnv) -> None:
+def show_own_rewards(environments: gymnasium.vector.VectorEnv | gymnasium.Env) -> None:
     """Switches off every NormalizeReward: evaluations measure the environment's own rewards."""
     for layers in _layers(environments):
         for layer in layers:
