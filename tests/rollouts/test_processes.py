@@ -57,8 +57,8 @@ class Walk(gymnasium.Env):
 
 
 gymnasium.register("Walk-v0", entry_point=Walk)
-gymnasium.register("Scaled-v0", entry_point=lambda: gymnasium.wrappers.NormalizeReward(Walk()))
-gymnasium.register("Normalized-v0", entry_point=lambda: gymnasium.wrappers.NormalizeObservation(Walk()))
+gymnasium.register("WalkScaled-v0", entry_point=lambda: gymnasium.wrappers.NormalizeReward(Walk()))
+gymnasium.register("WalkNormalized-v0", entry_point=lambda: gymnasium.wrappers.NormalizeObservation(Walk()))
 
 
 def made(processes: int | None, name: str = "Walk-v0", **settings: Any) -> tuple[EnvironmentRollouts, ActorCritic]:
@@ -80,7 +80,7 @@ def assert_same(one: list[tuple[Trajectories, dict[str, float]]], other: list[tu
             assert x is None or torch.equal(x, y), name
 
 
-@pytest.mark.parametrize("name", ["Walk-v0", "Scaled-v0", "CartPole-v1"])
+@pytest.mark.parametrize("name", ["Walk-v0", "WalkScaled-v0", "CartPole-v1"])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_they_give_what_one_process_gives(name: str, processes: int) -> None:
     alone, apart = made(None, name), made(processes, name)
@@ -163,7 +163,7 @@ def test_what_an_environment_raises_is_raised_here() -> None:
 
 
 def test_a_running_normaliser_is_found_and_off() -> None:
-    environments, _ = made(2, "Normalized-v0")
+    environments, _ = made(2, "WalkNormalized-v0")
     assert environments.normalized
     policy = ActorCriticRecipe([8], normalize_observations=True).build(environments.observation_space, environments.action_space, 0)
     batch, _ = environments.collect(policy, Demand(iteration=0))
