@@ -25,7 +25,7 @@ from unipg.critics.regression import DISCOUNT
 from unipg.estimator import Objective
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
-from unipg.training import Trainer, TrainingRecipe
+from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 from unipg.training.feeds.replay import WEIGHT, PrioritiesRecipe, Replay, ReplayRecipe
 from unipg.training.observer import Stopped
 from unipg.training.run import wanted_of
@@ -92,6 +92,7 @@ def trainer(
     iterations: int = 3,
     vectorized: bool | None = False,
     environment: str = "",
+    optimizer: OptimizerRecipe | None = None,
     **replay: Any,
 ) -> Trainer:
     name = environment or ("Counted-v0" if isinstance(algorithm, DQN) else "Labelled-v0")
@@ -100,7 +101,8 @@ def trainer(
     if not environment:
         experience.evaluate = lambda *_: []  # type: ignore[method-assign]
     recipe = ReplayRecipe(**{"batch": 8, "warmup": 8, "updates_per_step": 1.0, "capacity": 1000} | replay)
-    return Trainer(algorithm, policy, experience, folder=folder, training=TrainingRecipe(iterations=iterations), replay=recipe)
+    training = TrainingRecipe(iterations=iterations)
+    return Trainer(algorithm, policy, experience, folder=folder, training=training, replay=recipe, optimizer=optimizer)
 
 
 def feed_of(made: Trainer) -> Replay:
@@ -254,6 +256,26 @@ def test_the_policys_step_leaves_the_critics_alone(tmp_path) -> None:
     assert all(seen)
     trained = [{id(p) for group in learner.optimizer.param_groups for p in group["params"]} for learner in (critic, policy)]
     assert not trained[0] & trained[1]
+
+
+def test_a_learner_may_have_settings_of_its_own(tmp_path) -> None:
+    """Plain gradient steps: the critic's are as long as its own rate says, the policy's as the recipe's."""
+    own = {"critic": {"learning_rate": 0.5, "clip_norm": 1e-3}}
+    settings = OptimizerRecipe(0.25, kind="sgd", clip_norm=1e-2, learners=own)
+    made = trainer(tmp_path, TD3(delay=1), iterations=1, warmup=2, optimizer=settings)
+    longest = {"q": 0.0, "actor": 0.0}
+    for learner, name in zip(made.learners, longest, strict=True):
+        optimise = learner.optimise
+
+        def watch(*given: Any, optimise: Any = optimise, name: str = name) -> Any:
+            before = made.weights.tensors(name)[0].detach().clone()
+            told = optimise(*given)
+            longest[name] = max(longest[name], float((made.weights.tensors(name)[0] - before).norm()))
+            return told
+
+        learner.optimise = watch  # type: ignore[method-assign]
+    made.train()
+    assert longest == pytest.approx({"q": 0.5 * 1e-3, "actor": 0.25 * 1e-2}, rel=1e-3)
 
 
 def test_lagged_copies_share_nothing_and_close_in_geometrically(tmp_path) -> None:

@@ -43,6 +43,21 @@ SMALL = [
         ("pendulum-td3", "training.overlap=true", "training.overlap is true, which is of batches of rollouts; accepted with replay: false"),
         ("pendulum-td3", "algorithm.n_step=0", "algorithm.n_step is 0; accepted: 1 or more"),
         ("pendulum-td3", "algorithm.limit=-1", "algorithm.limit is -1.0; accepted: 0 or more"),
+        (
+            "pendulum-td3",
+            "optimizer.learners={critic: {rate: 0.1}}",
+            "optimizer.learners.critic.rate: this key does not exist; accepted: betas",
+        ),
+        (
+            "pendulum-td3",
+            "optimizer.learners={critic: {learning_rate: -1}}",
+            "optimizer.learners.critic: optimizer.learning_rate is -1; accepted: 0 or more",
+        ),
+        (
+            "pendulum-td3",
+            "optimizer.learners={critic: {kind: sdg}}",
+            "optimizer.learners.critic: OptimizerRecipe: kind 'sdg' does not exist; did you mean 'sgd'",
+        ),
     ],
 )
 def test_recipes_that_no_run_can_have(recipe, override, said) -> None:
@@ -151,3 +166,10 @@ def test_a_buffer_that_cannot_be_gone_on_with_ends_the_resume_and_loses_nothing(
     assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".pt", ".jsonl", ".bin")}
     (folder / "replay.bin").write_bytes(kept)
     assert main(["train", str(RECIPES / "pendulum-td3.yaml"), f"output={folder}", *SMALL, "training.iterations=2", "--resume"]) == 0
+
+
+def test_a_learner_of_another_name(tmp_path, capsys) -> None:
+    overrides = [*SMALL, "optimizer.learners={critc: {learning_rate: 0.1}}", f"output={tmp_path / 'run'}"]
+    assert main(["train", str(RECIPES / "pendulum-td3.yaml"), *overrides]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("unipg: optimizer.learners.critc: this key does not exist; did you mean 'critic'? accepted: critic, policy\n")

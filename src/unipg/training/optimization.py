@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from unipg.algorithms.rates import CONTROLLED
 from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.policies.base import Policy
+from unipg.settings import unknown_key
 
 OWN: dict[str, Any] = {"kind": "adamw", "eps": 1e-8, "clip_norm": 1.0}
 """What `auto` stands for where an algorithm's learner says nothing of its own."""
@@ -94,6 +95,9 @@ class OptimizerRecipe(CheckedArguments):
     kind: Literal["auto", "adamw", "sgd", "rmsprop"] = "auto"
     """sgd: plain, without momentum. rmsprop: `betas[1]` is what it keeps of the mean square, 0.99 by default. auto: adamw, or the
     algorithm's own."""
+    learners: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings of single learners by their names, in place of those above: `critic: {learning_rate: 1.0e-3}`. `unipg explain NAME` says
+    which learners an algorithm has."""
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "weight_decay", "warmup"):
@@ -112,10 +116,20 @@ class OptimizerRecipe(CheckedArguments):
             value = getattr(self, name)
             if value is not None and value != "auto" and not value > 0:
                 raise InputError(f"optimizer.{name} is {value}; accepted: above 0, or null for none")
+        for learner in self.learners:
+            self.of(learner)
 
     def of(self, learner: str) -> OptimizerRecipe:
-        """That of a learner, by its name."""
-        return self
+        """That of a learner, by its name. Errors: `InputError` for a setting of its own that is none, or not of its kind."""
+        own, place = self.learners.get(learner, {}), f"optimizer.learners.{learner}"
+        accepted = [each.name for each in fields(self) if each.name not in ("learners", "critic_learning_rate")]
+        for name in own:
+            if name not in accepted:
+                raise unknown_key(f"{place}.{name}", accepted)
+        try:
+            return replace(self, learners={}, **own)
+        except InputError as error:
+            raise InputError(f"{place}: {error}") from error
 
     @property
     def longest(self) -> float | None:
