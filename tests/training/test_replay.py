@@ -270,7 +270,7 @@ def test_a_learner_may_have_settings_of_its_own(tmp_path) -> None:
         def watch(*given: Any, optimise: Any = optimise, name: str = name) -> Any:
             before = made.weights.tensors(name)[0].detach().clone()
             told = optimise(*given)
-            longest[name] = max(longest[name], float((made.weights.tensors(name)[0] - before).norm()))
+            longest[name] = max(longest[name], float((made.weights.tensors(name)[0].detach() - before).norm()))
             return told
 
         learner.optimise = watch  # type: ignore[method-assign]

@@ -308,7 +308,7 @@ def recordings(runs: Sequence[Run], beside: Path | None) -> str:
         )
         title = f"<h3>{labelled(runs, index)}</h3>" if len(runs) > 1 else ""
         shown.append(f'<figure class="film">{title}{film}</figure>')
-    note = "Episodes of the trained policy, as filmed by <code>unipg evaluate --record</code> into the run folder; the film is a file of its own there."
+    note = "Episodes of the trained policy, as filmed by <code>unipg evaluate --record</code> into the run folder, a file of its own there."
     return f'<p class="soft">{note}</p><div class="grid">{"".join(shown)}</div>' if shown else ""
 
 
