@@ -17,7 +17,7 @@ from unipg.errors import InputError, command_line, nearest
 from unipg.files import Command, check_output, disk_is_full, generator, write_output
 from unipg.hub import check_place, in_home
 
-COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "check-model", "keys", "lab", "report")
+COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "export", "check-model", "keys", "lab", "report")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -141,11 +141,19 @@ def _parser() -> argparse.ArgumentParser:
         type=in_home,
         help="of a controller: film the episodes (default 3) into this .mp4 or .gif, without a screen",
     )
+    evaluate.add_argument("--checkpoint", default="last", help="of a run: last (default), or best of those measured during training")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--device", default="auto")
     evaluate.add_argument("--threads", type=int)
     evaluate.add_argument("--json", metavar="FILE", type=in_home, help="write the results, with sampled answers, to this file")
     evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="a controller's most likely action as one file for other programs")
+    export.add_argument("model", type=in_home, help="a run folder, or a controller's model folder")
+    export.add_argument("--format", default="onnx", help="onnx (default) or torchscript")
+    export.add_argument("--output", metavar="FILE", type=in_home, help="default: actor.onnx or actor.pt in that folder")
+    export.add_argument("--checkpoint", default="last", help="of a run: last (default), or best of those measured during training")
+    export.set_defaults(run=_export)
 
     check = commands.add_parser("check-model", help="what of packing, shared prompts and decoding is proved for a model")
     check.add_argument(
@@ -284,6 +292,14 @@ def _train(options: argparse.Namespace) -> int:
     if os.environ.get("RANK", "0") != "0":
         return 0
     shown = [("metrics", folder / "metrics.jsonl"), ("model", folder / "model")]
+    measured = _record(folder).get("evaluations")
+    if measured:
+        last, best = (f"{measured[name]['return']:.4g} at iteration {measured[name]['iteration']}" for name in ("last", "best"))
+        console.print(
+            f"return   last {last}; best {best}, the highest of {measured['n']}, so likely too high", soft_wrap=True, highlight=False
+        )
+        console.print(f"measure  unipg evaluate {folder} --checkpoint best", soft_wrap=True, highlight=False)
+        shown.append(("best", folder / "best"))
     if options.report:
         from unipg.reports import write_report
 
@@ -327,6 +343,7 @@ def _evaluate(options: argparse.Namespace) -> None:
             episodes=options.episodes,
             sample=options.sample,
             record=options.record,
+            checkpoint=options.checkpoint,
             seed=options.seed,
             device=options.device,
             threads=options.threads,
@@ -343,6 +360,20 @@ def _evaluate(options: argparse.Namespace) -> None:
             raise InputError(f"the verifier of {result.task} raised an error for every answer; the first: {result.trouble.splitlines()[0]}")
         if result.trouble:
             console.print(f"some answers of {result.task} could not be scored: {result.trouble.splitlines()[0]}", soft_wrap=True)
+
+
+def _export(options: argparse.Namespace) -> None:
+    check_place(options.model, runs=True)
+    from unipg.terminal import plain_console
+    from unipg.training.export import export_model
+
+    console = plain_console()
+    with console.status(f"tracing, and writing {options.format} …"):
+        path, told = export_model(options.model, options.format, output=options.output, checkpoint=options.checkpoint)
+    for kind in ("inputs", "outputs"):
+        for each in told[kind]:
+            console.print(f"{kind[:-1]:8} {each['name']} [{', '.join(map(str, each['shape']))}] {each['dtype']}", highlight=False)
+    console.print(f"file     {path}", soft_wrap=True, highlight=False)
 
 
 def _check_model(options: argparse.Namespace) -> int:

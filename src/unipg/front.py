@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Never, overload
+from typing import TYPE_CHECKING, Any, Literal, Never, overload
 
 from unipg.errors import InputError, nearest
 from unipg.hub import in_home
@@ -188,6 +188,7 @@ class Run:
         episodes: int | None = None,
         sample: bool = False,
         record: str | os.PathLike[str] | None = None,
+        checkpoint: Literal["last", "best"] = "last",
         seed: int = 0,
         device: str | None = None,
     ) -> list[EvaluationResult]:
@@ -197,7 +198,8 @@ class Run:
         (`chain_sum:{max_digits: 2}`), or sections of a recipe; by default the held-out tasks of the run. Rows without a verifier of
         their own are scored by the run's reward functions.
         A controller plays `episodes` in its environment, and takes no tasks: with the most likely actions, or with `sample` as in training;
-        `record`: filmed into an .mp4 or .gif.
+        `record`: filmed into an .mp4 or .gif. `checkpoint`: the best policy that the run has measured (`training.evaluate_every`), not
+        its last; the episodes are others than those it was measured by.
         """
         from unipg.training.evaluate import evaluate_model
 
@@ -219,9 +221,23 @@ class Run:
                 episodes=episodes,
                 sample=sample,
                 record=None if record is None else os.fspath(record),
+                checkpoint=checkpoint,
                 seed=seed,
                 device=device or recipe.device,
             )
+
+    def export(
+        self,
+        format: Literal["onnx", "torchscript"] = "onnx",
+        *,
+        output: str | os.PathLike[str] | None = None,
+        checkpoint: Literal["last", "best"] = "last",
+    ) -> Path:
+        """A controller's most likely action as one file, from the environment's observations to its actions; see `unipg export`."""
+        from unipg.training.export import export_model
+
+        self._check_model()
+        return export_model(str(self.folder), format, output=None if output is None else os.fspath(output), checkpoint=checkpoint)[0]
 
     def _held_out(self, task: Any) -> str | TaskRecipe:
         from unipg.tasks.data import is_local

@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from unipg.errors import InputError, one_line
+from unipg.errors import InputError, one_line, spoken
 
 SECONDS = 3.0
 """How long the hub may take to answer at all."""
 CONFIGURATIONS = ("config.json", "adapter_config.json")
+KEPT = {"last": "model", "best": "best"}
+"""What a run folder keeps of its policy, and where."""
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)?")
 
 
@@ -55,9 +57,18 @@ def check_place(name: str, runs: bool = False) -> None:
         check_folder(name, runs)
 
 
-def saved_model(name: str) -> str:
-    """Where the checkpoint is: a run folder keeps it in `model`."""
-    inside = Path(name) / "model"
+def saved_model(name: str, checkpoint: str = "last") -> str:
+    """Where the checkpoint is: a run folder keeps its last one in `model`, and its best one, where it was measured, in `best`.
+
+    Errors: `InputError` for a checkpoint that is neither, and for the best one of what keeps none.
+    """
+    if checkpoint not in KEPT:
+        raise InputError(f"{spoken('--checkpoint', 'checkpoint')} is '{checkpoint}'; accepted: {', '.join(KEPT)}")
+    inside = Path(name) / KEPT[checkpoint]
+    if checkpoint != "last" and not inside.is_dir():
+        raise InputError(
+            f"'{name}' keeps no {checkpoint} model; accepted: last, or a control run, which keeps the best of those it measured"
+        )
     return str(inside) if inside.is_dir() else name
 
 

@@ -12,7 +12,11 @@ from unipg import InputError
 from unipg.algorithms import registered
 from unipg.cli import main
 from unipg.lab.diff import measure, recipe_setting, shared_batch
+from unipg.policies.actor_critic import ActorCritic
+from unipg.rollouts.environments import evaluate_controller
+from unipg.seeding import derived_seed
 from unipg.training.evaluate import evaluate_model
+from unipg.training.recipe import load_recipe
 
 pytest.importorskip("gymnasium")
 
@@ -31,11 +35,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_is_measured_in_its_own_environment(run: Path) -> None:
-    """As the last evaluation of the training was, with the run's seed; and longer where more episodes are asked for."""
+    """As in training, but on other episodes than those of any evaluation there; and longer where more episodes are asked for."""
     shares: list[float] = []
     (found,) = evaluate_model(str(run), seed=3, progress=lambda name, done: shares.append(done))
     last = json.loads((run / "evaluations.jsonl").read_text().splitlines()[-1])["results"][0]
-    assert found.metrics == last["metrics"]
+    environment = load_recipe(run / "recipe.yaml").environment
+    policy = ActorCritic.load(run / "model")
+    assert evaluate_controller(policy, environment, 3).metrics == last["metrics"]
+    assert evaluate_controller(policy, environment, derived_seed(3, "test")).metrics == found.metrics != last["metrics"]
     assert found.task == "CartPole-v1"
     assert shares[-1] == 1
     (more,) = evaluate_model(str(run / "model"), episodes=9)

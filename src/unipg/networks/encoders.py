@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -42,6 +42,14 @@ class Stored(NamedTuple):
     dtype: str
 
 
+class Leaf(NamedTuple):
+    """A part of an observation that is an array by itself: its keys joined by dots, its shape, and its type in NumPy's words."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
 class Encoder(nn.Module):
     """Observations of one space: how they are stored, and the vector [N,size] that a network reads of them."""
 
@@ -68,6 +76,14 @@ class Encoder(nn.Module):
         alone = one.pop()
         stored = self.flatten(_mapped(lambda leaf: np.asarray(leaf)[None] if alone else np.asarray(leaf), observation))
         return stored, alone
+
+    @abstractmethod
+    def stack(self, leaves: Sequence[Tensor]) -> Tensor:
+        """`flatten` of tensors, for any N: the space's leaves [N,…], in the order of `leaves`."""
+
+    def leaves(self) -> list[Leaf]:
+        """What an observation is made of, in the order in which it is stored; of a space that is no Dict, one."""
+        return list(_named(self.space, ()))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -168,6 +184,13 @@ class Flat(Encoder):
             parts.append(flat if start is None else flat - start)
         return np.concatenate(parts, 1, dtype=np.float32, casting="unsafe")
 
+    def stack(self, leaves: Sequence[Tensor]) -> Tensor:
+        parts = []
+        for leaf, start in zip(leaves, self._starts, strict=True):
+            flat = leaf.flatten(1) if leaf.ndim > 1 else leaf.unsqueeze(1)
+            parts.append((flat if start is None else flat - torch.from_numpy(start)).float())
+        return torch.cat(parts, 1)
+
     def forward(self, x: Tensor) -> Tensor:
         if self.plain:
             return x
@@ -218,6 +241,10 @@ class Image(Encoder):
     def flatten(self, observation: Any) -> np.ndarray:
         image = np.asarray(observation)
         return np.ascontiguousarray(np.moveaxis(image, -1, 1) if self._last else image, np.uint8)
+
+    def stack(self, leaves: Sequence[Tensor]) -> Tensor:
+        (image,) = leaves
+        return image.movedim(-1, 1) if self._last else image
 
     def forward(self, x: Tensor) -> Tensor:
         return self._encode(x, [(layer.weight, layer.bias) for layer in cast("Iterator[nn.Conv2d]", iter(self.layers))])
@@ -277,6 +304,15 @@ def _channels(shape: list[int], what: str) -> str:
         if mine < min(others) and mine <= MOST_CHANNELS:
             return where
     raise InputError(f"{what} are images {shape} whose channels may be on any axis; accepted: to be told which, channels: first or last")
+
+
+def _named(space: Observation, path: tuple[str, ...]) -> Iterator[Leaf]:
+    if space["type"] == "dict":
+        for key, entry in sorted(space["entries"].items()):
+            yield from _named(entry, (*path, key))
+    else:
+        dtype = {"image": "uint8", "counted": "int64"}.get(space["type"], "float32")
+        yield Leaf(".".join(path) or "observation", tuple(space["shape"]), dtype)
 
 
 def _entries(space: Observation, path: tuple[str, ...]) -> Iterator[_Entry]:

@@ -69,6 +69,10 @@ class Actions(ABC):
         raise InputError(f"{self.type} actions have no distribution to compare; accepted: those that are drawn")
 
     @abstractmethod
+    def likeliest(self, output: Tensor) -> Tensor:
+        """[N] or [N,D] the most likely actions of an output [N,…], with the graph; as `draw` without noise."""
+
+    @abstractmethod
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Actions [N] or [N,D] drawn by `noise` [N,…], the same as `draw` makes of it, and their log-probability [N].
 
@@ -83,6 +87,10 @@ class Actions(ABC):
     @abstractmethod
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         """In the environment's units, numbering, shape and dtype, inside its bounds."""
+
+    @abstractmethod
+    def given(self, action: Tensor) -> Tensor:
+        """The same of tensors, in operations that can be exported, for any N."""
 
     @abstractmethod
     def from_environment(self, action: np.ndarray) -> np.ndarray:
@@ -116,8 +124,11 @@ class DiscreteActions(Actions):
     def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
         return categorical_kl(output, other)
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return output.argmax(-1)
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        action = (output if noise is None else output + noise).argmax(-1)
+        action = self.likeliest(output if noise is None else output + noise)
         return action, categorical_log_prob(output, action, entropy=False)[0]
 
     def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
@@ -126,6 +137,9 @@ class DiscreteActions(Actions):
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         """In the space's own numbering and dtype."""
         return (action + self.start if self.start else action).astype(self.dtype, copy=False)
+
+    def given(self, action: Tensor) -> Tensor:
+        return (action + self.start).to(_dtype(self.dtype))
 
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         return np.asarray(action, np.int64) - self.start
@@ -155,7 +169,7 @@ class GreedyActions(DiscreteActions):
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The best action; `noise` must be None, since epsilon is the collection's alone."""
         assert noise is None
-        return output.argmax(-1), None
+        return self.likeliest(output), None
 
 
 @dataclass(frozen=True)
@@ -201,9 +215,11 @@ class MultiDiscreteActions(Actions):
         pairs = zip(output.split(self.counts, -1), other.split(self.counts, -1), strict=True)
         return torch.stack([categorical_kl(one, two) for one, two in pairs]).sum(0)
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return torch.stack([each.argmax(-1) for each in output.split(self.counts, -1)], -1)
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        logits = output if noise is None else output + noise
-        action = torch.stack([each.argmax(-1) for each in logits.split(self.counts, -1)], -1)
+        action = self.likeliest(output if noise is None else output + noise)
         return action, self.log_prob(output, None, action, False)[0]
 
     def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
@@ -211,6 +227,9 @@ class MultiDiscreteActions(Actions):
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         return (action + np.array(self.start)).astype(self.dtype).reshape(len(action), *self.shape)
+
+    def given(self, action: Tensor) -> Tensor:
+        return (action + torch.tensor(self.start)).to(_dtype(self.dtype)).reshape(-1, *self.shape)
 
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         return np.asarray(action, np.int64).reshape(len(action), -1) - np.array(self.start)
@@ -245,8 +264,11 @@ class MultiBinaryActions(Actions):
         yes = output.sigmoid() * (logsigmoid(output) - logsigmoid(other))
         return (yes + (-output).sigmoid() * (logsigmoid(-output) - logsigmoid(-other))).sum(-1)
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return (output > 0).long()
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        action = ((output if noise is None else output + noise) > 0).long()
+        action = self.likeliest(output if noise is None else output + noise)
         return action, self.log_prob(output, None, action, False)[0]
 
     def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
@@ -255,8 +277,16 @@ class MultiBinaryActions(Actions):
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         return action.astype(self.dtype).reshape(len(action), *self.shape)
 
+    def given(self, action: Tensor) -> Tensor:
+        return action.to(_dtype(self.dtype)).reshape(-1, *self.shape)
+
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         return np.asarray(action, np.int64).reshape(len(action), -1)
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found
 
 
 def _gumbel(steps: int, rows: int, n: int, source: torch.Generator) -> np.ndarray:
@@ -343,6 +373,9 @@ class BoxActions(Actions):
         assert other_log_std is not None
         return gaussian_kl(output, log_std.expand_as(output), other, other_log_std.expand_as(other))
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return output
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         assert log_std is not None
         action = output if noise is None else output + log_std.exp() * noise
@@ -360,6 +393,14 @@ class BoxActions(Actions):
             action = middle + half * action
         # clipped before the cast: the bounds are numbers of the dtype, so no rounding leads out of them
         return action.astype(np.float64, copy=False).clip(*self._bounds).astype(self.dtype).reshape(len(action), *self.shape)
+
+    def given(self, action: Tensor) -> Tensor:
+        action = action.double()
+        if self._units is not None:
+            middle, half = (torch.from_numpy(each) for each in self._units)
+            action = middle + half * action
+        least, most = (torch.from_numpy(each) for each in self._bounds)
+        return action.maximum(least).minimum(most).to(_dtype(self.dtype)).reshape(-1, *self.shape)
 
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         """[N,A] float32; 0 in a dimension whose bounds are one number."""
@@ -433,6 +474,9 @@ class SquashedActions(BoxActions):
     def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
         return gaussian_kl(*self.gaussian(output), *self.gaussian(other))  # tanh is one to one: that of u
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return self.gaussian(output)[0].tanh()
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         mean, log_std = self.gaussian(output)
         u = mean if noise is None else mean + log_std.exp() * noise
@@ -480,9 +524,12 @@ class DeterministicActions(BoxActions):
     def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         raise InputError("deterministic actions have no log-probability; accepted: a policy that draws, or terms that read none (Pathwise)")
 
+    def likeliest(self, output: Tensor) -> Tensor:
+        return output.tanh()
+
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         if noise is None:
-            return output.tanh(), None
+            return self.likeliest(output), None
         std = self.exploration if log_std is None else log_std.exp()
         return (output.tanh() + std * noise).clamp(-1, 1), None
 

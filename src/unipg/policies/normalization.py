@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,23 @@ from unipg.estimator.parts import Reduce, alone
 LIMIT = 10.0
 """Standard deviations at which a normalised observation is cut off."""
 EPS = 1e-8
+
+
+class Frozen(nn.Module):
+    """(x − mean) · scale of each of O numbers, cut off at ±limit: a `RunningNormalizer` that has stopped, free of branches."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor, limit: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+        self.limit = limit
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,O] to [N,O], of the same dtype."""
+        return ((x - self.mean) * self.scale).clamp(-self.limit, self.limit).to(x.dtype)
 
 
 class RunningNormalizer(nn.Module):
@@ -47,6 +65,10 @@ class RunningNormalizer(nn.Module):
         if self.empty:
             return x
         return ((x - self.mean) * self._scale()).clamp(-LIMIT, LIMIT).to(x.dtype)
+
+    def frozen(self) -> Frozen:
+        """The statistics as they are now, which nothing moves any more."""
+        return Frozen(self.mean.clone(), torch.ones_like(self.mean) if self.empty else self._scale(), math.inf if self.empty else LIMIT)
 
     def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
         """The statistics as they are now, in NumPy."""

@@ -21,6 +21,7 @@ from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate
 from unipg.rollouts.recording import EPISODES, Film, check_film, without_screen
 from unipg.rollouts.scoring import RewardFunctionRecipe, scored_alike
 from unipg.rollouts.text import SamplingRecipe
+from unipg.seeding import derived_seed
 from unipg.settings import parse_value
 from unipg.training.recipe import Recipe, TaskRecipe, check_threads, load_recipe, typed
 from unipg.training.run import pick_device
@@ -42,6 +43,7 @@ def evaluate_model(
     episodes: int | None = None,
     sample: bool = False,
     record: str | None = None,
+    checkpoint: str = "last",
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
@@ -58,7 +60,7 @@ def evaluate_model(
         check_threads(threads)
         torch.set_num_threads(threads)
     check_place(model, runs=True)
-    place, own = saved_model(model), Path(model) / "recipe.yaml"
+    place, own = saved_model(model, checkpoint), Path(model) / "recipe.yaml"
     if own.is_file():
         check_folder(place, runs=True)
     if is_controller(folder := Path(place)):
@@ -141,6 +143,7 @@ def _evaluate_controller(
         asked = spoken("--sample", "sample=True")
         raise InputError(f"{asked}: the policy in '{folder}' takes the best action by its values and draws none; accepted: without it")
     told = None if progress is None else lambda done: progress(environment.id, done)
+    seed = derived_seed(seed, "test")  # other episodes than the best model was chosen by
     if record is None:
         return evaluate_controller(controller, environment, seed, told, sample=sample)
     found: list[EvaluationResult] = []

@@ -180,7 +180,7 @@ def holds_checkpoint(folder: Path) -> bool:
 
 def trained(folder: Path) -> str:
     """The first thing in a folder that training has made and that a new run would write over; empty where there is none."""
-    for name in (*CHECKPOINTS, "model", "critic", LINES[0]):
+    for name in (*CHECKPOINTS, "model", "best", "critic", LINES[0]):
         path = folder / name
         if path.is_dir() or (path.is_file() and path.stat().st_size):
             return name

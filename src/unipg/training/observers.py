@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,7 +61,7 @@ class _Watching(Observer):
         """Told of every value, and whether it is the best so far."""
 
     def stop(self, status: str) -> None:
-        if self.metric not in self.met:
+        if status == "finished" and self.metric not in self.met:
             warnings.warn(
                 f"{type(self).__name__} saw no '{self.metric}' in this run; {nearest(self.metric, sorted(self.met))}", stacklevel=2
             )
@@ -133,6 +134,16 @@ class Track(Observer):
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.log({name: value for name, value in _flat(results).items() if name.startswith("evaluation/")}, step=self.run.step)
+
+
+def last_and_best(folder: Path) -> dict[str, Any] | None:
+    """Mean returns of a controller's evaluations in a run folder: the last, the best, and of how many; None where there are none."""
+    found = []
+    for row in _rows(folder / "evaluations.jsonl", sys.maxsize):
+        value = row["results"][0]["metrics"].get("return", {}).get("value") if row["results"] else None
+        if value is not None:
+            found.append({"iteration": row["iteration"], "return": value})
+    return {"last": found[-1], "best": max(found, key=lambda each: each["return"]), "n": len(found)} if found else None
 
 
 def _flat(results: list[EvaluationResult]) -> dict[str, float]:

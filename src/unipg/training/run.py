@@ -40,7 +40,8 @@ from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.folder import LOCK, holds_checkpoint, locked, trained, untouched
-from unipg.training.observer import Observer, Stopped
+from unipg.training.observer import Observer, Observers, Stopped
+from unipg.training.observers import BestModel, last_and_best
 from unipg.training.recipe import DemonstrationsRecipe, Recipe
 from unipg.training.tracking import Tracker
 from unipg.training.trainer import Trainer
@@ -82,6 +83,8 @@ def run_recipe(
             raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
         policy, experience = build(recipe, algorithm, device)
         asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
+        if control:
+            observer = Observers([observer, BestModel("return")])
         own = [made.optimizer for made in algorithm.learned(_setting(experience)) if not made.direction.owns_step]
         if not algorithm.replays and all(settings == own[0] for settings in own):
             settings = own[0] if own else None
@@ -403,6 +406,8 @@ class RunRecord:
         finally:
             if self.trainer is not None and self.trainer.ended:
                 self.content["ended_early"] = self.trainer.ended
+            if measured := last_and_best(self.path.parent):
+                self.content["evaluations"] = measured
             seconds = round(self.trainer.seconds, 3) if self.trainer else 0.0
             self.content |= {"status": status, "finished": _now(), "seconds": seconds}
             self._write()
