@@ -227,7 +227,7 @@ def _explain(options: argparse.Namespace) -> None:
 
 def _diff(options: argparse.Namespace) -> None:
     from unipg.algorithms.base import algorithm_named
-    from unipg.lab import diff, diff_page
+    from unipg.lab import diff, diff_control, diff_page
     from unipg.terminal import plain_console
 
     first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
@@ -235,17 +235,17 @@ def _diff(options: argparse.Namespace) -> None:
     for path in (page, page.with_suffix(".json")) if page else ():
         check_output(path, "diff")
     console = plain_console()
-    anchor = None
     if options.on is None:
         seed = options.seed or 0
         policy, experience = diff.string_setting(seed)
+        batch = diff.shared_batch(first, second, policy, experience, seed)
+        found = diff.measure(first, second, policy, batch, experience.max_new_tokens)
     else:
         _quiet()
-        with console.status("building the model and sampling one batch …"):
-            policy, experience, anchor, seed = diff.recipe_setting(options.on, first, second, options.set)
-    with console.status("two gradients …"):
-        batch = diff.shared_batch(first, second, policy, experience, seed if options.seed is None else options.seed, anchor)
-        found = diff.measure(first, second, policy, batch, experience.max_new_tokens)
+        with console.status("one batch and two gradients …"):
+            loaded = diff.recipe_of(options.on, first, second, options.set)
+            compare = diff.on_prompts if loaded.environment is None else diff_control.on_environments
+            found = compare(loaded, first, second, loaded.seed if options.seed is None else options.seed)
     console.print(diff_page.tables(found))
     if page:
         write_output(page, diff_page.render(found), "diff")

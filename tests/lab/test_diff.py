@@ -87,7 +87,7 @@ def test_every_pair_has_a_comparison_of_parts() -> None:
     for first in registered().values():
         for second in registered().values():
             same = {p["part"] for p in compare_parts(first(), second(), Setting(4)) if p["same"] == "yes"}
-            assert (len(same) == 9) == (first is second)
+            assert (len(same) == 10) == (first is second)
 
 
 def test_the_command_writes_a_page_and_its_numbers(tmp_path, capsys) -> None:

@@ -7,15 +7,18 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
+from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress
+from unipg.estimator.directions import Plain
 from unipg.estimator.parts import shown_weight
+from unipg.estimator.policy_gradient import Term
 from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.lab.strings import BigramPolicy, StringExperience, StringProblem
 from unipg.policies.actor_critic import is_controller
@@ -23,6 +26,10 @@ from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, Experience
 from unipg.trajectories import Evaluation, Source, Trajectories
 
+if TYPE_CHECKING:
+    from unipg.training.recipe import Recipe
+
+COEFFICIENTS = "what multiplies ∇log pi, summed over the row"
 PARTS = ("mask", "reference", "advantage", "likelihood", "aggregate")
 
 
@@ -69,6 +76,10 @@ class Difference:
     by_sign: dict[str, float]
     """Share of the difference on tokens that A pushes up, pushes down, or leaves alone."""
     batch: dict[str, float] = field(default_factory=dict)
+    rows_are: str = COEFFICIENTS
+    """What a row's two numbers are."""
+    notes: list[str] = field(default_factory=list)
+    """What was not compared, and what a reader has to know."""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -78,19 +89,33 @@ def compare_parts(first: Algorithm, second: Algorithm, setting: Setting) -> list
     """The parts of two algorithms side by side: one row per part, and per further term."""
 
     def describe(algorithm: Algorithm) -> dict[str, str]:
-        terms = list(algorithm.terms(setting).named())
+        learners = algorithm.learned(setting)
+        terms = [named for learner in learners for named in learner.terms.named()]
         gradients = [t for _, t in terms if isinstance(t, PolicyGradient)]
         values = {part: " | ".join(dict.fromkeys(t.shown(part) for t in gradients)) for part in PARTS}
         values["data"] = " | ".join(dict.fromkeys("+".join(s.name.lower() for s in t.rows) for t in gradients))
         values["gates"] = ", ".join(t.row_weight for _, t in terms if t.row_weight) or "none"
-        values["further terms"] = (
-            ", ".join(f"{shown_weight(t.weight)} {n}" for n, t in terms if not isinstance(t, PolicyGradient)) or "none"
-        )
+        further = [(learner, n, t) for learner in learners for n, t in learner.terms.named() if not isinstance(t, PolicyGradient)]
+        values["further terms"] = ", ".join(_further(*each) for each in further) or "none"
+        values["learners"] = "; ".join(map(_schedule, learners))
         values["coefficient"] = algorithm.equation
         return values
 
     a, b = describe(first), describe(second)
     return [{"part": part, "first": a[part], "second": b[part], "same": "yes" if a[part] == b[part] else "no"} for part in a]
+
+
+def _further(learner: Learner, name: str, term: Term) -> str:
+    """A term beside the policy gradients; of networks that a learner trains by name with what it does to them."""
+    said = f": {term.symbol()}" if learner.trains and type(term).symbol is not Term.symbol else ""
+    return f"{shown_weight(term.weight)} {name}{said}"
+
+
+def _schedule(learner: Learner) -> str:
+    trains = f" moves {', '.join(learner.trains)}" if learner.trains else ""
+    often = f" at one update in {learner.every}" if learner.every > 1 else ""
+    direction = "" if isinstance(learner.direction, Plain) else f" along {learner.direction.symbol()}"
+    return f"{learner.name}{trains}{often}{direction}{''.join(f', then {then}' for then in learner.then)}"
 
 
 def shared_batch(
@@ -160,22 +185,18 @@ def measure(first: Algorithm, second: Algorithm, policy: Policy, batch: Trajecto
         found = torch.autograd.grad(objective.loss(now, planned), [p for _, p in parameters], allow_unused=True)
         gradients.append([torch.zeros_like(p) if g is None else g for g, (_, p) in zip(found, parameters, strict=True)])
     names = [layer_group(n) for n, _ in parameters]
-    groups = [_difference(g, names, gradients, g) for g in dict.fromkeys(names)]
+    groups = [_grouped(g, names, gradients) for g in dict.fromkeys(names)]
     a, b = coefficients
     gap = torch.where(batch.mask, (a - b).abs(), 0)
-    everything = float(gap.sum())
     return Difference(
         first.name,
         second.name,
         compare_parts(first, second, setting),
-        _difference("all", names, gradients, None),
+        difference_of("all", *(torch.cat([g.flatten() for g in found]) for found in gradients)),
         groups,
-        _rows(batch, a, b, gap, shown),
-        _by_position(gap, batch.mask),
-        {
-            side: float(gap[where].sum()) / everything if everything else 0.0
-            for side, where in (("pushed up by A", a > 0), ("pushed down by A", a < 0), ("left alone by A", (a == 0) & batch.mask))
-        },
+        rows_of(batch, a, b, gap, shown),
+        by_position(gap, batch.mask),
+        by_sign(a, gap, batch.mask),
         {
             "rollouts": int(batch.rows_from(Source.ROLLOUT).sum()),
             "demonstrations": int(batch.rows_from(Source.DEMONSTRATION).sum()),
@@ -184,11 +205,21 @@ def measure(first: Algorithm, second: Algorithm, policy: Policy, batch: Trajecto
     )
 
 
-def _difference(name: str, names: list[str], gradients: list[list[Tensor]], group: str | None) -> GroupDifference:
-    a, b = (
-        torch.cat([g.flatten().double() for g, owner in zip(found, names, strict=True) if group is None or owner == group])
-        for found in gradients
-    )
+def by_sign(a: Tensor, gap: Tensor, mask: Tensor) -> dict[str, float]:
+    """Share of the whole difference [B,T] by what A does to the token."""
+    everything = float(gap.sum())
+    sides = (("pushed up by A", a > 0), ("pushed down by A", a < 0), ("left alone by A", (a == 0) & mask))
+    return {side: float(gap[where].sum()) / everything if everything else 0.0 for side, where in sides}
+
+
+def _grouped(name: str, names: list[str], gradients: list[list[Tensor]]) -> GroupDifference:
+    pieces = (torch.cat([g.flatten() for g, owner in zip(found, names, strict=True) if owner == name]) for found in gradients)
+    return difference_of(name, *pieces)
+
+
+def difference_of(name: str, first: Tensor, second: Tensor) -> GroupDifference:
+    """Of two gradients [P] of the same parameters."""
+    a, b = first.double(), second.double()
     length_a, length_b = float(a.norm()), float(b.norm())
     cosine = float(a @ b) / (length_a * length_b) if length_a and length_b else float("nan")
     return GroupDifference(name, len(a), cosine, _ratio(length_b, length_a))
@@ -200,7 +231,8 @@ def _ratio(top: float, bottom: float) -> float:
     return float("inf") if top else float("nan")
 
 
-def _rows(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor, shown: int) -> list[RowDifference]:
+def rows_of(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor, shown: int) -> list[RowDifference]:
+    """The rows with the largest share of the whole difference [B,T], the largest first."""
     assert batch.source is not None
     by_row, everything = gap.sum(1), float(gap.sum())
     order = torch.argsort(by_row, descending=True, stable=True)[:shown].tolist()
@@ -226,7 +258,8 @@ def _rows(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor, shown: int) ->
     ]
 
 
-def _by_position(gap: Tensor, mask: Tensor, bins: int = 10) -> list[float]:
+def by_position(gap: Tensor, mask: Tensor, bins: int = 10) -> list[float]:
+    """Shares of the difference [B,T] along the rows."""
     place = (
         ((mask.cumsum(1) - 1).clamp_min(0) * bins).div(mask.sum(1, keepdim=True).clamp_min(1), rounding_mode="floor").clamp_max(bins - 1)
     )
@@ -239,31 +272,35 @@ def string_setting(seed: int) -> tuple[Policy, Experience]:
     return BigramPolicy(4, seed=seed), StringExperience(StringProblem(vocabulary=4, prompts=(0, 1, 2), length=3), prompts=12)
 
 
-def recipe_setting(
-    recipe: str, first: Algorithm, second: Algorithm, overrides: Iterable[str]
-) -> tuple[Policy, Experience, Policy | None, int]:
-    """Policy, experience, anchor and seed of a recipe, or of a run folder (its recipe, its trained model); language or control."""
+def recipe_of(place: str, first: Algorithm, second: Algorithm, overrides: Iterable[str]) -> Recipe:
+    """A recipe, or that of a run folder with its trained model; language or control."""
     from unipg.training.recipe import load_recipe
-    from unipg.training.run import build, pick_device
 
-    place = Path(recipe)
+    path = Path(place)
     changes = ["evaluation.tasks=[]", *overrides]
-    if place.is_dir():
-        if not (place / "recipe.yaml").is_file():
-            raise InputError(f"'{recipe}' is not a run folder: it has no recipe.yaml")
-        trained = json.dumps(str(place / "model"))
-        if is_controller(place / "model"):
-            changes = [f"controller.model={trained}", "controller.log_std=0.0", *changes]
-        elif (place / "model" / "config.json").is_file():
-            changes = ["policy.scratch=null", f"policy.model={trained}", *changes]
-        place = place / "recipe.yaml"
-    loaded = load_recipe(place, changes)
+    if path.is_dir():
+        if not (path / "recipe.yaml").is_file():
+            raise InputError(f"'{place}' is not a run folder: it has no recipe.yaml")
+        if is_controller(path / "model"):  # the folder, with the critics beside the model
+            changes = [f"controller.model={json.dumps(str(path))}", "controller.log_std=0.0", *changes]
+        elif (path / "model" / "config.json").is_file():
+            changes = ["policy.scratch=null", f"policy.model={json.dumps(str(path / 'model'))}", *changes]
+        path = path / "recipe.yaml"
+    loaded = load_recipe(path, changes)
     if loaded.environment is not None:
         for algorithm in (first, second):
             check_without_prompts(algorithm)
     if loaded.threads is not None:
         torch.set_num_threads(loaded.threads)
+    return loaded
+
+
+def on_prompts(loaded: Recipe, first: Algorithm, second: Algorithm, seed: int) -> Difference:
+    """Both algorithms on one batch of a language recipe."""
+    from unipg.training.run import build, pick_device
+
     needy = max((first, second), key=lambda a: "value" in a.terms(Setting()).reads)
     policy, experience = build(loaded, needy, pick_device(loaded.device))
     anchor = loaded.policy.build_anchor(policy) if loaded.policy and loaded.policy.anchor else None  # type: ignore[arg-type]
-    return policy, experience, anchor, loaded.seed
+    batch = shared_batch(first, second, policy, experience, seed, anchor)
+    return measure(first, second, policy, batch, experience.max_new_tokens)

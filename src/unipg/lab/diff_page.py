@@ -7,6 +7,7 @@ from html import escape
 
 from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from unipg.lab.diff import Difference, GroupDifference
 from unipg.reports import page
@@ -27,6 +28,9 @@ def tables(difference: Difference) -> Group:
     for row in difference.parts:
         parts.add_row(row["part"], row["first"], row["second"], "" if row["same"] == "yes" else "differs")
     batch = ", ".join(f"{value:.0f} {name}" for name, value in difference.batch.items())
+    noted = [Text(f"note: {note}") for note in difference.notes]
+    if not difference.groups:
+        return Group(parts, *noted)
     gradients = Table(
         title=f"gradients on the same batch ({batch})", title_justify="left", caption="\n".join(MEANING), caption_justify="left"
     )
@@ -34,14 +38,15 @@ def tables(difference: Difference) -> Group:
         gradients.add_column(column, justify="left" if column == "parameters" else "right")
     for group in (difference.total, *difference.groups):
         gradients.add_row(*_cells(group), style="bold" if group is difference.total else "")
-    most = Table(title="rows on which they differ most", title_justify="left")
-    for column in ("source", "reward", a, b, "share", "prompt", "answer"):
+    most = Table(title=f"rows on which they differ most: {difference.rows_are}", title_justify="left")
+    asked = any(r.prompt for r in difference.rows)
+    for column in ("source", "reward", a, b, "share", *(["prompt"] if asked else []), "answer" if asked else "row"):
         most.add_column(column, justify="right" if column in ("reward", a, b, "share") else "left", overflow="fold")
     for r in difference.rows:
-        most.add_row(
-            r.source, f"{r.reward:g}", f"{r.first:+.3g}", f"{r.second:+.3g}", f"{r.share:.0%}", _cut(r.prompt, 40), _cut(r.answer, 30)
-        )
-    return Group(parts, gradients, most)
+        prompt = [_cut(r.prompt, 40)] if asked else []
+        numbers = f"{r.reward:g}", f"{r.first:+.3g}", f"{r.second:+.3g}", f"{r.share:.1%}"
+        most.add_row(r.source, *numbers, *prompt, _cut(r.answer, 30))
+    return Group(parts, gradients, *([most] if difference.rows else []), *noted)
 
 
 def _cells(group: GroupDifference) -> list[str]:
@@ -54,7 +59,12 @@ def render(difference: Difference) -> str:
     """The page as text."""
     a, b = escape(difference.first), escape(difference.second)
     total = difference.total
-    outcome = f"cosine {_cells(total)[2]}, norm ratio {_cells(total)[3]} over all {total.parameters:,} parameters"
+    over = "all" if total.name == "all" else f"{total.name}'s"
+    outcome = (
+        f"cosine {_cells(total)[2]}, norm ratio {_cells(total)[3]} over {over} {total.parameters:,} parameters"
+        if difference.groups
+        else "their gradients cannot be compared"
+    )
     parts = page.table(
         ["part", a, b, ""],
         (
@@ -85,14 +95,18 @@ def render(difference: Difference) -> str:
             for r in difference.rows
         ),
     )
-    places = page.table([f"{10 * i}–{10 * i + 10} %" for i in range(10)], [[f"{share:.0%}" for share in difference.positions]])
-    signs = page.table([escape(s) for s in difference.by_sign], [[f"{share:.0%}" for share in difference.by_sign.values()]])
+    shares = [f"{share:.0%}" for share in difference.positions]
+    places = page.table([f"{10 * i}–{10 * i + 10} %" for i in range(10)], [shares]) if shares else ""
+    by_sign = difference.by_sign
+    signs = page.table([escape(s) for s in by_sign], [[f"{share:.0%}" for share in by_sign.values()]]) if by_sign else ""
+    told = "".join(f"<li>{escape(note)}</li>" for note in difference.notes)
     notes = "".join(f'<p class="soft">{escape(text[:1].upper() + text[1:])}.</p>' for text in MEANING)
     body = "\n".join(
         (
             page.section("parts", "Parts", parts),
-            page.section("gradients", "Gradients on the same batch", gradients + notes),
-            page.section("rows", "Rows on which they differ most: what multiplies ∇log pi, summed over the row", rows),
+            page.section("notes", "Take note", f"<ul>{told}</ul>" if told else ""),
+            page.section("gradients", "Gradients on the same batch", gradients + notes if difference.groups else ""),
+            page.section("rows", f"Rows on which they differ most: {difference.rows_are}", rows if difference.rows else ""),
             page.section("positions", "Share of the difference along the answer, from its beginning to its end", places),
             page.section("signs", "Share of the difference by what A does to the token", signs),
         )
