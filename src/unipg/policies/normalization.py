@@ -55,7 +55,8 @@ class RunningNormalizer(nn.Module):
     def empty(self) -> bool:
         return not bool(self.count)
 
-    def _scale(self) -> Tensor:
+    def scale(self) -> Tensor:
+        """[O] what distances from the mean are multiplied by."""
         variance = self.squares / self.count
         # of a constant the square root of 1e-8 would make 10 of any other number; its variance is rounding
         return torch.where(variance <= (1e-10 * self.mean) ** 2, 1.0, (variance + EPS).rsqrt())
@@ -64,17 +65,17 @@ class RunningNormalizer(nn.Module):
         """[N,O] to [N,O], of the same dtype."""
         if self.empty:
             return x
-        return ((x - self.mean) * self._scale()).clamp(-LIMIT, LIMIT).to(x.dtype)
+        return ((x - self.mean) * self.scale()).clamp(-LIMIT, LIMIT).to(x.dtype)
 
     def frozen(self) -> Frozen:
         """The statistics as they are now, which nothing moves any more."""
-        return Frozen(self.mean.clone(), torch.ones_like(self.mean) if self.empty else self._scale(), math.inf if self.empty else LIMIT)
+        return Frozen(self.mean.clone(), torch.ones_like(self.mean) if self.empty else self.scale(), math.inf if self.empty else LIMIT)
 
     def on_the_host(self) -> Callable[[np.ndarray], np.ndarray]:
         """The statistics as they are now, in NumPy."""
         if self.empty:
             return lambda x: x
-        mean, scale = (tensor.detach().double().cpu().numpy().copy() for tensor in (self.mean, self._scale()))
+        mean, scale = (tensor.detach().double().cpu().numpy().copy() for tensor in (self.mean, self.scale()))
         return lambda x: ((x - mean) * scale).clip(-LIMIT, LIMIT).astype(x.dtype)
 
     @torch.no_grad()

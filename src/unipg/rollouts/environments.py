@@ -22,6 +22,7 @@ from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupte
 from unipg.rollouts.making import first_line, made, step_limit
 from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
 from unipg.rollouts.recording import Film
+from unipg.rollouts.rewards import RewardScale
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
 from unipg.rollouts.wrappers import check_wrappers
@@ -68,11 +69,19 @@ class EnvironmentRecipe(CheckedArguments):
     processes: int | None = None
     """How many processes work at a time; each environment then has one of its own. For steps of a millisecond and more; null: none."""
 
+    normalize_rewards: bool = False
+    """Train on rewards in units of the running standard deviation of the discounted return, which the run keeps. Returns that are told, and
+    evaluations, are of the environment's own rewards."""
+    reward_discount: float = 0.99
+    """Discount of that return: the algorithm's own is usual."""
+
     def __post_init__(self) -> None:
         for name in ("count", "steps", "evaluation_episodes", "evaluation_steps", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InputError(f"environment.{name} is {value}; accepted: 1 or more")
+        if not 0 <= self.reward_discount <= 1:
+            raise InputError(f"environment.reward_discount is {self.reward_discount}; accepted: a number in [0, 1]")
         check_wrappers(self.wrappers)
         if self.wrappers and self.vectorized:
             raise InputError(
@@ -84,6 +93,14 @@ class EnvironmentRecipe(CheckedArguments):
         if self.processes is not None and (self.backend == "envpool" or self.vectorized):
             what = "EnvPool's have threads (environment.options.num_threads)" if self.backend == "envpool" else "arrays are in one process"
             raise InputError(f"environment.processes is {self.processes}, but {what}; accepted: null")
+
+    def check_kept(self, who: str) -> None:
+        """Refuses what cannot be where rewards are kept for later."""
+        if self.normalize_rewards:
+            raise InputError(
+                f"environment.normalize_rewards is true, but {who} keeps rewards, whose unit would change once they are stored; "
+                "accepted: false"
+            )
 
     def build(self, seed: int) -> EnvironmentRollouts:
         """The environments, not yet reset. `seed` decides their start states."""
@@ -112,6 +129,7 @@ class EnvironmentRollouts(Experience):
         """`normalized`: whether the environment came with a running normaliser, which is off: the policy must keep one in its place."""
         self._observation: np.ndarray | None = None
         self._steps = 0
+        self._scale = RewardScale(recipe.count, recipe.reward_discount) if recipe.normalize_rewards else None
         self._forget_episodes()
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._kept: dict[str, Any] = {}
@@ -132,6 +150,8 @@ class EnvironmentRollouts(Experience):
         self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
         self._return = np.zeros(self.recipe.count)
         self._length = np.zeros(self.recipe.count, np.int64)
+        if self._scale is not None:
+            self._scale.returns = np.zeros(self.recipe.count)
 
     @property
     def observation_space(self) -> gymnasium.Space:
@@ -158,6 +178,10 @@ class EnvironmentRollouts(Experience):
         policy = _controller(policy, self.recipe.id, self.normalized)
         if demand.demonstrations:
             raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
+        if self._scale is not None and demand.workers > 1:
+            raise InputError(
+                "environment.normalize_rewards is true, but each worker would have a unit of its own; accepted: one worker, false"
+            )
         rows, steps = self.recipe.count, self.recipe.steps
 
         def stop() -> None:
@@ -208,6 +232,9 @@ class EnvironmentRollouts(Experience):
         self._observation = current
         self._check_finite(observation, reward, finals, mask)
         metrics = self._count_episodes(reward, ended, mask)
+        if self._scale is not None:
+            reward = self._scale(reward, ended, mask)
+            metrics["environment/reward_unit"] = self._scale.unit
         fields = {
             "action": np.stack(actions),
             "mask": mask,
@@ -222,6 +249,7 @@ class EnvironmentRollouts(Experience):
 
     def stepper(self, policy: Controller, worker: int = 0) -> Stepper:
         """These environments one step at a time, from where they stand; one that has not started is reset first."""
+        self.recipe.check_kept("whoever steps environments one by one")
         if self._stepper is None:
             if self._observation is None:
                 seed = derived_seed(self.seed, "environments", worker, self._steps) % _SEEDS
@@ -297,7 +325,7 @@ class EnvironmentRollouts(Experience):
             "length": self._length.tolist(),
             "recent": list(self._recent),
             "steps": self._steps,
-        }
+        } | ({} if self._scale is None else {"rewards": self._scale.state_dict()})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if len(state["resetting"]) != self.recipe.count:
@@ -307,6 +335,8 @@ class EnvironmentRollouts(Experience):
             return
         self._steps = state["steps"]
         self._recent = deque(state["recent"], RECENT)
+        if self._scale is not None:
+            self._scale.load_state_dict(state["rewards"])
         if state["environments"] is None:
             self._observation = None
             self._forget_episodes()

@@ -185,6 +185,8 @@ class Recipe(CheckedArguments):
                 f"one of {names}"
             )
         if algorithm.replays:
+            assert self.environment is not None
+            self.environment.check_kept(f"algorithm '{algorithm.name}'")
             (self.replay or ReplayRecipe()).settled(algorithm.replay)
             check_once(self.training)
 
