@@ -159,8 +159,9 @@ def test_one_step_equals_that_of_the_plain_loop(script, order, tmp_path, dead) -
 def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     page = script("page")
     results = page.RESULTS
-    language, control, gpu, overlap = (page.read(results / f"speed-{name}.json") for name in ("language", "control", "gpu", "overlap"))
-    found = page.page(language, control, tmp_path, gpu, overlap)
+    names = ("language", "control", "gpu", "overlap", "control-hopper")
+    language, control, gpu, overlap, hopper = (page.read(results / f"speed-{name}.json") for name in names)
+    found = page.page(language, control, tmp_path, gpu, overlap, hopper)
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
 
 

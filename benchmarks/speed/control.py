@@ -1,14 +1,15 @@
-"""PPO on CartPole-v1 beside Stable-Baselines3 and CleanRL: first the gradient against a plain loss, then speed and learning curves.
+"""PPO beside Stable-Baselines3 and CleanRL: first the gradient against a plain loss, then speed and learning curves.
 
-    python benchmarks/speed/control.py [--peers PYTHON] [--cleanrl path/to/cleanrl/ppo.py] [--seeds 10] [--quick]
+    python benchmarks/speed/control.py [--case cartpole|hopper] [--peers PYTHON] [--cleanrl path/to/cleanrl/ppo.py] [--seeds 10] [--quick]
 
-CleanRL is no package but a script: name a copy of its `ppo.py` by --cleanrl or UNIPG_CLEANRL, or it is left out.
+CleanRL is no package but a script: name a copy of its `ppo.py` by --cleanrl or UNIPG_CLEANRL, or it is left out; it has no `hopper`.
 
-All sides have 4 environments x 128 steps, 4 epochs, minibatches of 128, separate 64-64 tanh networks, Adam, one thread and 32,768 steps;
-each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a first iteration are
-over before the clock starts. A step is one that the policy chose; the reset steps of array environments do not count. What still differs:
-Stable-Baselines3 and CleanRL whiten advantages in each minibatch, unipg over the whole batch; CleanRL clips the value loss and trains on
-the reset steps of its environments; the random numbers.
+All sides have separate 64-64 tanh networks, Adam, one thread and 32,768 steps. `cartpole`: 4 environments x 128 steps, 4 epochs and
+minibatches of 128. `hopper`: Stable-Baselines3's defaults, 1 environment x 2,048 steps, 10 epochs and minibatches of 64; unipg runs it
+with EnvPool's environment too, whose thread counts. Each run has a process of its own, and the sides take turns. CPU-seconds are those of
+training alone: imports and a first iteration are over before the clock starts. A step is one that the policy chose; those in which array
+environments reset do not count. What still differs: Stable-Baselines3 and CleanRL whiten advantages in each minibatch, unipg over the
+batch; CleanRL clips the value loss and trains on the reset steps of its environments; the random numbers.
 """
 
 from __future__ import annotations
@@ -25,17 +26,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-OUTPUT = ROOT / "benchmarks" / "results" / "speed-control.json"
-TARGET = 2.5
-"""Steps per CPU-second, times those of Stable-Baselines3."""
+RESULTS = ROOT / "benchmarks" / "results"
 EQUAL = 1e-10
-ENVIRONMENTS, WINDOW, EPOCHS, MINIBATCHES = 4, 128, 4, 4
-RATE, EPS, CLIP_NORM, GAMMA, LAM = 1e-3, 1e-5, 0.5, 0.99, 0.95
-BATCH = ENVIRONMENTS * WINDOW
+EPS, CLIP_NORM, GAMMA, LAM = 1e-5, 0.5, 0.99, 0.95
+STEPS = 32_768
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is run, and how many times the peers' steps per CPU-second are aimed at, by our side."""
+
+    environment: str
+    environments: int
+    window: int
+    epochs: int
+    minibatches: int
+    rate: float
+    aims: dict[str, float]
+    peers: tuple[str, ...]
+    output: str
+
+    @property
+    def batch(self) -> int:
+        return self.environments * self.window
+
+
+CASES = {
+    "cartpole": Case("CartPole-v1", 4, 128, 4, 4, 1e-3, {"ours": 2.5}, ("stable_baselines3", "cleanrl"), "speed-control.json"),
+    "hopper": Case("Hopper-v5", 1, 2048, 10, 32, 3e-4, {"ours": 2.0, "envpool": 2.4}, ("stable_baselines3",), "speed-control-hopper.json"),
+}
 POINT = 4096
 """Steps for each point of a learning curve."""
 PEERS = {"stable_baselines3": "stable_baselines3", "cleanrl": "tyro"}
@@ -50,7 +74,7 @@ def told(text: str) -> None:
 # ---------------------------------------------------------------------------------------------------- what runs in processes of their own
 
 
-def trainer(seed: int, iterations: int, folder: Path, vectorized: bool | None) -> Any:
+def trainer(case: Case, seed: int, iterations: int, folder: Path, vectorized: bool | None, envpool: bool = False) -> Any:
     """Of unipg, at the settings above. Nothing is evaluated during the run, as the other side evaluates nothing."""
     from unipg.algorithms.control.ppo import PPO
     from unipg.policies.actor_critic import ActorCriticRecipe
@@ -58,7 +82,8 @@ def trainer(seed: int, iterations: int, folder: Path, vectorized: bool | None) -
     from unipg.training.optimization import OptimizerRecipe
     from unipg.training.trainer import Trainer, TrainingRecipe
 
-    experience = EnvironmentRecipe("CartPole-v1", ENVIRONMENTS, WINDOW, vectorized=vectorized).build(seed)
+    pool: dict[str, Any] = {"backend": "envpool", "options": {"num_threads": 1}} if envpool else {"vectorized": vectorized}
+    experience = EnvironmentRecipe(case.environment, case.environments, case.window, **pool).build(seed)
     experience.evaluate = lambda *_: []  # type: ignore[method-assign]
     policy = ActorCriticRecipe().build(experience.observation_space, experience.action_space, seed)
     return Trainer(
@@ -66,19 +91,19 @@ def trainer(seed: int, iterations: int, folder: Path, vectorized: bool | None) -
         policy,
         experience,
         folder=folder,
-        training=TrainingRecipe(iterations=iterations, epochs=EPOCHS, minibatches=MINIBATCHES, save_every=iterations),
-        optimizer=OptimizerRecipe(learning_rate=RATE, eps=EPS, clip_norm=CLIP_NORM),
+        training=TrainingRecipe(iterations=iterations, epochs=case.epochs, minibatches=case.minibatches, save_every=iterations),
+        optimizer=OptimizerRecipe(learning_rate=case.rate, eps=EPS, clip_norm=CLIP_NORM),
         seed=seed,
     )
 
 
-def ours(seed: int, iterations: int, vectorized: bool | None) -> Run:
+def ours(case: Case, seed: int, iterations: int, vectorized: bool | None, envpool: bool) -> Run:
     from unipg.training.run import versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer(seed + 1000, 1, Path(scratch, "first"), vectorized).train()
+        trainer(case, seed + 1000, 1, Path(scratch, "first"), vectorized, envpool).train()
         (folder := Path(scratch, "run")).mkdir()
-        timed = trainer(seed, iterations, folder, vectorized)
+        timed = trainer(case, seed, iterations, folder, vectorized, envpool)
         wall, cpu = time.perf_counter(), time.process_time()
         timed.train()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
@@ -87,7 +112,7 @@ def ours(seed: int, iterations: int, vectorized: bool | None) -> Run:
     return {"steps": rows[-1]["environment/steps"], "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions()}
 
 
-def stable_baselines3(seed: int, iterations: int) -> Run:
+def stable_baselines3(case: Case, seed: int, iterations: int) -> Run:
     import gymnasium
     import numpy
     import stable_baselines3
@@ -98,11 +123,11 @@ def stable_baselines3(seed: int, iterations: int) -> Run:
     def model(seed: int) -> Any:
         return PPO(
             "MlpPolicy",
-            make_vec_env("CartPole-v1", ENVIRONMENTS, seed=seed),
-            n_steps=WINDOW,
-            batch_size=BATCH // MINIBATCHES,
-            n_epochs=EPOCHS,
-            learning_rate=RATE,
+            make_vec_env(case.environment, case.environments, seed=seed),
+            n_steps=case.window,
+            batch_size=case.batch // case.minibatches,
+            n_epochs=case.epochs,
+            learning_rate=case.rate,
             gamma=GAMMA,
             gae_lambda=LAM,
             max_grad_norm=CLIP_NORM,
@@ -110,22 +135,22 @@ def stable_baselines3(seed: int, iterations: int) -> Run:
             seed=seed,
         )
 
-    model(seed + 1000).learn(BATCH)
+    model(seed + 1000).learn(case.batch)
     timed = model(seed)
     wall, cpu = time.perf_counter(), time.process_time()
-    timed.learn(iterations * BATCH)
+    timed.learn(iterations * case.batch)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     ended = []
     returns, lengths = timed.env.env_method("get_episode_rewards"), timed.env.env_method("get_episode_lengths")
     for environment_returns, environment_lengths in zip(returns, lengths, strict=True):
-        ends = numpy.cumsum(environment_lengths) * ENVIRONMENTS
+        ends = numpy.cumsum(environment_lengths) * case.environments
         ended += [(int(end), float(value), 1.0) for end, value in zip(ends, environment_returns, strict=True)]
     named = {"stable-baselines3": stable_baselines3, "gymnasium": gymnasium, "torch": torch, "numpy": numpy}
     versions = {name: module.__version__ for name, module in named.items()}
     return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions}
 
 
-def cleanrl(script: str, seed: int, iterations: int) -> Run:
+def cleanrl(case: Case, script: str, seed: int, iterations: int) -> Run:
     """CleanRL's own script; the time of a run of one iteration, with its set-up, is taken off."""
     import functools
     import runpy
@@ -135,14 +160,14 @@ def cleanrl(script: str, seed: int, iterations: int) -> Run:
     import torch
 
     gymnasium.wrappers.RecordEpisodeStatistics = functools.partial(  # it would forget all but the last 100
-        gymnasium.wrappers.RecordEpisodeStatistics, buffer_length=iterations * BATCH
+        gymnasium.wrappers.RecordEpisodeStatistics, buffer_length=iterations * case.batch
     )
     settings = {
-        "learning-rate": RATE,
-        "num-envs": ENVIRONMENTS,
-        "num-steps": WINDOW,
-        "num-minibatches": MINIBATCHES,
-        "update-epochs": EPOCHS,
+        "learning-rate": case.rate,
+        "num-envs": case.environments,
+        "num-steps": case.window,
+        "num-minibatches": case.minibatches,
+        "update-epochs": case.epochs,
         "gamma": GAMMA,
         "gae-lambda": LAM,
         "max-grad-norm": CLIP_NORM,
@@ -151,7 +176,7 @@ def cleanrl(script: str, seed: int, iterations: int) -> Run:
     options = [f"--{name}={value}" for name, value in settings.items()] + ["--no-anneal-lr", "--no-cuda"]
 
     def timed(seed: int, count: int) -> tuple[float, float, dict[str, Any]]:
-        sys.argv = [script, *options, f"--seed={seed}", f"--total-timesteps={count * BATCH}"]
+        sys.argv = [script, *options, f"--seed={seed}", f"--total-timesteps={count * case.batch}"]
         wall, cpu = time.perf_counter(), time.process_time()
         found = runpy.run_path(script, run_name="__main__")
         return time.process_time() - cpu, time.perf_counter() - wall, found
@@ -164,11 +189,11 @@ def cleanrl(script: str, seed: int, iterations: int) -> Run:
         os.chdir(ROOT)
     ended = []
     for environment in many[2]["envs"].envs:
-        ends = numpy.cumsum(environment.length_queue) * ENVIRONMENTS
+        ends = numpy.cumsum(environment.length_queue) * case.environments
         ended += [(int(end), float(value), 1.0) for end, value in zip(ends, environment.return_queue, strict=True)]
     named = {"gymnasium": gymnasium, "torch": torch, "numpy": numpy}
     return {
-        "steps": (iterations - 1) * BATCH,
+        "steps": (iterations - 1) * case.batch,
         "cpu": many[0] - few[0],
         "wall": many[1] - few[1],
         "curve": curve(ended),
@@ -186,12 +211,12 @@ def curve(ended: Sequence[tuple[float, float, float]]) -> dict[str, float]:
     return {str(step): total / count for step, (total, count) in sorted(sums.items())}
 
 
-def proof(vectorized: bool | None) -> float:
+def proof(case: Case, vectorized: bool | None) -> float:
     """How far our gradient of a minibatch is from that of the textbook loss, over the largest entry of each parameter's; float64."""
     import torch
 
     with tempfile.TemporaryDirectory() as scratch:
-        one = trainer(0, 1, Path(scratch), vectorized)
+        one = trainer(case, 0, 1, Path(scratch), vectorized)
         one.feed.begin()
         batch = one.feed.draw(0, 0)
     module = one.policy.module.double()
@@ -205,7 +230,11 @@ def proof(vectorized: bool | None) -> float:
     now = one.policy.evaluate(planned, value=True)
     found = torch.autograd.grad(one.objective.loss(now, planned, planning), parameters)
 
-    log_prob = torch.log_softmax(module.actor(batch.observation[:, 0]), -1).gather(1, batch.action).squeeze(1)
+    acted = module.actor(batch.observation[:, 0])
+    if module.log_std is None:
+        log_prob = torch.log_softmax(acted, -1).gather(1, batch.action).squeeze(1)
+    else:
+        log_prob = torch.distributions.Normal(acted, module.log_std.exp()).log_prob(batch.action[:, 0].double()).sum(-1)
     ratio = (log_prob - batch.old_log_prob[:, 0].double()).exp()
     advantage = batch.planned["policy_gradient/advantage"][:, 0].double()
     gain = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage)
@@ -258,7 +287,7 @@ def summary(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def compared(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
+def compared(mine: Sequence[Run], theirs: Sequence[Run], aim: float) -> dict[str, Any]:
     """Ratios of runs that ran after each other, and whether the intervals overlap."""
     ratios = [(a["steps"] / a["cpu"]) / (b["steps"] / b["cpu"]) for a, b in zip(mine, theirs, strict=True)]
     a, b = summary(mine), summary(theirs)
@@ -268,8 +297,8 @@ def compared(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
         return x["low"] <= y["high"] and y["low"] <= x["high"]
 
     return {
-        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "target": TARGET},
-        "reached": statistics.median(ratios) >= TARGET,
+        "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "target": aim},
+        "reached": statistics.median(ratios) >= aim,
         "returns_overlap": {name: overlap(a[name], b[name]) for name in ("mean_return", "final_return")},
         "curve_overlap": {step: overlap(a["curve"][step], b["curve"][step]) for step in shared},
     }
@@ -277,48 +306,50 @@ def compared(mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--case", choices=tuple(CASES), default="cartpole")
     parser.add_argument("--peers", help="Python of an environment with stable-baselines3 (default $UNIPG_PEERS_PYTHON, then .venv-peers)")
     parser.add_argument("--cleanrl", default=os.environ.get("UNIPG_CLEANRL"), help="a copy of CleanRL's ppo.py (default $UNIPG_CLEANRL)")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--output", type=Path, default=OUTPUT)
+    parser.add_argument("--output", type=Path, help="default benchmarks/results/speed-control….json")
     parser.add_argument("--stepped", action="store_true", help="unipg steps one environment object after the other, not the array")
     parser.add_argument("--quick", action="store_true", help="two seeds of four iterations: only whether it runs")
-    parser.add_argument("--side", choices=("ours", "proof", *PEERS), help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=("ours", "envpool", "proof", *PEERS), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--iterations", type=int, default=64, help=argparse.SUPPRESS)
+    parser.add_argument("--iterations", type=int, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    case = CASES[chosen.case]
+    seeds, iterations = (2, 4) if chosen.quick else (chosen.seeds, chosen.iterations or STEPS // case.batch)
     if chosen.side:
         import torch
 
         torch.set_num_threads(1)
         vectorized = False if chosen.stepped else None
         if chosen.side == "proof":
-            found: Any = proof(vectorized)
-        elif chosen.side == "ours":
-            found = ours(chosen.seed, chosen.iterations, vectorized)
+            found: Any = proof(case, vectorized)
+        elif chosen.side in ("ours", "envpool"):
+            found = ours(case, chosen.seed, iterations, vectorized, chosen.side == "envpool")
         elif chosen.side == "cleanrl":
-            found = cleanrl(chosen.cleanrl, chosen.seed, chosen.iterations)
+            found = cleanrl(case, chosen.cleanrl, chosen.seed, iterations)
         else:
-            found = stable_baselines3(chosen.seed, chosen.iterations)
+            found = stable_baselines3(case, chosen.seed, iterations)
         told(json.dumps(found))
         return 0
 
     from unipg.training.run import cpu_name
 
-    seeds, iterations = (2, 4) if chosen.quick else (chosen.seeds, chosen.iterations)
     python = chosen.peers or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
     script = str(Path(chosen.cleanrl).resolve()) if chosen.cleanrl else None
     stepped = ["--stepped"] if chosen.stepped else []
-    runs: dict[str, list[Run]] = {"ours": []} | {peer: [] for peer in PEERS if present(peer, python, script)}
-    difference = run(sys.executable, "--side", "proof", *stepped)
+    runs: dict[str, list[Run]] = {side: [] for side in (*case.aims, *(peer for peer in case.peers if present(peer, python, script)))}
+    difference = run(sys.executable, "--case", chosen.case, "--side", "proof", *stepped)
     told(f"gradient of a minibatch against the plain loss: {difference:.1e} of the largest entry (limit {EQUAL:g})")
     if not difference <= EQUAL:
         return 1
-    more = {"ours": stepped, "stable_baselines3": [], "cleanrl": ["--cleanrl", script]}
+    more: dict[str, list[Any]] = {"ours": stepped, "cleanrl": ["--cleanrl", script]}
     for seed in range(seeds):
         for side in runs if seed % 2 == 0 else reversed(runs):
-            interpreter = sys.executable if side == "ours" else python
-            runs[side].append(run(interpreter, "--side", side, "--seed", seed, "--iterations", iterations, *more[side]))
+            what = ("--case", chosen.case, "--side", side, "--seed", seed, "--iterations", iterations, *more.get(side, []))
+            runs[side].append(run(sys.executable if side in case.aims else python, *what))
             told(f"seed {seed}  {side:18s} {runs[side][-1]['steps'] / runs[side][-1]['cpu']:8.0f} steps per CPU-second")
     result: dict[str, Any] = {
         "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -332,16 +363,24 @@ def main(arguments: Sequence[str]) -> int:
             "python": platform.python_version(),
         },
         "setting": {
-            "steps": iterations * BATCH,
-            "environments": ENVIRONMENTS,
-            "window": WINDOW,
-            "epochs": EPOCHS,
-            "minibatches": MINIBATCHES,
-        }
-        | {"learning_rate": RATE, "seeds": seeds, "array_environments": not chosen.stepped},
+            "environment": case.environment,
+            "steps": iterations * case.batch,
+            "environments": case.environments,
+            "window": case.window,
+            "epochs": case.epochs,
+            "minibatches": case.minibatches,
+            "learning_rate": case.rate,
+            "seeds": seeds,
+            "array_environments": not chosen.stepped,
+        },
         "gradient_difference": difference,
         "sides": {side: summary(found) for side, found in runs.items()},
-        "comparisons": {side: compared(runs["ours"], found) for side, found in runs.items() if side != "ours"},
+        "comparisons": {
+            peer if side == "ours" else f"{side} beside {peer}": compared(runs[side], runs[peer], aim)
+            for side, aim in case.aims.items()
+            for peer in runs
+            if peer not in case.aims
+        },
     }
     for name, side in result["sides"].items():
         speed, whole, end = side["steps_per_cpu_second"], side["mean_return"], side["final_return"]
@@ -350,11 +389,12 @@ def main(arguments: Sequence[str]) -> int:
             told(f"{'':18s} return {what}: {value['value']:.0f} [{value['low']:.0f}, {value['high']:.0f}]")
     for name, comparison in result["comparisons"].items():
         ratio, word = comparison["ratio"], "reached" if comparison["reached"] else "NOT reached"
-        told(f"beside {name}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]; target {TARGET}: {word}")
+        told(f"{name}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}]; target {ratio['target']}: {word}")
         told(f"{'':18s} returns overlap: {comparison['returns_overlap']}")
     if not chosen.quick:
-        chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        told(f"written to {chosen.output}")
+        output = chosen.output or RESULTS / case.output
+        output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        told(f"written to {output}")
     return 0
 
 

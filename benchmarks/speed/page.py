@@ -336,6 +336,7 @@ def page(
     images: Path,
     found_gpu: Result | None = None,
     found_overlap: Result | None = None,
+    found_hopper: Result | None = None,
 ) -> str:
     """The whole page; a half that was not measured is said to be missing."""
     lines = [INTRODUCTION]
@@ -345,6 +346,7 @@ def page(
         lines += language(found_language, images)
     lines += ["## Control", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
+    lines += [] if found_hopper is None else ["### Physics", "", *control(found_hopper, images, "speed-hopper")]
     lines += ["## Collecting ahead", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_overlap is None else collecting_ahead(found_overlap)
     lines += ["## On a GPU", ""]
@@ -411,12 +413,16 @@ def gpu(result: Result) -> list[str]:
     return [*lines, f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}", ""]
 
 
-def control(result: Result, images: Path) -> list[str]:
-    """The control half."""
-    sides, titles = result["sides"], {"ours": "unipg", "stable_baselines3": "Stable-Baselines3", "cleanrl": "CleanRL"}
+SIDES = {"ours": "unipg", "envpool": "unipg, EnvPool", "stable_baselines3": "Stable-Baselines3", "cleanrl": "CleanRL"}
+
+
+def control(result: Result, images: Path, picture: str = "speed-control") -> list[str]:
+    """The control half, of one environment."""
+    sides, titles = result["sides"], SIDES
     setting = result["setting"]
+    several = "1 environment" if setting["environments"] == 1 else f"{setting['environments']} environments"
     lines = [
-        f"PPO on CartPole-v1: {setting['environments']} environments, {setting['window']} steps each before {setting['epochs']} epochs "
+        f"PPO on {setting.get('environment', 'CartPole-v1')}: {several}, {setting['window']} steps each before {setting['epochs']} epochs "
         f"over {setting['minibatches']} minibatches, {setting['steps']:,} steps, {setting['seeds']} seeds, separate networks of two "
         "64-unit layers on all sides. The gradient of a minibatch differs from that of a plain PPO loss by "
         f"{result['gradient_difference']:.0e} of its largest entry.",
@@ -432,13 +438,15 @@ def control(result: Result, images: Path) -> list[str]:
     for name, comparison in result["comparisons"].items():
         ratio, overlap = comparison["ratio"], comparison["returns_overlap"]
         said = "reached" if comparison["reached"] else f"**not reached**, {1 - ratio['median'] / ratio['target']:.0%} short"
+        side, beside, peer = name.rpartition(" beside ")
+        who = f"{titles[side]}: steps" if beside else "Steps"
         lines += [
-            f"Steps per CPU-second beside {titles[name]}'s: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
+            f"{who} per CPU-second beside {titles[peer]}'s: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
             f"returns over seeds overlap: over the run {_yes(overlap['mean_return'])}, at its end {_yes(overlap['final_return'])}.",
             "",
         ]
-    draw_control({titles[name]: side for name, side in sides.items()}, images / "speed-control.png")
-    lines += ["![steps per CPU-second and learning curves](images/speed-control.png)", ""]
+    draw_control({titles[name]: side for name, side in sides.items()}, images / f"{picture}.png")
+    lines += [f"![steps per CPU-second and learning curves](images/{picture}.png)", ""]
     machine = result["machine"]
     lines += _made(result)
     lines += [f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
@@ -483,12 +491,14 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks/speed/page.py", description=__doc__)
     parser.add_argument("--language", type=Path, default=RESULTS / "speed-language.json")
     parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
+    parser.add_argument("--hopper", type=Path, default=RESULTS / "speed-control-hopper.json")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "speed-gpu.json")
     parser.add_argument("--overlap", type=Path, default=RESULTS / "speed-overlap.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
     chosen = parser.parse_args(arguments)
     chosen.docs.mkdir(parents=True, exist_ok=True)
-    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", read(chosen.gpu), read(chosen.overlap))
+    found = (read(path) for path in (chosen.gpu, chosen.overlap, chosen.hopper))
+    text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", *found)
     target = chosen.docs / "speed.md"
     target.write_text(text, encoding="utf-8")
     print(target)

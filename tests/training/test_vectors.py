@@ -10,6 +10,7 @@ from unipg.algorithms.control.reinforce import Reinforce
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
+from unipg.training.optimization import take_step
 from unipg.training.vectors import ParameterVector
 
 
@@ -32,6 +33,30 @@ def test_steps_on_vectors_are_those_on_parameters(tmp_path, monkeypatch, environ
     assert vectors.keys() == single.keys()
     for name, value in single.items():
         torch.testing.assert_close(vectors[name], value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "rmsprop"])
+def test_a_step_is_torchs_own_to_the_bit(kind) -> None:
+    """Over two groups, of which one has a parameter without a gradient and then none at all."""
+
+    def stepped(step) -> list[torch.Tensor]:
+        source = torch.Generator().manual_seed(0)
+        groups = [[torch.nn.Parameter(torch.randn(n, 3, generator=source)) for n in sizes] for sizes in ((2, 5, 1), (4,))]
+        optimizer = OptimizerRecipe(learning_rate=0.1, eps=1e-5, weight_decay=0.01, kind=kind).build(*groups)
+        for number in range(4):
+            optimizer.param_groups[1]["lr"] = 0.1 / (number + 1)
+            for parameter in (p for group in groups for p in group):
+                parameter.grad = torch.randn(parameter.shape, generator=source)
+            groups[0][1].grad = None if number % 2 else groups[0][1].grad
+            groups[1][0].grad = None if number == 2 else groups[1][0].grad
+            versions = [p._version for group in groups for p in group if p.grad is not None]
+            step(optimizer)
+            moved = [p._version for group in groups for p in group if p.grad is not None]
+            assert all(after > before for before, after in zip(versions, moved, strict=True))
+        return [p.detach() for group in groups for p in group]
+
+    for ours, theirs in zip(stepped(take_step), stepped(lambda optimizer: optimizer.step()), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_network_without_gradient_stays(tmp_path) -> None:

@@ -318,11 +318,12 @@ def categorical_log_prob(
 
 
 def gaussian_log_prob(
-    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*#N A"], action: Float[Tensor, "*N A"]
+    mean: Float[Tensor, "*N A"], log_std: Float[Tensor, "*#N A"], action: Float[Tensor, "*N A"], entropy: bool = True
 ) -> tuple[Float[Tensor, "*N"], Float[Tensor, "*N"]]:
-    """Log-density of a diagonal Gaussian, summed over the action's dimensions, and its entropy in nats."""
+    """Log-density of a diagonal Gaussian, summed over the action's dimensions, and its entropy in nats (zeros unless asked)."""
     log_std = log_std.expand_as(mean)
-    return gaussian_log_densities(mean, log_std, action).sum(-1), (log_std + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1)
+    log_prob = gaussian_log_densities(mean, log_std, action).sum(-1)
+    return log_prob, (log_std + 0.5 * math.log(2 * math.pi) + 0.5).sum(-1) if entropy else torch.zeros_like(log_prob)
 
 
 def gaussian_log_densities(

@@ -352,7 +352,7 @@ class BoxActions(Actions):
 
     def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         assert log_std is not None
-        return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype))
+        return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype), entropy)
 
     def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
         """[N,A] what `fresh` draws, before bounds squash it, with the graph."""
@@ -379,7 +379,7 @@ class BoxActions(Actions):
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         assert log_std is not None
         action = output if noise is None else output + log_std.exp() * noise
-        return action, gaussian_log_prob(output, log_std, action)[0]
+        return action, gaussian_log_prob(output, log_std, action, entropy=False)[0]
 
     def random(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,A] uniform in [-1,1], which is all of the box. `InputError` where a dimension has no two finite bounds."""
@@ -458,7 +458,7 @@ class SquashedActions(BoxActions):
             raise InputError("the entropy of squashed actions has no closed form; accepted: −log_prob of fresh actions in its place")
         mean, log_std = self.gaussian(output)
         u = _atanh(action.reshape(mean.shape)).to(mean.dtype)
-        return gaussian_log_prob(mean, log_std, u)[0] - log_slope_of_tanh(u), None
+        return gaussian_log_prob(mean, log_std, u, entropy=False)[0] - log_slope_of_tanh(u), None
 
     def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
         mean, log_std = self.gaussian(output)

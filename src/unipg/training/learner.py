@@ -435,10 +435,7 @@ class Learning:
                     parameter.grad = None
             elif longest is not None and length > longest:
                 torch._foreach_mul_(gradients, longest / length)
-        if self.spec.trains:
-            take_step(self.optimizer)
-        else:
-            self.optimizer.step()
+        take_step(self.optimizer)
         return row
 
     def check_weights(self) -> None:

@@ -205,22 +205,26 @@ def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 @torch.no_grad()
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`, to the bit. Of fused AdamW by its kernel alone: what torch has around it costs a small network's forward pass."""
+    """`optimizer.step()`, to the bit. Of fused AdamW on the CPU by its kernel alone: what torch has around it costs a small network's
+    forward pass."""
+    moved = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     fused = isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
-    moved = [(group, p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not fused or any(p not in optimizer.state for _, p in moved):
+    if not fused or not all(p in optimizer.state and p.device.type == "cpu" and p.dtype == torch.float32 for ps in moved for p in ps):
         optimizer.step()
         return
-    for group, p in moved:
-        state = optimizer.state[p]
-        state["step"] += 1
+    for group, parameters in zip(optimizer.param_groups, moved, strict=True):
+        if not parameters:
+            continue
+        states = [optimizer.state[p] for p in parameters]
+        counts = [state["step"] for state in states]
+        torch._foreach_add_(counts, 1)
         torch._fused_adamw_(
-            [p],
-            [p.grad],
-            [state["exp_avg"]],
-            [state["exp_avg_sq"]],
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
             [],
-            [state["step"]],
+            counts,
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -229,4 +233,4 @@ def take_step(optimizer: torch.optim.Optimizer) -> None:
             amsgrad=False,
             maximize=False,
         )
-    torch.autograd.graph.increment_version([p for _, p in moved])
+    torch.autograd.graph.increment_version([p for parameters in moved for p in parameters])
