@@ -262,7 +262,7 @@ def test_a_learner_may_have_settings_of_its_own(tmp_path) -> None:
     """Plain gradient steps: the critic's are as long as its own rate says, the policy's as the recipe's."""
     own = {"critic": {"learning_rate": 0.5, "clip_norm": 1e-3}}
     settings = OptimizerRecipe(0.25, kind="sgd", clip_norm=1e-2, learners=own)
-    made = trainer(tmp_path, TD3(delay=1), iterations=1, warmup=2, optimizer=settings)
+    made = trainer(tmp_path, TD3(delay=1), iterations=1, warmup=2, optimizer=settings, environment="Pendulum-v1")
     longest = {"q": 0.0, "actor": 0.0}
     for learner, name in zip(made.learners, longest, strict=True):
         optimise = learner.optimise

@@ -363,7 +363,12 @@ class ActorCritic(NamedNetworks, Controller):
             return
         own = self.module.state_dict()
         try:
-            found = {name: tensor for name, tensor in load_file(folder / _NETWORKS).items() if name in own}
+            given = load_file(folder / _NETWORKS)
+            kept = ({_network_of(name) for name in given} & {_network_of(name) for name in own}) - {""}
+            found = {name: tensor for name, tensor in given.items() if _network_of(name) in kept}
+            if odd := {name for name in own if _network_of(name) in kept} ^ found.keys():
+                where = "missing there" if (name := min(odd)) in own else "none of this policy's"
+                raise InputError(f"the networks in '{folder}' cannot be taken over: '{name}' is {where}")
             self.module.load_state_dict(own | found)
             self.copy_lagged(but={name.removeprefix(_MORE).split(".")[0] for name in found})
         except (RuntimeError, SafetensorError) as error:
@@ -414,6 +419,11 @@ _MORE = "more."
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
 _NETWORKS = "networks.safetensors"
+
+
+def _network_of(weight: str) -> str:
+    """Which network a weight that acting does not need belongs to; empty for the others."""
+    return weight.removeprefix(_MORE).split(".")[0] if weight.startswith(_MORE) else ""
 
 
 def is_controller(folder: Path) -> bool:

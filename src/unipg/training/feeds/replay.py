@@ -188,7 +188,8 @@ class Replay(Feed):
         self._random: np.ndarray | None = None
         if self.steps_taken < self.warmup:
             self._random = policy.actions.random(self.rounds, self.count, source)
-        self._live = policy.device.type == "cpu" and next(policy.module.parameters()).dtype == torch.float32
+        # a live actor follows the weights, not the statistics of observations
+        self._live = not policy.normalizes and policy.device.type == "cpu" and next(policy.module.parameters()).dtype == torch.float32
         self._act = policy.actor(live=self._live)
         self._tell_every = max(1, self.recipe.updates(10**9) * self.rounds * self.count // 10**9 // RECORDS)
         self.seconds = 0.0
@@ -217,9 +218,17 @@ class Replay(Feed):
             truncated=found.truncated,
             episode=found.episode,
         )
+        if policy.normalizes:
+            self._observe(found.observation)
         if self.priorities is not None:
             self.priorities.append(len(found.reward))
         self.seconds += time.perf_counter() - began
+
+    def _observe(self, observation: np.ndarray) -> None:
+        """Statistics follow every step; what is kept stays as the environment gave it, and is read by the statistics of the moment."""
+        rows = torch.from_numpy(observation).unsqueeze(1)
+        step = Trajectories(action=torch.zeros(len(rows), 1), mask=torch.ones(len(rows), 1, dtype=torch.bool), observation=rows)
+        self.policy.observe(step.to(self._device), self.run.workers.sum)
 
     def _progress(self, steps: int) -> Progress:
         return Progress(steps, self.run.training.iterations * self.rounds * self.count)
