@@ -91,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         "--on",
         metavar="RECIPE",
         type=in_home,
-        help="a recipe or a run folder whose model, prompts or environment to use (default: short strings)",
+        help="a recipe or a run folder whose model, prompts or environment to use, and its settings for the algorithm that it trains "
+        "(default: short strings)",
     )
     diff.add_argument("--set", action="append", default=[], metavar="key=value", help="override a key of the recipe; may be repeated")
     diff.add_argument("--seed", type=int, help="of the batch (default: the recipe's)")
@@ -244,6 +245,7 @@ def _diff(options: argparse.Namespace) -> None:
         _quiet()
         with console.status("one batch and two gradients …"):
             loaded = diff.recipe_of(options.on, first, second, options.set)
+            first, second = (diff.as_trained(loaded, algorithm) for algorithm in (first, second))
             compare = diff.on_prompts if loaded.environment is None else diff_control.on_environments
             found = compare(loaded, first, second, loaded.seed if options.seed is None else options.seed)
     console.print(diff_page.tables(found))

@@ -152,3 +152,14 @@ def test_the_command_on_a_trained_run(second: str, said: str, tmp_path: Path, ca
     assert numbers["notes"][-1] in (tmp_path / "d.html").read_text(encoding="utf-8").replace("&#x27;", "'")
     assert main(["diff", "sac", "grpo", "--on", str(recipe)]) == 2
     assert "grpo" in capsys.readouterr().err
+
+
+def test_the_recipes_own_settings_count(tmp_path: Path, capsys) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    text = RECIPE.format(name="ppo", environment="CartPole-v1").replace("algorithm: ppo", "algorithm: {name: ppo, gamma: 0.97}")
+    recipe.write_text(text, encoding="utf-8")
+    assert main(["diff", "ppo", "a2c", "--on", str(recipe), "--output", str(tmp_path / "d.html")]) == 0
+    capsys.readouterr()
+    parts = {part["part"]: part for part in json.loads((tmp_path / "d.json").read_text(encoding="utf-8"))["parts"]}
+    assert "gamma=0.97" in parts["advantage"]["first"]
+    assert "gamma=0.97" not in parts["advantage"]["second"]

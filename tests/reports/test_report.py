@@ -652,6 +652,7 @@ def test_controllers_side_by_side(tmp_path: Path) -> None:
     assert [t["name"] for t in page.chart("Return")["data"]] == ["a, training", "b, training", "a, evaluation", "b, evaluation"]
     assert [trace["y"][0] for trace in page.chart("Critic loss")["data"]] == [7, 9]
     assert page.chart("Entropy")["data"][0]["name"] == "a"
+    assert [(t["name"], t["y"]) for t in page.chart("Promised less observed")["data"]] == [("a", [10] * 3), ("b", [-1] * 3)]
     with_language = report(tmp_path, tmp_path / "a", make_run(tmp_path / "c"))
     choices = [attrs for tag, attrs in with_language.tags if tag == "input"]
     assert [attrs["value"] for attrs in choices if "checked" in attrs] == ["iteration"]  # one axis for all of them

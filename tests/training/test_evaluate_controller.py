@@ -11,7 +11,8 @@ import pytest
 from unipg import InputError
 from unipg.algorithms import registered
 from unipg.cli import main
-from unipg.lab.diff import measure, recipe_setting, shared_batch
+from unipg.lab.diff import recipe_of
+from unipg.lab.diff_control import on_environments
 from unipg.policies.actor_critic import ActorCritic
 from unipg.rollouts.environments import evaluate_controller
 from unipg.seeding import derived_seed
@@ -108,19 +109,20 @@ def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
 
 def test_a_diff_on_a_run_is_of_its_policy_and_episodes(run: Path) -> None:
     first, second = registered()["reinforce"](signed=False), registered()["ppo"]()
-    policy, experience, anchor, seed = recipe_setting(str(run), first, second, [])
-    assert (anchor, seed) == (None, 3)
-    saved = json.loads((run / "model" / "config.json").read_text())
-    assert policy.hidden == tuple(saved["hidden"])  # type: ignore[attr-defined]
-    batch = shared_batch(first, second, policy, experience, seed)
-    assert len(batch) > 2  # episodes, not windows
-    found = measure(first, second, policy, batch, experience.max_new_tokens, shown=len(batch))
-    assert found.batch == {"rollouts": len(batch), "demonstrations": 0, "steps": 64}
+    loaded = recipe_of(str(run), first, second, [])
+    assert (loaded.seed, loaded.controller.model) == (3, str(run))
+    found = on_environments(loaded, first, second, 3, shown=1000)
+    assert found.batch["steps"] == 64
+    episodes = found.batch["episodes"]
+    assert episodes > 2  # episodes, not windows
     assert sum(row.reward for row in found.rows) == 64  # CartPole pays 1 for each step
     for row in found.rows:  # REINFORCE puts the episode's outcome on each of its steps, in the mean over episodes
         assert row.answer == f"{row.reward:.0f} steps"
-        assert row.first == pytest.approx(row.reward**2 / len(batch), rel=1e-5)
-    assert {group.name for group in found.groups} == {"layers.0", "layers.1", "critic"}
+        assert row.first == pytest.approx(row.reward**2 / episodes, rel=1e-5)
+    saved = json.loads((run / "model" / "config.json").read_text())
+    assert found.total.parameters == 4 * saved["hidden"][0] + saved["hidden"][0] + 2 * saved["hidden"][0] + 2
+    assert [group.name for group in (found.total, *found.groups)] == ["actor", "actor · layers.0", "actor · layers.1"]
+    assert found.notes == ["'critic' is trained by ppo alone"]
 
 
 def test_the_command_compares_on_a_control_recipe(run: Path, capsys: pytest.CaptureFixture) -> None:

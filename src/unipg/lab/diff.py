@@ -295,6 +295,12 @@ def recipe_of(place: str, first: Algorithm, second: Algorithm, overrides: Iterab
     return loaded
 
 
+def as_trained(loaded: Recipe, algorithm: Algorithm) -> Algorithm:
+    """With the recipe's settings where it is the one that the recipe trains, else as it is."""
+    trained = loaded.build_algorithm()
+    return trained if trained.name == algorithm.name else algorithm
+
+
 def on_prompts(loaded: Recipe, first: Algorithm, second: Algorithm, seed: int) -> Difference:
     """Both algorithms on one batch of a language recipe."""
     from unipg.training.run import build, pick_device

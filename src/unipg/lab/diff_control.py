@@ -32,7 +32,7 @@ TARGETS = "the critic's target"
 SHOWN = 6
 
 
-def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: int) -> Difference:
+def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: int, shown: int = SHOWN) -> Difference:
     """Both algorithms on the same steps of a control recipe, with the same weights wherever their networks have the same sizes.
 
     Each gradient is that of the network's own losses, before any direction and optimiser. Of methods that keep their transitions the rows
@@ -71,7 +71,7 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
         parts,
         groups[0] if groups else nothing,
         groups[1:] if len(groups) > 1 and groups[1].name.startswith(f"{groups[0].name} ·") else groups,
-        _steps(batch, a, b, gap) if kept else diff.rows_of(batch, a, b, gap, SHOWN),
+        _steps(batch, a, b, gap, shown) if kept else diff.rows_of(batch, a, b, gap, shown),
         [] if kept else diff.by_position(gap, batch.mask),
         {} if kept else diff.by_sign(a, gap, batch.mask),
         counts,
@@ -166,6 +166,8 @@ def _gradients(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, s
         for name in learner.trains or ("actor", *(["critic"] if policy.has_value else [])):
             weights = policy.weights_of(name)
             gradient = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
+            if all(g is None for g in gradient):
+                continue
             pieces = [torch.zeros_like(w) if g is None else g for g, w in zip(gradient, weights, strict=True)]
             found[name] = [a + b for a, b in zip(found[name], pieces, strict=True)] if name in found else pieces
     return found
@@ -239,7 +241,7 @@ def _directions(algorithm: Algorithm, setting: Setting) -> Iterator[str]:
             yield learner.direction.symbol()
 
 
-def _steps(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor) -> list[RowDifference]:
+def _steps(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor, shown: int) -> list[RowDifference]:
     """The transitions whose targets differ most."""
     assert batch.terminated is not None
     assert batch.truncated is not None
@@ -249,7 +251,7 @@ def _steps(batch: Trajectories, a: Tensor, b: Tensor, gap: Tensor) -> list[RowDi
         "terminated" if t else "time limit" if c else "goes on"
         for t, c in zip(batch.terminated.any(1), batch.truncated.any(1), strict=True)
     ]
-    order = torch.argsort(by_row, descending=True, stable=True)[:SHOWN].tolist()
+    order = torch.argsort(by_row, descending=True, stable=True)[:shown].tolist()
     return [
         RowDifference("replay", float(batch.step_reward[i, 0]), float(a[i, 0]), float(b[i, 0]), float(by_row[i]) / everything, "", ends[i])
         for i in order

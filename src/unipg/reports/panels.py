@@ -133,6 +133,13 @@ OPTIMISATION = (
     Panel("Verifier failures", {"verifier/failures": "failures"}, "Answers that could not be scored. Healthy: zero.", smoothed=False),
 )
 
+PREDICTED = "values/predicted"
+GAP = Panel(
+    "Promised less observed",
+    {PREDICTED: "gap"},
+    "What each critic says the actions taken were worth, less the discounted return that followed (or, without replay, the lambda-return). "
+    "0: right on average; above: it promises too much; below: too little. Rewards of other scales make other gaps.",
+)
 CRITIC = (
     Panel(
         "Critic loss",
@@ -144,7 +151,7 @@ CRITIC = (
     ),
     Panel(
         "Promised and observed",
-        {"values/predicted": "critic", "values/observed": "observed return", "values/lambda_return": "lambda-return"},
+        {PREDICTED: "critic", "values/observed": "observed return", "values/lambda_return": "lambda-return"},
         "What the critic says the actions taken were worth, and the discounted return that followed (an entropy bonus counts where the "
         "target has one; lambda-returns hold some of the critic's own values). Healthy: the critic's curve comes to lie on the other, "
         "slowly where targets are lagged copies. Above it promises too much, below too little. Of replayed methods the observed returns "
@@ -370,7 +377,20 @@ def critic_charts(runs: Sequence[Run]) -> list[Chart]:
     """What critics are off by, and what they promise."""
     lost = [f"{'regression' if 'regression/loss' in run.metrics else 'critic'}/loss" for run in runs]
     found = [curve for index, key in enumerate(lost) for curve in curves(runs, {key: "critic loss"}) if curve.run == index]
-    return line_charts(runs, found, CRITIC[0]) + _panels(runs, CRITIC[1:])
+    charts = line_charts(runs, found, CRITIC[0])
+    if len(runs) == 1:
+        return charts + _panels(runs, CRITIC[1:])
+    gaps = [Curve(index, "gap", gap) for index, run in enumerate(runs) if (gap := _gap(run)).iterations]
+    return charts + line_charts(runs, gaps, GAP) + _panels(runs, [panel for panel in CRITIC[1:] if PREDICTED not in panel.keys])
+
+
+def _gap(run: Run) -> Series:
+    """By how much a critic promised more than came of it."""
+    told = next((run.metrics[key] for key in ("values/observed", "values/lambda_return") if key in run.metrics), Series())
+    came = dict(zip(told.iterations, told.values, strict=True))
+    promised = run.metrics.get(PREDICTED, Series())
+    pairs = [(i, value - came[i]) for i, value in zip(promised.iterations, promised.values, strict=True) if i in came]
+    return Series([i for i, _ in pairs], [gap for _, gap in pairs])
 
 
 def replay_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -419,7 +439,7 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
     advantage = (
         "Each column is one iteration: what the update was weighted with. Healthy: both signs, no few extreme values that rule the rest."
     )
-    climbed = any("replay/size" in run.metrics for run in runs)
+    climbed = all("replay/size" in run.metrics for run in runs if any(key.startswith("advantage/") for key in run.metrics))
     if climbed:
         advantage = (
             "Each column is one iteration: what the policy climbs at its own actions (the critic's value, with what is added to it). Only "
