@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from unipg.algorithms.learners import Learner, told_apart
 from unipg.algorithms.rates import REWARDED, LearningRate
 from unipg.arguments import CheckedArguments
+from unipg.critics.kinds import Critic, Squared
 from unipg.critics.networks import Network
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term, kl_in_reward
@@ -117,6 +118,11 @@ class Algorithm(CheckedArguments):
     """Its own `batch`, `warmup` and `updates_per_step` of a recipe's `replay` section, where that says nothing."""
 
     rollouts: int = setting(8, "rollouts per prompt")
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        """(members, numbers of each) of a controller's critic of states; see `Critic.heads`."""
+        return 1, 1
 
     @classmethod
     def sources(cls) -> tuple[Source, ...]:
@@ -257,6 +263,31 @@ class KLInReward:
 
 
 @dataclass(frozen=True)
+class KindOfCritic:
+    """A mixin, named before `Algorithm`, for one whose critic may be of another kind than a regression by the squared error."""
+
+    critic: Critic = setting(Squared(), "kind of the critic: what it is trained on, and its members; a name, or a section with `kind`")
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        return self.critic.heads
+
+    def critic_of_states(self, acts: bool) -> Critic:
+        """Refused where the critic is a language model's head of one number. `acts`: whether the policy is a controller."""
+        self.critic.check("states", self.name)  # type: ignore[attr-defined]
+        if not acts and self.critic.kind != "squared":
+            raise InputError(
+                f"algorithm.critic.kind is '{self.critic.kind}', but the critic of a language model gives one value; accepted: squared, or "
+                "a recipe with an environment"
+            )
+        return self.critic
+
+    def critic_of_actions(self) -> Critic:
+        self.critic.check("actions", self.name)  # type: ignore[attr-defined]
+        return self.critic
+
+
+@dataclass(frozen=True)
 class SeveralSteps:
     """A mixin, named before `Algorithm`, for one with a `discount` gamma: returns of kept transitions over several steps.
 
@@ -387,7 +418,7 @@ def hyper_parameters(algorithm: type[Algorithm]) -> list[dict[str, str]]:
         {
             "name": f.name,
             "type": str(f.type),
-            "default": repr(f.default),
+            "default": f.default.kind if isinstance(f.default, Critic) else repr(f.default),
             "help": f.metadata.get("help", ""),
             "source": f.metadata.get("source", ""),
         }

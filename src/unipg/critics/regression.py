@@ -16,6 +16,7 @@ from unipg.estimator.policy_gradient import Record, Term
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Source, Trajectories
 
+Loss = Literal["squared", "huber"]
 REPLAYED = (Source.REPLAY,)
 DISCOUNT = "discount"
 """Planned [B,T]: the factor of what follows a row, where the feed knows it (returns over several steps); else `Bootstrapped.discount`."""
@@ -54,7 +55,7 @@ class Regression(Term):
     rows: tuple[Source, ...] = REPLAYED
     of: str = field(kw_only=True)
     target: Bootstrapped = field(kw_only=True)
-    loss: Literal["squared", "huber"] = field(default="squared", kw_only=True)
+    loss: Loss = field(default="squared", kw_only=True)
 
     @property
     def reads_log_prob(self) -> bool:

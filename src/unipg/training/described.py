@@ -13,6 +13,7 @@ from typing import Any, Literal, cast, get_args, get_origin
 
 from unipg.algorithms.base import registered
 from unipg.arguments import type_name
+from unipg.critics.kinds import Critic, kinds
 from unipg.training.recipe import Recipe
 
 Sections = dict[str, dict[str, dict[str, Any]]]
@@ -28,6 +29,8 @@ def described() -> Sections:
             f.name: _key(hints[f.name], f, f.metadata["help"] + (f" ({source})" if (source := f.metadata["source"]) else ""))
             for f in dataclasses.fields(kind)
         }
+    for name, critic in kinds().items():
+        _describe(critic, f"critic.{name}", found, {})
     return found
 
 
@@ -51,6 +54,8 @@ def _describe(kind: Any, section: str, found: Sections, seen: dict[Any, str]) ->
 
 def _key(hint: Any, f: dataclasses.Field[Any], meaning: str) -> dict[str, Any]:
     default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+    if isinstance(default, Critic):
+        return {"type": "a kind, or a section with `kind`", "meaning": meaning, "default": default.kind, "accepted": list(kinds())}
     key: dict[str, Any] = {"type": type_name(hint), "meaning": meaning}
     if default is not dataclasses.MISSING:
         key["default"] = list(default) if isinstance(default, tuple) else default

@@ -16,6 +16,7 @@ import yaml
 
 from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts, registered
 from unipg.arguments import CheckedArguments, type_name
+from unipg.critics.kinds import Critic, kind_in
 from unipg.errors import LARGEST, InputError, nearest, shown
 from unipg.hub import in_home
 from unipg.loading import Live
@@ -306,6 +307,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
     sections = [o for o in options if dataclasses.is_dataclass(o)]
+    if Critic in sections and not isinstance(value, Critic):
+        return typed(*kind_in(value, where), where)
     if sections:
         return value if isinstance(value, sections[0]) else typed(sections[0], value, where)  # type: ignore[arg-type]
     for option in options:

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting, check_range, register, setting
 from unipg.algorithms.learners import Learner
-from unipg.estimator import GAE, CurrentPolicy, EntropyBonus, PolicyGradient, ValueLoss
+from unipg.estimator import GAE, CurrentPolicy, EntropyBonus, PolicyGradient
 
 
 @register
 @dataclass(frozen=True)
-class A2C(Algorithm):
+class A2C(KindOfCritic, Algorithm):
     """The plain policy gradient with a learned baseline: every window (`environment.steps`) is used once, for actor and critic together."""
 
     name = "a2c"
@@ -37,7 +37,8 @@ class A2C(Algorithm):
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)
-        objective = PolicyGradient(reference=CurrentPolicy(), advantage=gae) + self.value_weight * ValueLoss(gae=gae)
+        critic = self.critic_of_states(setting.acts)
+        objective = PolicyGradient(reference=CurrentPolicy(), advantage=critic.advantage(gae)) + self.value_weight * critic.state_loss(gae)
         objective = objective + self.entropy * EntropyBonus() if self.entropy else objective
         rmsprop = {"kind": "rmsprop", "learning_rate": 7e-4, "eps": 1e-5, "clip_norm": 0.5}
         return (Learner("policy", (), objective, optimizer=rmsprop),)

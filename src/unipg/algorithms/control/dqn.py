@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
-from unipg.critics import ActionValues, Bootstrapped, Copied, Greedy, Lagged, Network, Regression, Value
+from unipg.critics import Bootstrapped, Copied, Lagged, Network
 from unipg.errors import InputError
 from unipg.estimator import Progress
 
 
 @register
 @dataclass(frozen=True)
-class DQN(SeveralSteps, Algorithm):
+class DQN(KindOfCritic, SeveralSteps, Algorithm):
     """Q learns what the best action is worth, by a copy of itself that is renewed now and then. There is no other policy than to take the
     best action, and any other with probability epsilon while it is learned."""
 
@@ -49,12 +49,13 @@ class DQN(SeveralSteps, Algorithm):
         check_counts(self, "copy_every")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
-        return {"q": ActionValues(), "q_lagged": Lagged("q")}
+        return {"q": self.critic_of_actions().action_values(), "q_lagged": Lagged("q")}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
-        target = Bootstrapped(Value("q_lagged"), self.discount, Greedy("q" if self.double else "q_lagged"))
+        critic = self.critic_of_actions()
+        target = Bootstrapped(critic.target_value("q_lagged"), self.discount, critic.greedy("q" if self.double else "q_lagged"))
         follow = (Copied("q", "q_lagged", self.copy_every),)
-        regression = Regression(of="q", target=target, loss="huber")
+        regression = critic.regression("q", target, "huber")
         return (Learner("critic", ("q",), regression, then=follow, optimizer={"learning_rate": 1e-4, "clip_norm": 10.0}),)
 
     def explores(self, progress: Progress) -> float:

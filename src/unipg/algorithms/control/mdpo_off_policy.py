@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import (
-    ActionValues,
     Bootstrapped,
     Copied,
     Drawn,
@@ -17,9 +16,7 @@ from unipg.critics import (
     Likeliness,
     Network,
     Polyak,
-    Regression,
     Surprise,
-    Value,
 )
 from unipg.critics.regression import REPLAYED
 from unipg.estimator import Enumerated, Pathwise, PolicyGradient, Progress
@@ -29,7 +26,7 @@ ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 
 @register
 @dataclass(frozen=True)
-class OffPolicyMDPO(Algorithm):
+class OffPolicyMDPO(KindOfCritic, Algorithm):
     """E[Q_1 − lambda · log pi_k] − c · KL(pi ‖ pi_k), pi_k a copy of the policy every m updates; fresh actions at replayed observations.
 
     c = 1/t_k = `kl`, lambda = `temperature`, m = `every`. Of one state the best policy is ∝ pi_k^(1 − lambda/c) · exp(Q/c). With
@@ -81,14 +78,15 @@ class OffPolicyMDPO(Algorithm):
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         copy = {"actor_k": Lagged("actor")} if self._on_copy else {}
-        return {"q": ActionValues(self.critics), "q_lagged": Lagged("q"), **copy}
+        return {"q": self.critic_of_actions().action_values(self.critics), "q_lagged": Lagged("q"), **copy}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         over = Exact() if setting.counted else Drawn()
-        target = Bootstrapped(Value("q_lagged") + Surprise(self.temperature), self.discount, over)
+        critic = self.critic_of_actions()
+        target = Bootstrapped(critic.target_value("q_lagged") + Surprise(self.temperature), self.discount, over)
         deformed = {"tsallis": self.tsallis, "floor": self.floor}
         own = Surprise(self.kl) if self.tsallis == 1 else -self.kl * Likeliness("actor", **deformed)
-        advantage = Value("q", "first") + own
+        advantage = critic.value("q", "first") + own
         then: tuple[Copied, ...] = ()
         if self._on_copy:
             advantage += self._on_copy * Likeliness("actor_k", **deformed)
@@ -96,7 +94,7 @@ class OffPolicyMDPO(Algorithm):
         how = Enumerated(through=self.tsallis != 1) if setting.counted else Pathwise()
         policy = PolicyGradient(rows=REPLAYED, advantage=advantage, likelihood=how)
         return (
-            Learner("critic", ("q",), Regression(of="q", target=target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
+            Learner("critic", ("q",), critic.regression("q", target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
             Learner("policy", ("actor",), policy, then=then, optimizer=ADAM),
         )
 

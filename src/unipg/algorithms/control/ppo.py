@@ -3,14 +3,14 @@
 import math
 from dataclasses import dataclass
 
-from unipg.algorithms.base import Algorithm, KLInReward, Setting, check_range, register, setting
-from unipg.estimator import GAE, EntropyBonus, Objective, OldPolicy, PolicyGradient, RatioClip, ValueLoss
+from unipg.algorithms.base import Algorithm, KindOfCritic, KLInReward, Setting, check_range, register, setting
+from unipg.estimator import GAE, EntropyBonus, Objective, OldPolicy, PolicyGradient, RatioClip
 from unipg.estimator.aggregation import AggregateName, aggregate_named
 
 
 @register
 @dataclass(frozen=True)
-class PPO(KLInReward, Algorithm):
+class PPO(KindOfCritic, KLInReward, Algorithm):
     """Clipped importance ratio, generalised advantage estimation against a learned critic, value loss and entropy bonus."""
 
     name = "ppo"
@@ -43,7 +43,11 @@ class PPO(KLInReward, Algorithm):
     def objective(self, setting: Setting) -> Objective:
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage)
         aggregate = aggregate_named(self.aggregate, setting.max_new_tokens)
+        critic = self.critic_of_states(setting.acts)
         objective = PolicyGradient(
-            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual), reference=OldPolicy(), advantage=gae, aggregate=aggregate
-        ) + self.value_weight * ValueLoss(gae=gae, clip=self.value_clip, aggregate=aggregate)
+            mask=RatioClip(self.clip_low, self.clip_high, self.clip_dual),
+            reference=OldPolicy(),
+            advantage=critic.advantage(gae),
+            aggregate=aggregate,
+        ) + self.value_weight * critic.state_loss(gae, clip=self.value_clip, aggregate=aggregate)
         return objective + self.entropy * EntropyBonus(aggregate=aggregate) if self.entropy else objective

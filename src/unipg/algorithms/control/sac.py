@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
 from unipg.critics import (
-    ActionValues,
     Bootstrapped,
     Drawn,
     Exact,
@@ -15,10 +14,8 @@ from unipg.critics import (
     Network,
     Number,
     Polyak,
-    Regression,
     Surprise,
     TemperatureLoss,
-    Value,
 )
 from unipg.critics.regression import REPLAYED
 from unipg.errors import InputError
@@ -29,7 +26,7 @@ ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 
 @register
 @dataclass(frozen=True)
-class SAC(SeveralSteps, Algorithm):
+class SAC(KindOfCritic, SeveralSteps, Algorithm):
     """The policy maximises E[min Q(s, a) − alpha · log pi(a|s)]; alpha is learned so that the entropy comes to a target, or fixed.
 
     Actions that can be counted are summed over instead of drawn (arXiv 1910.07207).
@@ -68,19 +65,20 @@ class SAC(SeveralSteps, Algorithm):
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         learned = {"temperature": Number(self.initial_temperature)} if self.temperature is None else {}
-        return {"q": ActionValues(self.critics), "q_lagged": Lagged("q"), **learned}
+        return {"q": self.critic_of_actions().action_values(self.critics), "q_lagged": Lagged("q"), **learned}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         over = Exact() if setting.counted else Drawn()
         alpha = "temperature" if self.temperature is None else self.temperature
-        target = Bootstrapped(Value("q_lagged") + Surprise(alpha), self.discount, over)
+        critic = self.critic_of_actions()
+        target = Bootstrapped(critic.target_value("q_lagged") + Surprise(alpha), self.discount, over)
         policy = PolicyGradient(
-            rows=REPLAYED, advantage=Value("q") + Surprise(alpha), likelihood=Enumerated() if setting.counted else Pathwise()
+            rows=REPLAYED, advantage=critic.value("q") + Surprise(alpha), likelihood=Enumerated() if setting.counted else Pathwise()
         )
         temperature = TemperatureLoss(of="temperature", target_entropy=self._target(setting), over=over)
         return (
             *([Learner("temperature", ("temperature",), temperature, optimizer=ADAM)] if self.temperature is None else []),
-            Learner("critic", ("q",), Regression(of="q", target=target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
+            Learner("critic", ("q",), critic.regression("q", target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
             Learner("policy", ("actor",), policy, optimizer=ADAM),
         )
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unipg.algorithms.base import Algorithm, Setting, SeveralSteps, check_counts, check_range, register, setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting, SeveralSteps, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Learner
-from unipg.critics import ActionValues, Bootstrapped, Drawn, Lagged, Network, Polyak, Regression, Value
+from unipg.critics import Bootstrapped, Drawn, Lagged, Network, Polyak
 from unipg.critics.regression import REPLAYED
 from unipg.estimator import Pathwise, PolicyGradient, Progress
 
@@ -16,7 +16,7 @@ ADAM = {"learning_rate": 1e-3, "clip_norm": None}
 
 @register
 @dataclass(frozen=True)
-class TD3(SeveralSteps, Algorithm):
+class TD3(KindOfCritic, SeveralSteps, Algorithm):
     """The policy climbs the first critic through its own action. Three things keep the critics from promising too much: the least of two
     values in the target, noise on the target's action, and a policy that takes its step after every second one of the critics."""
 
@@ -55,14 +55,15 @@ class TD3(SeveralSteps, Algorithm):
         check_counts(self, "critics", "delay")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
-        return {"q": ActionValues(self.critics), "q_lagged": Lagged("q"), "actor_lagged": Lagged("actor")}
+        return {"q": self.critic_of_actions().action_values(self.critics), "q_lagged": Lagged("q"), "actor_lagged": Lagged("actor")}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
-        target = Bootstrapped(Value("q_lagged"), self.discount, Drawn("actor_lagged", self.smoothing, self.limit))
-        policy = PolicyGradient(rows=REPLAYED, advantage=Value("q", "first"), likelihood=Pathwise())
+        critic = self.critic_of_actions()
+        target = Bootstrapped(critic.target_value("q_lagged"), self.discount, Drawn("actor_lagged", self.smoothing, self.limit))
+        policy = PolicyGradient(rows=REPLAYED, advantage=critic.value("q", "first"), likelihood=Pathwise())
         follow = (Polyak("q", "q_lagged", self.tau), Polyak("actor", "actor_lagged", self.tau))
         return (
-            Learner("critic", ("q",), 2.0 * Regression(of="q", target=target), optimizer=ADAM),
+            Learner("critic", ("q",), 2.0 * critic.regression("q", target), optimizer=ADAM),
             Learner("policy", ("actor",), policy, every=self.delay, then=follow, optimizer=ADAM),
         )
 

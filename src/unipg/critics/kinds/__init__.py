@@ -1,0 +1,9 @@
+"""Kinds of critics: what their networks give, what these are trained on, and which value actor and targets read.
+
+Belongs here: one class for each kind, found by its name (`algorithm.critic.kind`), whose hooks algorithms ask for their terms.
+Does not belong here: which algorithm trains a critic, how often and on which rows.
+"""
+
+from unipg.critics.kinds.base import Critic, Squared, critic_of, kind_in, kinds, register_kind
+
+__all__ = ["Critic", "Squared", "critic_of", "kind_in", "kinds", "register_kind"]
