@@ -23,6 +23,8 @@ def test_every_algorithm_has_an_oracle() -> None:
     assert missing == []
 
 
+# what is said of Box2D's and MuJoCo's simulations
+@pytest.mark.filterwarnings("ignore:environment '.*' (cannot be saved|is more than its numbers):UserWarning")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_it_runs(path: Path, tmp_path) -> None:
     small = ["training.iterations=2", f"output={tmp_path / 'run'}", "training.evaluate_every=0", "optimizer.warmup=0", "threads=1"]
