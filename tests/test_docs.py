@@ -3,6 +3,7 @@
 import json
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,28 @@ def test_the_part_in_the_laws_page_keeps_the_laws(law) -> None:
     exec(code.replace("from __future__ import annotations", ""), names)
     LAWS[law](names["Mine"]())
     assert law in text
+
+
+def test_the_five_commands_of_the_control_page_run(tmp_path, monkeypatch) -> None:
+    """As they stand there, but for the length of the training and the installation; then what uses the file that they leave."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "control.md").read_text(encoding="utf-8")
+    install, recipe, *commands = re.findall(r"```sh\n(.*?)```", text, re.S)
+    assert install.startswith("pip install 'unipg[")
+    name, content = re.fullmatch(r"cat > (\S+) <<'END'\n(.*)END\n", recipe, re.S).groups()
+    Path(name).write_text(content, encoding="utf-8")
+    short = ["training.iterations=1", "environment.steps=20", "environment.evaluation_episodes=1", "replay.warmup=5", "replay.batch=4"]
+    for command in commands:
+        program, *arguments = shlex.split(command)
+        assert program == "unipg"
+        assert main([*arguments, *{"train": short, "evaluate": ["--episodes", "1"]}.get(arguments[0], [])]) == 0
+    assert Path("runs/pendulum/recording.mp4").stat().st_size > 10_000
+    code = re.findall(r"```python\n(.*?)```", text, re.S)[0]
+    names: dict = {}
+    exec(code, names)
+    assert -2000 < names["total"] < 0
 
 
 BLOCKS = [

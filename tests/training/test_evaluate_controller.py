@@ -51,6 +51,23 @@ def test_a_run_is_measured_in_its_own_environment(run: Path) -> None:
     assert more.metrics["length"]["high"] <= 40
 
 
+@pytest.mark.parametrize(("algorithm", "environment"), [("sac", "Pendulum-v1"), ("td3", "Pendulum-v1"), ("dqn", "CartPole-v1")])
+def test_policies_of_every_kind_are_measured(algorithm: str, environment: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Squashed, deterministic and greedy actions are the saved policy's own: nobody has to ask for them."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"algorithm: {algorithm}\noutput: {tmp_path}/run\nthreads: 1\nenvironment: {{id: {environment}, count: 1, steps: 8}}\n"
+        "controller: {hidden: [8]}\nreplay: {warmup: 2, batch: 4}\ntraining: {iterations: 1}\n",
+        encoding="utf-8",
+    )
+    assert main(["train", str(recipe), "environment.evaluation_episodes=1"]) == 0
+    for checkpoint in ("last", "best"):
+        assert main(["evaluate", str(tmp_path / "run"), "--episodes", "2", "--checkpoint", checkpoint]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--sample"]) == (2 if algorithm == "dqn" else 0)
+    assert ("takes the best action by its values and draws none" in capsys.readouterr().err) == (algorithm == "dqn")
+
+
 def test_the_command_shows_and_writes_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", str(run), "--episodes", "2", "--json", str(tmp_path / "found.json")]) == 0
     shown = capsys.readouterr().out
@@ -107,7 +124,7 @@ def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
         evaluate_model(str(run), recipe=str(other))
 
 
-def test_a_diff_on_a_run_is_of_its_policy_and_episodes(run: Path) -> None:
+def test_a_diff_on_a_run_is_of_its_episodes(run: Path) -> None:
     first, second = registered()["reinforce"](signed=False), registered()["ppo"]()
     loaded = recipe_of(str(run), first, second, [])
     assert (loaded.seed, loaded.controller.model) == (3, str(run))

@@ -40,6 +40,8 @@ class Actions(ABC):
 
     type: ClassVar[str]
     """Its name in a saved policy's description."""
+    kind: ClassVar[Kind] = "auto"
+    """What asks for it of a space (`actions_of`)."""
     densities: ClassVar[bool] = False
     """Whether actions are real numbers, so that probabilities and entropies are those of densities."""
     has_kl: ClassVar[bool] = True
@@ -150,6 +152,7 @@ class GreedyActions(DiscreteActions):
     """`n` actions, the actor's output their values [N,n]; the best one, or with probability epsilon (`draw`'s `std`) any of the n."""
 
     type = "greedy"
+    kind = "greedy"
     has_kl = False
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
@@ -433,6 +436,7 @@ class SquashedActions(BoxActions):
     """
 
     type = "squashed"
+    kind = "squashed"
     has_log_std = False
 
     def __post_init__(self) -> None:
@@ -508,6 +512,7 @@ class DeterministicActions(BoxActions):
     """Not compared: with another one, these are still the actions of the same space."""
 
     type = "deterministic"
+    kind = "deterministic"
     has_kl = False
     has_log_std = False
 

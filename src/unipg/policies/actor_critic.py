@@ -533,7 +533,8 @@ class ActorCriticRecipe(CheckedArguments):
         actions = actions_of(action_space, kind)
         networks = wanted.networks(isinstance(actions, DiscreteActions))
         if self.model is not None:
-            return self._saved(Path(self.model), observation, actions, normalized, networks)
+            asked = kind if wanted.who or kind != "auto" else None  # where no algorithm asks, the saved policy's own
+            return self._saved(Path(self.model), observation, action_space, asked, normalized, networks)
         if normalized and self.normalize_observations is None:
             warnings.warn(
                 "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
@@ -554,13 +555,20 @@ class ActorCriticRecipe(CheckedArguments):
         )
 
     def _saved(
-        self, folder: Path, observation: Observation, actions: Actions, normalized: bool, networks: Mapping[str, Network]
+        self,
+        folder: Path,
+        observation: Observation,
+        space: gymnasium.Space,
+        kind: Kind | None,
+        normalized: bool,
+        networks: Mapping[str, Network],
     ) -> ActorCritic:
         if not folder.is_dir():
             raise InputError(f"controller.model '{folder}' is no folder; accepted: one that a control run wrote, or its model folder")
         policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder, networks)
         if (folder / "critic").is_dir():
             policy.load_critic(folder / "critic")
+        actions = actions_of(space, kind or policy.actions.kind)
         if (policy.observation, policy.actions) != (observation, actions):
             raise InputError(
                 f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
