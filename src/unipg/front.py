@@ -335,7 +335,7 @@ class TrainedPolicy:
         """A controller's action for an observation [O…], or actions [N,…] for several [N,O…], ready for `environment.step`.
 
         The most likely one, or with `sample` a random one, drawn from torch's global generator. Errors: `InputError` for a language model,
-        and for an observation of another shape or that is not finite.
+        for an observation of another shape or that is not finite, and with `sample` for a policy that draws none (DQN's).
         """
         import torch
 
@@ -346,6 +346,7 @@ class TrainedPolicy:
         rows, one = self.policy.encoder.read(observation)
         noise = None
         if sample:
+            self.policy.check_draws("sample is True")
             source = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             noise = self.policy.noise(1, len(rows), source)[0]
         actions = self.policy.environment_action(self.policy.actor()(rows, noise))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unipg import InputError
+from unipg import InputError, load_run
 from unipg.algorithms import registered
 from unipg.cli import main
 from unipg.lab.diff import recipe_of
@@ -66,6 +66,9 @@ def test_policies_of_every_kind_are_measured(algorithm: str, environment: str, t
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run"), "--episodes", "1", "--sample"]) == (2 if algorithm == "dqn" else 0)
     assert ("takes the best action by its values and draws none" in capsys.readouterr().err) == (algorithm == "dqn")
+    if algorithm == "dqn":
+        with pytest.raises(InputError, match=r"^sample is True, but the policy takes the best action by its values and draws none"):
+            load_run(tmp_path / "run").policy.act([0, 0, 0, 0], sample=True)
 
 
 def test_the_command_shows_and_writes_it(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -281,6 +281,11 @@ class ActorCritic(NamedNetworks, Controller):
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)
 
+    def check_draws(self, asked: str) -> None:
+        """Refuses random actions of a policy whose exploration is the algorithm's, and not known here; `asked`: who wants them."""
+        if isinstance(self.actions, GreedyActions) and self.exploration is None:
+            raise InputError(f"{asked}, but the policy takes the best action by its values and draws none; accepted: without it")
+
     def actor(self, *, live: bool = False) -> Actor:
         """`live`: it follows the weights as they are stepped (float32 on the CPU), but for the statistics of observations."""
         network, log_std, draw = self.module.actor.on_the_host(live=live), self.module.log_std, self.actions.draw

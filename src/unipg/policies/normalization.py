@@ -16,6 +16,10 @@ LIMIT = 10.0
 EPS = 1e-8
 
 
+def _normalised(x: Tensor, mean: Tensor, scale: Tensor, limit: float) -> Tensor:
+    return ((x - mean) * scale).clamp(-limit, limit).to(x.dtype)
+
+
 class Frozen(nn.Module):
     """(x − mean) · scale of each of O numbers, cut off at ±limit: a `RunningNormalizer` that has stopped, free of branches."""
 
@@ -30,7 +34,7 @@ class Frozen(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,O] to [N,O], of the same dtype."""
-        return ((x - self.mean) * self.scale).clamp(-self.limit, self.limit).to(x.dtype)
+        return _normalised(x, self.mean, self.scale, self.limit)
 
 
 class RunningNormalizer(nn.Module):
@@ -65,7 +69,7 @@ class RunningNormalizer(nn.Module):
         """[N,O] to [N,O], of the same dtype."""
         if self.empty:
             return x
-        return ((x - self.mean) * self.scale()).clamp(-LIMIT, LIMIT).to(x.dtype)
+        return _normalised(x, self.mean, self.scale(), LIMIT)
 
     def frozen(self) -> Frozen:
         """The statistics as they are now, which nothing moves any more."""

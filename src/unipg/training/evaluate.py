@@ -139,9 +139,8 @@ def _evaluate_controller(
     spaces = rollouts.observation_space, rollouts.action_space
     controller = ActorCriticRecipe(model=str(folder)).build(*spaces, seed, normalized=rollouts.normalized)
     controller.module.to(pick_device(device))
-    if sample and controller.actions.type == "greedy":
-        asked = spoken("--sample", "sample=True")
-        raise InputError(f"{asked}: the policy in '{folder}' takes the best action by its values and draws none; accepted: without it")
+    if sample:
+        controller.check_draws(f"{spoken('--sample', 'sample')} is given")
     told = None if progress is None else lambda done: progress(environment.id, done)
     seed = derived_seed(seed, "test")  # other episodes than the best model was chosen by
     if record is None:
