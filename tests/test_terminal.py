@@ -54,8 +54,8 @@ def test_a_controllers_line_has_return_critic_loss_and_pace(monkeypatch: pytest.
     ]
     text = shown(monkeypatch, [("iteration", (1, 4, rows[0])), ("iteration", (2, 4, rows[1]))])
     first, second = text.strip().split("\n")
-    assert "return -1,234  critic loss 0.25  steps 1,000  250 steps/s" in first
-    assert "steps 3,000  500 steps/s" in second
+    assert "return -1,234  critic loss 0.25  steps/s 250  steps 1,000" in first
+    assert "steps/s 500  steps 3,000" in second
     assert "loss 80" not in text
 
 
@@ -63,4 +63,6 @@ def test_a_controllers_line_has_return_critic_loss_and_pace(monkeypatch: pytest.
 def test_a_long_iteration_says_how_far_it_is(live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     text = shown(monkeypatch, [("iteration", (1, 4, {"reward/mean": 0.5})), ("phase", ("update", 0.25))], live=live)
     assert ("1/4" if live else "run 1/4  iteration 2: 25%") in text
+    far = shown(monkeypatch, [("iteration", (1, 4, {"reward/mean": 0.5})), ("phase", ("update", 0.75))], live=live)
+    assert "2/4" not in far  # what is not finished is not counted
     assert shown(monkeypatch, [("phase", ("update", 0.25))], seconds=1000.0) == ""

@@ -31,15 +31,16 @@ SHOWN: Shown = (
     ("length/mean", "length", ".3g"),
     ("verifier/failures", "failed to score", ".3g"),
 )
-STEPS = "environment/steps"
+STEPS, PACE = "environment/steps", "steps in a second"
 SHOWN_OF_CONTROLLERS: Shown = (
     ("return/last_100", "return", ",.4g"),
     ("critic/loss", "critic loss", ".3g"),
+    (PACE, "steps/s", ",.0f"),
+    (STEPS, "steps", ",.0f"),
     ("temperature_loss/temperature", "temperature", ".3g"),
     ("entropy", "entropy", ".3g"),
-    (STEPS, "steps", ",.0f"),
 )
-"""Of a run that counts steps of environments; then how many of them there are in a second."""
+"""Of a run that counts steps of environments; what matters most first, since narrow terminals cut the rest."""
 PLAIN_SECONDS = 10.0
 """Seconds between lines where the output is not a terminal."""
 
@@ -61,7 +62,7 @@ class TrainingDisplay(Observer):
         self.progress = Progress(
             TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+            TextColumn("{task.fields[finished]}/{task.total:.0f}", markup=False),
             TextColumn("spent"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -98,7 +99,7 @@ class TrainingDisplay(Observer):
     def phase(self, name: str, done: float) -> None:
         shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}
         if self.live and name in shown:
-            self._bar(1, f"{shown[name]} {done:.0%}")
+            self._bar(self.total or 1, f"{shown[name]} {done:.0%}")
         elif name == "update" and self.total:
             self._partly(done)
 
@@ -113,11 +114,11 @@ class TrainingDisplay(Observer):
 
     def _bar(self, total: float, facts: str, completed: float | None = None) -> None:
         if self.task is None:
-            self.task = self.progress.add_task(self.title, total=total, facts=facts)
+            self.task = self.progress.add_task(self.title, total=total, facts=facts, finished=self.at)
         elif completed is None:
             self.progress.update(self.task, facts=facts)
         if completed is not None:
-            self.progress.update(self.task, total=total, completed=completed, facts=facts)
+            self.progress.update(self.task, total=total, completed=completed, facts=facts, finished=int(completed))
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         now = time.monotonic()
@@ -135,14 +136,14 @@ class TrainingDisplay(Observer):
 
     def _told(self, metrics: dict[str, Any]) -> str:
         """What matters of an iteration, in one line."""
-        shown = SHOWN_OF_CONTROLLERS if STEPS in metrics else SHOWN
-        facts = [f"{label} {metrics[key]:{form}}" for key, label, form in shown if metrics.get(key)]
+        known = dict(metrics)
         if STEPS in metrics:
             seconds = metrics.get("time/rollout", 0.0) + metrics.get("time/update", 0.0)
             if self.steps is not None and seconds > 0:
-                facts.append(f"{(metrics[STEPS] - self.steps) / seconds:,.0f} steps/s")
+                known[PACE] = (metrics[STEPS] - self.steps) / seconds
             self.steps = metrics[STEPS]
-        return "  ".join(facts)
+        shown = SHOWN_OF_CONTROLLERS if STEPS in metrics else SHOWN
+        return "  ".join(f"{label} {known[key]:{form}}" for key, label, form in shown if known.get(key))
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self.console.print(evaluation_table(results))
