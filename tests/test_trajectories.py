@@ -40,6 +40,30 @@ def test_inference_mode_which_counts_no_writes() -> None:
         assert one.rows_from(Source.ROLLOUT).all()
 
 
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_are_the_rows_in_their_order_and_share_memory(parts: int) -> None:
+    """Five rows: the first parts have one more where they do not come out even, and some none where there are too few."""
+    rows = torch.arange(5)
+    one = Trajectories(
+        action=rows.unsqueeze(1).expand(5, 3).clone(),
+        mask=torch.ones(5, 3, dtype=torch.bool),
+        planned={"weight": rows.unsqueeze(1) * 10},
+        annotations={"name": list("abcde")},
+    )
+    cut, start = one.cut(parts), 0
+    assert [len(piece) for piece in cut] == [5 // parts + (k < 5 % parts) for k in range(parts)]
+    for piece in cut:
+        expected = one.select(range(start, start + len(piece)))
+        for name in Trajectories.tensor_fields():
+            a, b = getattr(piece, name), getattr(expected, name)
+            assert (a is None) == (b is None)
+            assert a is None or torch.equal(a, b), name
+        assert torch.equal(piece.planned["weight"], expected.planned["weight"])
+        assert piece.annotations == expected.annotations
+        assert not len(piece) or piece.action.data_ptr() == one.action[start:].data_ptr()
+        start += len(piece)
+
+
 def test_episodes_are_rows_of_their_own() -> None:
     """Row 0: an end, a step of the environment, an end by the limit, a rest. Row 1: one whole episode. Row 2: nothing."""
     mask = torch.tensor([[1, 1, 0, 1, 1, 1], [1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 0, 0]], dtype=torch.bool)

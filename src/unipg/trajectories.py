@@ -198,9 +198,19 @@ class Trajectories:
         order = index.tolist() if self.annotations else []
         return self._map(lambda t: t[index], lambda items: [items[i] for i in order])
 
-    def window(self, start: int, stop: int) -> Trajectories:
-        """Rows `start` to `stop` (exclusive) as views: they share memory with this batch."""
-        return self._map(lambda t: t[start:stop], lambda items: items[start:stop])
+    def cut(self, parts: int) -> list[Trajectories]:
+        """The rows in their order in so many parts, the first ones a row longer where they do not come out even; views of this batch."""
+        fields = {name: t.tensor_split(parts) for name in _tensor_fields() if (t := getattr(self, name)) is not None}
+        planned = {name: t.tensor_split(parts) for name, t in self.planned.items()}
+        found, start = [], 0
+        for part, mask in enumerate(fields["mask"]):
+            stop = start + len(mask)
+            changes: dict[str, Any] = {name: pieces[part] for name, pieces in fields.items()}
+            changes["planned"] = {name: pieces[part] for name, pieces in planned.items()}
+            changes["annotations"] = {name: items[start:stop] for name, items in self.annotations.items()}
+            found.append(self._with(changes))
+            start = stop
+        return found
 
     def trim(self) -> Trajectories:
         """Without the columns that are padding in every row."""

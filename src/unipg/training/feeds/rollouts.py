@@ -42,7 +42,7 @@ class Rollouts(Feed):
         regressions = (term.gae for term in self.objective.terms if isinstance(term, ValueLoss))
         self.critic = next(regressions, None) if run.policy.memoryless else None
         """What a controller's critic of states is trained on."""
-        self._shuffled: tuple[tuple[str, int], Trajectories, Trajectories] | None = None
+        self._shuffled: tuple[tuple[str, int], Trajectories, list[Trajectories]] | None = None
         self.proposal: Policy | None = None
         if run.algorithm.proposes or run.training.overlap:
             self.proposal = run.policy.proposal()
@@ -298,7 +298,5 @@ class Rollouts(Feed):
         key = learner.name, epoch
         if self._shuffled is None or self._shuffled[0] != key or self._shuffled[1] is not batch:
             order = torch.randperm(len(batch), generator=generator(self.run.seed, *turn))
-            self._shuffled = key, batch, batch.select(order.to(batch.mask.device))
-        size, larger = divmod(len(batch), parts)  # the first `larger` parts have one row more
-        start = part * size + min(part, larger)
-        return self._shuffled[2].window(start, start + size + (part < larger))
+            self._shuffled = key, batch, batch.select(order.to(batch.mask.device)).cut(parts)
+        return self._shuffled[2][part]
