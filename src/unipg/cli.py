@@ -172,13 +172,14 @@ def _parser() -> argparse.ArgumentParser:
 
     lab = commands.add_parser("lab", help="bias, variance and signal-to-noise of algorithms against the exact gradient")
     lab.add_argument("--algorithms", default="", metavar="A,B,…", help="names (default: all)")
-    lab.add_argument("--problem", default="strings", help="bandit, strings (default) or tree; of control: one-state, lq, mdp")
+    lab.add_argument("--problem", default="strings", help="bandit, strings (default), tree; of control: one-state, lq, mdp; of values: sde")
     lab.add_argument("--vocabulary", type=int, help="tokens, arms or actions of the problem")
     lab.add_argument("--length", type=int, help="longest answer, in tokens or steps")
-    lab.add_argument("--group-sizes", metavar="N,…", help="rollouts per prompt (default 8); of control: visited states")
+    lab.add_argument("--group-sizes", metavar="N,…", help="rollouts per prompt (default 8); of control: visited states; sde: paths")
     lab.add_argument("--lags", metavar="N,…", help="gradient steps that the sampling policy lies behind (default 0,4)")
     lab.add_argument("--clip", metavar="X,…", help="clip ranges, for algorithms that have one (default: their own)")
     lab.add_argument("--noise", metavar="P,…", help="probability that a trajectory is scored 1 − R instead of R (default 0)")
+    lab.add_argument("--dt", metavar="X,…", help="of problem sde: times between two looks at a path (default 0.2,0.1,0.05,0.02,0.01)")
     lab.add_argument("--batches", type=int, help="independent batches per measurement (default 400; grid 200)")
     lab.add_argument("--mismatch", action="store_true", help="instead: samplers that differ from the trainer, with and without corrections")
     lab.add_argument("--grid", action="store_true", help="instead: every combination of masks, references, advantages and aggregates")
@@ -447,6 +448,7 @@ def _lab(options: argparse.Namespace) -> None:
             lags=several("lags", int),
             clips=several("clip", float),
             noises=several("noise", float),
+            steps=several("dt", float),
             batches=options.batches,
             mismatch=options.mismatch,
             grid=options.grid,

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from unipg.files import generator
+from unipg.lab import values_page
+from unipg.lab.continuous import Judged
 from unipg.lab.grid import Grid, GridResult
 from unipg.lab.study import Result
 from unipg.reports.charts import COLOURS, SYMBOLS, Chart, colour, finite
@@ -318,7 +320,9 @@ def _grid_hover(result: GridResult) -> str:
 MARKERS = ("o", "s", "D", "^", "P", "X", "*", "p")
 
 
-def draw_png(path: Path, title: str, study: Sequence[Result], mismatch: Sequence[Result], grid: Grid | None) -> None:
+def draw_png(
+    path: Path, title: str, study: Sequence[Result], mismatch: Sequence[Result], grid: Grid | None, judged: Sequence[Judged] = ()
+) -> None:
     """The main picture of each part that was run, one below the other."""
     import matplotlib
 
@@ -326,7 +330,8 @@ def draw_png(path: Path, title: str, study: Sequence[Result], mismatch: Sequence
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(r.name for r in mismatch))
-    count = bool(study) + len(names) + bool(grid)
+    diffusions = list(dict.fromkeys(j.diffusion for j in judged))
+    count = bool(study) + len(names) + bool(grid) + len(diffusions)
     figure = Figure(figsize=(11, 6.5 * count), layout="constrained")
     axes = list(figure.subplots(count, 1, squeeze=False)[:, 0])
     figure.suptitle(title)
@@ -336,6 +341,8 @@ def draw_png(path: Path, title: str, study: Sequence[Result], mismatch: Sequence
         _draw_mismatch(axes.pop(0), name, [r for r in mismatch if r.name == name])
     if grid:
         _draw_grid(axes.pop(0), figure, grid)
+    for name in diffusions:
+        values_page.draw_on(axes.pop(0), judged, name)
     figure.savefig(path, dpi=130, format="png", metadata={"Software": generator("lab")})
 
 

@@ -13,7 +13,8 @@ from typing import Any
 from rich.table import Table
 
 from unipg.files import Content, check_output, generator, write_output
-from unipg.lab import charts
+from unipg.lab import charts, values_page
+from unipg.lab.continuous import Diffusions, Judged
 from unipg.lab.control import ControlProblem
 from unipg.lab.exact import ExactProblem
 from unipg.lab.grid import Grid
@@ -33,12 +34,14 @@ HEAD = ("method", "compared with", "condition", "cosine", "bias", "signal to noi
 class Findings:
     """Everything that one call of `unipg lab` measured."""
 
-    problem: ExactProblem | ControlProblem
+    problem: ExactProblem | ControlProblem | Diffusions
     command: str
     seed: int
     study: list[Result] = field(default_factory=list)
     mismatch: list[Result] = field(default_factory=list)
     grid: Grid | None = None
+    values: list[Judged] = field(default_factory=list)
+    """Critics of diffusions."""
 
 
 def write(findings: Findings, folder: Path) -> list[Path]:
@@ -49,7 +52,7 @@ def write(findings: Findings, folder: Path) -> list[Path]:
     title = f"unipg lab: {findings.problem.title}"
 
     def png(path: Path) -> None:
-        charts.draw_png(path, title, findings.study, findings.mismatch, findings.grid)
+        charts.draw_png(path, title, findings.study, findings.mismatch, findings.grid, findings.values)
 
     check_folder(folder)
     contents: tuple[Content, ...] = (render(findings), png, json.dumps(as_json(findings), indent=1, allow_nan=False))
@@ -76,6 +79,8 @@ def as_json(findings: Findings) -> dict[str, Any]:
     if findings.grid:
         grid = findings.grid
         content["grid"] = {"start": grid.start, "refused": grid.refused, "results": [r.as_json() for r in grid.results]}
+    if findings.values:
+        content["values"] = [j.as_json() for j in findings.values]
     return _finite(content)
 
 
@@ -95,12 +100,16 @@ def render(findings: Findings) -> str:
     body = "\n".join(page.section(identity, title, text) for identity, title, text in sections)
     problem = findings.problem
     outcome = problem.outcome[:1].upper() + problem.outcome[1:]
-    top = f'<h1>Gradient estimators against the exact gradient</h1>\n<p class="outcome">{escape(outcome)}</p>'
+    what = "Critics against the exact value" if findings.values else "Gradient estimators against the exact gradient"
+    top = f'<h1>{what}</h1>\n<p class="outcome">{escape(outcome)}</p>'
     return document(f"unipg lab · {problem.name}", f'{top}\n<nav aria-label="Sections">{links}</nav>\n{body}', drawn, command="lab")
 
 
 def _sections(findings: Findings, drawn: page.Charts) -> list[tuple[str, str, str]]:
     sections = []
+    if findings.values:
+        sections.append(("values", "Error of the values over dt", drawn.grid(values_page.charts(findings.values))))
+        sections.append(("numbers", "Numbers", values_page.numbers(findings.values)))
     if findings.study:
         main = drawn.figure(charts.bias_variance(findings.study))
         sections.append(("study", "Bias and variance", main + drawn.grid(charts.directions(findings.study))))
@@ -180,6 +189,8 @@ def terminal_tables(findings: Findings, width: int) -> list[Table]:
     """One table a part, and one for each algorithm of the mismatch study."""
     tables = [_study_table(findings.study, width)] if findings.study else []
     tables += [_mismatch_table(name, findings.mismatch) for name in dict.fromkeys(r.name for r in findings.mismatch)]
+    if findings.values:
+        tables.append(values_page.table(findings.values, width))
     if findings.grid:
         grid = findings.grid
         shown = [r for r in _grid_rows(grid) if int(r[0]) <= MOST_ROWS or r[1]]

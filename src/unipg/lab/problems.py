@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError, nearest
+from unipg.lab.continuous import Diffusions
 from unipg.lab.control import PROBLEMS as CONTROL
 from unipg.lab.exact import ExactProblem, from_strings, noisy_best
 from unipg.lab.strings import BigramPolicy, StringProblem, TabularPolicy, check_count
@@ -166,7 +167,7 @@ PROBLEMS: dict[str, Callable[..., ExactProblem]] = {"bandit": default_bandit, "s
 def problem_named(name: str, seed: int = 0, vocabulary: int | None = None, length: int | None = None) -> ExactProblem:
     """The default problem of that name, in another size where one is given. Raises `InputError` for one too large to enumerate."""
     if name not in PROBLEMS:
-        raise InputError(f"problem '{name}' does not exist; {nearest(name, [*PROBLEMS, *CONTROL])}")
+        raise InputError(f"problem '{name}' does not exist; {nearest(name, [*PROBLEMS, *CONTROL, Diffusions.name])}")
     sizes = {key: value for key, value in (("vocabulary", vocabulary), ("length", length)) if value is not None}
     return PROBLEMS[name](seed, **sizes)
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from unipg.errors import InputError
-from unipg.lab import control
+from unipg.lab import continuous, control
 from unipg.lab.grid import KINDS, chosen_parts, run_grid
 from unipg.lab.mismatch import run_mismatch
 from unipg.lab.page import Findings
 from unipg.lab.problems import problem_named
 from unipg.lab.study import Conditions, instances, run_study
 
+SDE = continuous.Diffusions.name
 MISMATCHED = ("rloo", "grpo")
 """What the mismatch study runs unless algorithms are named: the exact policy gradient, and the usual one."""
 
@@ -29,6 +30,7 @@ def run_lab(
     lags: Sequence[int] | None = None,
     clips: Sequence[float] | None = None,
     noises: Sequence[float] | None = None,
+    steps: Sequence[float] | None = None,
     batches: int | None = None,
     mismatch: bool = False,
     grid: bool = False,
@@ -38,7 +40,7 @@ def run_lab(
     progress: Callable[[str, float], None] | None = None,
 ) -> Findings:
     """The study of algorithms, or with `mismatch` and `grid` those instead; None stands for each one's default. On a problem of control the
-    ways to differentiate are studied, and `group_sizes` are numbers of visited states.
+    ways to differentiate are studied, and `group_sizes` are numbers of visited states; on `sde` critics, by `steps` (dt), of so many paths.
 
     `parts`: names by kind that the grid is restricted to. `progress` is told a name and the finished share. Errors: `InputError` for a
     name that does not exist, a problem too large to enumerate, and a condition that a study does not take.
@@ -47,16 +49,24 @@ def run_lab(
     given: dict[str, Any] = {name: tuple(values) for name, values in lists.items() if values is not None}
     if batches is not None:
         given["batches"] = batches
-    if problem in control.PROBLEMS:
+    if steps and problem != SDE:
+        raise InputError(f"--dt does not apply to problem '{problem}'; accepted: problem {SDE}, which is seen every dt")
+    if problem in control.PROBLEMS or problem == SDE:
+        compared = "critics" if problem == SDE else "ways to differentiate"
         asked = {"algorithms": algorithms, "vocabulary": vocabulary, "length": length, "lags": lags, "clip": clips, "noise": noises}
         asked |= {"mismatch": mismatch, "grid": grid, **(parts or {})}
         if names := [name for name, value in asked.items() if value]:
-            raise InputError(
-                f"--{names[0].replace('_', '-')} does not apply to problem '{problem}', where ways to differentiate are compared"
-            )
+            raise InputError(f"--{names[0].replace('_', '-')} does not apply to problem '{problem}', where {compared} are compared")
+        tell = None if progress is None else functools.partial(progress, "study")
+        if problem == SDE:
+            if group_sizes and len(group_sizes) > 1:
+                raise InputError(f"--group-sizes holds {len(group_sizes)} values; problem '{SDE}' takes one, the paths of a batch")
+            paths = group_sizes[0] if group_sizes else continuous.PATHS
+            turns = continuous.BATCHES if batches is None else batches
+            judged = continuous.run_diffusions(steps or continuous.STEPS, paths, turns, seed, tell)
+            return Findings(continuous.Diffusions(), command, seed, values=judged)
         made = control.PROBLEMS[problem](seed)
         visits = tuple(group_sizes) if group_sizes else (control.VISITS,)
-        tell = None if progress is None else functools.partial(progress, "study")
         study = control.run_control(made, control.BATCHES if batches is None else batches, visits, seed, tell)
         return Findings(made, command, seed, study=study)
     Conditions(**given)
