@@ -393,10 +393,12 @@ class Evaluation:
     """[B,T] the critic's value before each step."""
     read: dict[Any, dict[str, Tensor]] = field(default_factory=dict)
     """What each `estimator.Reading` read off the next-token distributions, [B,T] by name."""
+    values: Tensor | None = None
+    """[B,T,K,C] what each of K members of the critic says, where there are more than one or more than a value (C): that comes first."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Evaluation:
         """Every tensor changed."""
-        some = {name: None if (t := getattr(self, name)) is None else change(t) for name in ("log_prob", "entropy", "value")}
+        some = {name: None if (t := getattr(self, name)) is None else change(t) for name in ("log_prob", "entropy", "value", "values")}
         return Evaluation(**some, read={r: {name: change(t) for name, t in found.items()} for r, found in self.read.items()})  # type: ignore[arg-type]
 
     def detach(self) -> Evaluation:
@@ -404,7 +406,7 @@ class Evaluation:
 
     def where(self, mask: Tensor) -> Evaluation:
         """0 wherever `mask` is 0."""
-        return self.map(lambda t: torch.where(mask, t, 0))
+        return self.map(lambda t: torch.where(mask if t.ndim == 2 else mask[..., None, None], t, 0))
 
     def reading(self, reading: Any) -> dict[str, Tensor]:
         """[B,T] by name: what `reading` found, or an error that says who needed it."""
@@ -424,6 +426,10 @@ class Evaluation:
 
     def action_value(self, network: str, members: int | None = None) -> Tensor:
         """[K,B,T] what each of a network's K members says of the action, or the first `members` of them alone."""
+        return self.fresh(network).log_prob
+
+    def action_values(self, network: str) -> Tensor:
+        """[K,B,T,C] all that each of a network's K members says of the action: its value first."""
         return self.fresh(network).log_prob
 
     def log_prob_of(self, network: str, each: Callable[[Tensor], Tensor] | None = None) -> Tensor:

@@ -27,6 +27,8 @@ COUNTED = Setting(1, True, 3)
 class Known(torch.nn.Module):
     """Q of the three actions, whatever the state."""
 
+    channels = 1
+
     def __init__(self) -> None:
         super().__init__()
         self.stays = torch.nn.Parameter(torch.zeros(()), requires_grad=False)

@@ -33,9 +33,10 @@ class Body:
     encoder: Callable[[torch.Generator], nn.Module] | None = None
     """Makes what turns images into `inputs` numbers, one for each network; None where networks read the numbers as they are."""
 
-    def ensemble(self, members: int, inputs: int, outputs: int, source: torch.Generator) -> nn.Module:
-        """`members` perceptrons as one batched product, behind an encoder of their own where there is one."""
-        made = Ensemble(members, [inputs, *self.hidden, outputs], activation=self.activation, init=self.init, gain=1.0, source=source)
+    def ensemble(self, members: int, inputs: int, outputs: int, source: torch.Generator, channels: int = 1) -> nn.Module:
+        """`members` perceptrons as one batched product, behind an encoder of their own where there is one; `outputs` of each channel."""
+        sizes = [inputs, *self.hidden, outputs * channels]
+        made = Ensemble(members, sizes, activation=self.activation, init=self.init, gain=1.0, channels=channels, source=source)
         return made if self.encoder is None else Behind(self.encoder(source), made)
 
 
@@ -45,6 +46,7 @@ class Behind(nn.Module):
     def __init__(self, encoder: nn.Module, network: Ensemble) -> None:
         super().__init__()
         self.encoder, self.network = encoder, network
+        self.channels, self.mean_value = network.channels, network.mean_value
 
     def forward(self, observation: Tensor, action: Tensor | None = None, members: int | None = None) -> Tensor:
         """[N,C,H,W], and real actions [N,A] where it reads them, to [K,N,…]; see `Ensemble.forward`."""
@@ -52,7 +54,7 @@ class Behind(nn.Module):
         return self.network(seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1), members=members)
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
-        """The first member in NumPy; see `Perceptron.on_the_host`. The encoder's weights are copies."""
+        """`Ensemble.on_the_host`. The encoder's weights are copies."""
         see, rest = self.encoder.on_the_host(), self.network.on_the_host(live=live)  # type: ignore[operator]
         return lambda x: rest(see(x))
 
@@ -67,14 +69,16 @@ class Network:
 
 @dataclass(frozen=True)
 class ActionValues(Network):
-    """`members` values of an action: q_k(s, a), or q_k(s, ·) of every action where these can be counted."""
+    """`members` values of an action: q_k(s, a), or q_k(s, ·) of every action where these can be counted. `channels`: numbers that are said
+    of each action, of which the first is the value."""
 
     members: int = 1
+    channels: int = 1
 
     def build(self, body: Body, source: torch.Generator) -> nn.Module:
         if body.discrete:
-            return body.ensemble(self.members, body.inputs, body.actions, source)
-        return body.ensemble(self.members, body.inputs + body.actions, 1, source)
+            return body.ensemble(self.members, body.inputs, body.actions, source, self.channels)
+        return body.ensemble(self.members, body.inputs + body.actions, 1, source, self.channels)
 
 
 @dataclass(frozen=True)

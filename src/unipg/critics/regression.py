@@ -40,7 +40,8 @@ class Bootstrapped(Part):
             raise InputError(f"discount is {self.discount}; accepted: a number in [0, 1]")
 
     @torch.no_grad()
-    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
+        """[B,T]; [K,B,T] where `value` says something of each of K members."""
         after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")
         ended = batch.require("terminated", "Bootstrapped")
         factor = batch.planned.get(DISCOUNT, self.discount)
@@ -75,6 +76,11 @@ class Regression(Term):
 
     def symbol(self) -> str:
         return f"{self.of} → r + {self.target.discount:g} · ({self.target.value.symbol()}) at {self.target.over.symbol()}"
+
+    def aim(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
+        """What the mean of its members aims at."""
+        target = self.target(now, batch, planning)
+        return target if target.ndim == 2 else target.mean(0)
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         target = self.target(now, batch, planning)

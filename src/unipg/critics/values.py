@@ -32,16 +32,30 @@ def reduced(values: Float[Tensor, "K ..."], how: Reduction) -> Float[Tensor, "..
 
 @dataclass(frozen=True)
 class Value(Advantage):
-    """Q(s, a) of the network `of`: the least of its members' values, their mean, or the first member's."""
+    """Q(s, a) of the network `of`: the least of its critics' values, their mean, or the first critic's; `members`: networks of one critic,
+    side by side, whose mean is its value."""
 
     dynamic: ClassVar[bool] = True
     joint: ClassVar[Joint] = "step"
+    minor: ClassVar[frozenset[str]] = frozenset({"members"})
     of: str
     reduction: Reduction = "min"
+    members: int = 1
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
-        return reduced(now.action_value(self.of, 1 if self.reduction == "first" else None), self.reduction)
+        found = now.action_value(self.of, self.members if self.reduction == "first" else None)
+        return reduced(found if self.members == 1 else found.unflatten(0, (-1, self.members)).mean(1), self.reduction)
+
+
+@dataclass(frozen=True)
+class ValueOfEach(Value):
+    """[K,B,T] the same of each of K members, reduced over critics alone: what members with targets of their own regress on."""
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        assert now is not None
+        found = now.action_value(self.of, self.members if self.reduction == "first" else None)
+        return reduced(found.unflatten(0, (-1, self.members)), self.reduction)
 
 
 @dataclass(frozen=True)
@@ -150,11 +164,14 @@ class Exact(Expectation):
 @dataclass(frozen=True)
 class Greedy(Expectation):
     """f at the action that the network `by` finds best: with the network of `f` itself the usual maximum, with another double Q-learning
-    (arXiv 1509.06461)."""
+    (arXiv 1509.06461). `each`: that which each member finds best, for f [K,B,T,n] of each."""
 
+    minor: ClassVar[frozenset[str]] = frozenset({"each"})
     by: str
+    each: bool = False
 
-    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Tensor:
         point = now.every(at)
-        best = reduced(point.action_value(self.by), "mean").argmax(-1, keepdim=True)
+        found = point.action_value(self.by)
+        best = (found if self.each else reduced(found, "mean")).argmax(-1, keepdim=True)
         return torch.gather(value(point), -1, best).squeeze(-1)

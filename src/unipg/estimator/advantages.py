@@ -399,22 +399,30 @@ class GAE(Advantage):
             if bool((bad := batch.mask & ~torch.isfinite(value)).any()):
                 row, step = (int(i) for i in bad.nonzero()[0])
                 raise InputError(f"value is {float(value[row, step])} at row {row}, position {step}; accepted: finite numbers")
-            return generalized_advantage(
-                rewards_per_step(batch).to(value.dtype),
-                value,
-                batch.mask,
-                self.gamma,
-                self.lam,
-                terminated=batch.terminated,
-                truncated=batch.truncated,
-                bootstrap_value=batch.bootstrap_value,
-                bootstrap=self.bootstrap,
-            )
+            return self._of(batch, value, batch.bootstrap_value)
 
         # run once for the advantage and its value target
         fields = (batch.reward, batch.step_reward, value, batch.mask, batch.terminated, batch.truncated, batch.bootstrap_value)
         found: Tensor = batch.derived(("gae", self.gamma, self.lam, self.bootstrap), fields, find)
         return found
+
+    def _of(self, batch: Trajectories, value: Tensor, after: Tensor | None) -> Float[Tensor, "B T"]:
+        return generalized_advantage(
+            rewards_per_step(batch).to(value.dtype),
+            value,
+            batch.mask,
+            self.gamma,
+            self.lam,
+            terminated=batch.terminated,
+            truncated=batch.truncated,
+            bootstrap_value=after,
+            bootstrap=self.bootstrap,
+        )
+
+    def of_members(self, batch: Trajectories, value: Float[Tensor, "B T K"], after: Float[Tensor, "B T K"]) -> Float[Tensor, "B T K"]:
+        """Without whitening, of each of K critics by its own values; their mean is that of the mean value."""
+        each = [self._of(batch, v.contiguous(), b.contiguous()) for v, b in zip(value.unbind(-1), after.unbind(-1), strict=True)]
+        return torch.stack(each, -1)
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
         advantage = self.raw(batch)

@@ -81,11 +81,13 @@ class Record:
     stable: Tensor
     facts: dict[str, Tensor] = field(default_factory=dict)
     """What the advantage tells of itself, `[n]` by name."""
+    shapes: tuple[str, ...] = ()
+    """Facts of which more than the mean is worth telling."""
 
     @classmethod
-    def of(cls, term: str, *, advantage: Tensor | None = None, **facts: Tensor) -> Record:
+    def of(cls, term: str, *, advantage: Tensor | None = None, shapes: tuple[str, ...] = (), **facts: Tensor) -> Record:
         """Of a term without ratios and masks; of any shape, and with its graph until it is `kept`."""
-        return cls(term, NOTHING, NOTHING if advantage is None else advantage, NOTHING, facts)
+        return cls(term, NOTHING, NOTHING if advantage is None else advantage, NOTHING, facts, shapes)
 
     def kept(self) -> Record:
         """The same, detached and flat."""
@@ -156,9 +158,15 @@ class Term(Part):
         """What must be read off the next-token distributions."""
         return ()
 
-    def planned_now(self, now: Evaluation, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+    def planned_now(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> dict[str, Tensor]:
         """Tensors of a whole optimiser step's batch that depend on the current policy (detached)."""
         return {}
+
+    @property
+    def spans(self) -> bool:
+        """Whether `planned_now` compares the steps of a whole optimiser step, which may be cut anywhere once that is planned. A batch that
+        is not cut needs no plan: `per_token` then makes the same of what it is given."""
+        return False
 
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         """Tensors computed once on the whole rollout batch; kept as `planned["<name>/<key>"]`."""
@@ -289,7 +297,7 @@ class PolicyGradient(Term):
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         return {} if self.advantage.is_dynamic else {"advantage": self.advantage(batch, None, planning)}
 
-    def planned_now(self, now: Evaluation, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
+    def planned_now(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> dict[str, Tensor]:
         if not beyond_row(self.advantage.reach):
             return {}
         facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
@@ -407,6 +415,11 @@ class Objective:
         )
 
     @cached_property
+    def spans(self) -> bool:
+        """Whether any term compares the steps of a whole optimiser step; see `Term.spans`."""
+        return any(t.spans for t in self.terms)
+
+    @cached_property
     def reads_value(self) -> bool:
         return any(t.reads_value for t in self.terms)
 
@@ -441,7 +454,7 @@ class Objective:
         """
         planning = planning or Planning()
         self._check_given(batch)
-        if now is not None:
+        if now is not None and self.reads_log_prob:
             check_log_probs(now.log_prob, batch, "log_prob")
         planned: dict[str, Tensor] = {}
         shares: dict[object, Tensor] = {}
@@ -455,7 +468,7 @@ class Objective:
         if now is not None:
             quiet, quiet_now = silence(batch), now.detach().where(batch.mask)
             for name, term in self.named():
-                planned |= {f"{name}/{key}": value for key, value in term.planned_now(quiet_now, quiet, planning).items()}
+                planned |= {f"{name}/{key}": value for key, value in term.planned_now(quiet_now, quiet, name, planning).items()}
         return batch.replace(planned={**batch.planned, **planned})
 
     def touched_rows(self, batch: Trajectories) -> Bool[Tensor, " B"]:

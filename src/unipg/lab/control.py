@@ -37,6 +37,8 @@ class Exact(nn.Module):
     """A known function in the place of a network: of action values from [N,O+A] to [1,N,1] or from [N,O] to [1,N,n], of state values from
     [N,O] to [1,N,1]."""
 
+    channels = 1
+
     def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.of = of

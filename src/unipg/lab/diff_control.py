@@ -190,7 +190,7 @@ def _targets(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, set
     regression = next((term for term in terms if isinstance(term, Regression)), None)
     if regression is None:
         raise InputError(f"algorithm '{algorithm.name}' has no regression of values, whose targets could be compared")
-    return regression.target(policy.now(batch), batch, _planning())
+    return regression.aim(policy.now(batch), batch, _planning())
 
 
 def _compared(

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.algorithms.learners import Learner
+from unipg.critics.members import MEMBERS, MEMBERS_AFTER
 from unipg.estimator import Objective, Pathwise, Planning, PolicyGradient
 from unipg.laws.cases import LawBroken
 from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
-from unipg.policies.now import NOISE
+from unipg.policies.now import CRITIC, NOISE
 from unipg.seeding import generator
 from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.observer import Observer
@@ -68,7 +69,7 @@ class Rows:
 
     @property
     def setting(self) -> Setting:
-        return Setting(1, self.counted, ARMS if self.counted else self.size)
+        return Setting(1, self.counted, ARMS if self.counted else self.size, acts=True)
 
     def policy(self) -> ActorCritic:
         """With smooth networks, so that derivatives are what finite differences find, and lagged copies that lag."""
@@ -111,7 +112,8 @@ class Rows:
             return batch
         with torch.no_grad():
             old = self.policy().now(batch).log_prob + 0.3 * normal()
-        return batch.replace(old_log_prob=old, behaviour_log_prob=old, value=normal(), bootstrap_value=normal())
+        members = {name: normal(self.algorithm.heads[0]) for name in (MEMBERS, MEMBERS_AFTER)}
+        return batch.replace(old_log_prob=old, behaviour_log_prob=old, value=normal(), bootstrap_value=normal()).with_planned(**members)
 
     def learners(self) -> tuple[Learner, ...]:
         return self.algorithm.learned(self.setting)
@@ -123,7 +125,7 @@ class Rows:
 
 def applies(algorithm: Algorithm) -> bool:
     """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
-    return algorithm.replays or bool(algorithm.networks(True))
+    return algorithm.replays or bool(algorithm.networks(True)) or algorithm.heads != (1, 1)
 
 
 def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
@@ -135,18 +137,32 @@ def kinds_of(algorithm: Algorithm) -> tuple[str, ...]:
     return algorithm.controllers or ("gaussian", "auto")
 
 
+def planned(made: ActorCritic, objective: Objective, batch: Trajectories, *, as_steps: bool = False) -> Trajectories:
+    """The batch of an optimiser step as the loop plans it; `as_steps`: each step as a row of its own."""
+    ready = objective.prepare(batch)
+    ready = ready.as_steps() if as_steps else ready
+    with torch.no_grad():
+        return objective.plan(ready, Planning(), made.now(ready) if objective.spans else None)
+
+
+def trained(made: ActorCritic, learner: Learner) -> list[torch.nn.Parameter]:
+    """The parameters that a learner moves."""
+    return [p for name in learner.trains or made.networks for p in made.networks[name]]
+
+
 def step(
     made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None, *, as_steps: bool = False
 ) -> Tensor:
-    """[1+P] loss and gradient of a learner's networks, in the given micro-batches; `as_steps`: each step as a row of its own."""
-    objective = learner.terms
-    ready = objective.prepare(batch)
-    planned = objective.plan(ready.as_steps() if as_steps else ready, Planning())
-    batch = planned
-    own = [p for name in learner.trains for p in made.networks[name]]
+    """[1+P] loss and gradient of a learner's networks, in the given micro-batches; see `planned`."""
+    return _gradient(made, learner, planned(made, learner.terms, batch, as_steps=as_steps), cuts)
+
+
+def _gradient(made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None) -> Tensor:
+    """The same of a planned batch."""
+    objective, own = learner.terms, trained(made, learner)
     total, found = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in own]
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
-        piece = planned.select(rows)
+        piece = batch.select(rows)
         loss = objective.loss(made.now(piece, objective.differentiates), piece, Planning())
         if loss.requires_grad:
             found = [a + b for a, b in zip(found, torch.autograd.grad(loss, own), strict=True)]
@@ -223,8 +239,14 @@ def silence(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories
 @on_learners
 def exactness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
     """3. The gradient is the derivative of the learner's loss, targets aside; in expectation over an action's noise, that of the score."""
-    example, own = case.describe(learner), [p for name in learner.trains for p in made.networks[name]]
-    whole, source = step(made, learner, batch), generator(case.seed, "direction")
+    example, own = case.describe(learner), trained(made, learner)
+    scores = [t for t in learner.terms.terms if isinstance(t, PolicyGradient) and t.surrogate == "score" and not t.likelihood.substitutes]
+    if scores and len(scores) < len(learner.terms.terms):  # the loss of a score has the right slope, but its value is no antiderivative
+        rest = Objective(tuple(t for t in learner.terms.terms if t not in scores))
+        learner = replace(learner, objective=rest, trains=learner.trains or (CRITIC,))
+        own = trained(made, learner)
+    ready = planned(made, learner.terms, batch)  # once: what is planned of the current policy is no part of the derivative
+    whole, source = _gradient(made, learner, ready), generator(case.seed, "direction")
     for _ in range(3):
         along = [torch.randn(p.shape, generator=source, dtype=torch.float64) for p in own]
         ends = []
@@ -232,7 +254,7 @@ def exactness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectori
             with torch.no_grad():
                 for p, d in zip(own, along, strict=True):
                     p.add_(sign * STEP * d)
-            ends.append(step(made, learner, batch)[0])
+            ends.append(_gradient(made, learner, ready)[0])
             with torch.no_grad():
                 for p, d in zip(own, along, strict=True):
                     p.sub_(sign * STEP * d)
@@ -270,7 +292,7 @@ def _same_in_expectation(case: Rows, learner: Learner, term: PolicyGradient) -> 
 @on_learners
 def agreement(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
     """4. A learner's gradient is of the networks that it names: nothing is left in any other, whose weights stay as they are."""
-    others = {name: network for name, network in made.networks.items() if name not in learner.trains}
+    others = {name: network for name, network in made.networks.items() if learner.trains and name not in learner.trains}
     before = {name: [p.detach().clone() for p in network] for name, network in others.items()}
     step(made, learner, batch)
     for name, network in others.items():
@@ -293,11 +315,11 @@ def emptiness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectori
 def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
     """8. The vectorised loss agrees with a naive one: step by step, each alone, with plain Python sums."""
     objective = learner.terms
-    planned = objective.plan(objective.prepare(batch), Planning())
-    own = [p for name in learner.trains for p in made.networks[name]]
+    ready = planned(made, objective, batch)
+    own = trained(made, learner)
     total = torch.zeros((), dtype=torch.float64)
-    for row in planned.as_steps().select(torch.arange(int(batch.mask.sum()))).mask.nonzero()[:, 0].tolist():
-        piece = planned.as_steps().select([row])
+    for row in ready.as_steps().select(torch.arange(int(batch.mask.sum()))).mask.nonzero()[:, 0].tolist():
+        piece = ready.as_steps().select([row])
         now = made.now(piece, objective.differentiates)
         for name, term in objective.named():
             loss, _ = term.per_token(now, piece, name, Planning())

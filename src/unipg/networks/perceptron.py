@@ -129,6 +129,8 @@ class Ensemble(nn.Module):
     """K perceptrons of one shape as one batched product a layer: small members cost little more than one.
 
     Each is initialised by itself, in order: member k is the k-th `Perceptron` that would be made from the same `source`.
+
+    `channels`: how many kinds of numbers the outputs O are, all of one kind together; the first O / channels are values.
     """
 
     def __init__(
@@ -139,13 +141,14 @@ class Ensemble(nn.Module):
         activation: Activation = "relu",
         init: Initialisation = "torch",
         gain: float = 1.0,
+        channels: int = 1,
         source: torch.Generator,
     ) -> None:
         super().__init__()
         if members < 1:
             raise InputError(f"an ensemble has {members} members; accepted: 1 or more")
         singles = [Perceptron(sizes, activation=activation, init=init, gain=gain, source=source) for _ in range(members)]
-        self.members = members
+        self.members, self.channels = members, channels
         self.sizes = tuple(sizes)
         self.activation: Activation = activation
         self.layers = nn.ModuleList(_Layer(cast("Iterable[nn.Linear]", each)) for each in zip(*(s.layers for s in singles), strict=True))
@@ -170,11 +173,20 @@ class Ensemble(nn.Module):
             x = activation(torch.baddbmm(shift, x, within))
         return torch.baddbmm(bias, x, weight)
 
-    def on_the_host(self, k: int = 0, *, live: bool = False) -> HostFunction:
-        """Member k in NumPy; see `Perceptron.on_the_host`."""
-        members = [layer.of(k) for layer in cast("Iterable[_Layer]", self.layers)]
-        weights = [(_array(weight), _array(bias)) for weight, bias in members]
-        return _forward(weights, self.activation, live)
+    def mean_value(self, found: Tensor) -> Tensor:
+        """[K,N,O] to [N,O/channels]: the mean of the members' values."""
+        return found[0] if self.members == 1 == self.channels else found[..., : self.sizes[-1] // self.channels].mean(0)
+
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """`mean_value` in NumPy; see `Perceptron.on_the_host`."""
+        layers = cast("Iterable[_Layer]", self.layers)
+        found = _forward([(_array(layer.weight), _array(layer.bias)) for layer in layers], self.activation, live)
+        if self.members == 1 == self.channels:
+            return found
+        values = self.sizes[-1] // self.channels
+        if self.members == 1:
+            return lambda x: found(x)[..., :values]
+        return lambda x: found(x)[..., :values].mean(0)
 
     @torch.no_grad()
     def member(self, k: int) -> Perceptron:

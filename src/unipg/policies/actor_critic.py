@@ -24,7 +24,7 @@ from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encoder_from, observation_of
-from unipg.networks.perceptron import ACTIVATIONS, Activation, HostFunction, Initialisation, Perceptron
+from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
 from unipg.policies.base import Policy
 from unipg.policies.named import ACTOR, VALUES, NamedNetworks, build_networks
@@ -71,6 +71,10 @@ class Controller(Policy):
         """[N] the critic's value of each observation [N,O], without graph. Only where `has_value`."""
         raise InputError(f"{type(self).__name__} has no critic; take an algorithm that reads no values, or a policy with a critic")
 
+    def values(self, observation: Tensor) -> Tensor:
+        """[N,K] the values of the critic's members, without graph; of one that has none its only value."""
+        return self.value(observation).unsqueeze(-1)
+
 
 def _array(tensor: Tensor) -> np.ndarray:
     return tensor.detach().float().cpu().numpy()
@@ -116,8 +120,8 @@ class _Networks(nn.Module):
         self.register_parameter("log_std", None if log_std is None else nn.Parameter(log_std))
 
     def forward(self, observation: Tensor, value: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """[N,…] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and the value [N] if asked."""
-        return self.actor(observation), self.log_std, self.critic(observation).squeeze(-1) if value and self.critic is not None else None
+        """[N,…] as `seen` to the actor's output [N,n] or [N,A], log_std [A], and what the critic says [N,K·C] if asked."""
+        return self.actor(observation), self.log_std, self.critic(observation) if value and self.critic is not None else None
 
     def seen(self, observation: Tensor) -> Tensor:
         """[N,…] stored observations as actor and critic read them: images as they are, else [N,O], one-hot and normalised."""
@@ -132,6 +136,8 @@ class ActorCritic(NamedNetworks, Controller):
     `observation`: the shape of vectors, or what `networks.observation_of` gives of a space.
 
 
+    `heads`: (K, C), the members of the critic of states, heads on one trunk, and what each says, its value first; `value` is the mean of
+    theirs.
     `critic`: whether there is one of states. Of greedy actions the actor is the network of values by which they are chosen, `q`.
     `init`: `torch`, as nn.Linear is made; or orthogonal, with gain sqrt(2) inside, 0.01 at the actor's head and 1 at critics', biases 0
     (Huang et al. 2022, "The 37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not
@@ -154,6 +160,7 @@ class ActorCritic(NamedNetworks, Controller):
         log_std: float = 0.0,
         normalize: bool = False,
         critic: bool = True,
+        heads: tuple[int, int] = (1, 1),
         init: Initialisation = "orthogonal",
         networks: Mapping[str, Network] | None = None,
         seed: int = 0,
@@ -164,6 +171,7 @@ class ActorCritic(NamedNetworks, Controller):
         self.activation = activation
         self.init: Initialisation = init
         self.has_value = critic
+        self.heads = heads if critic else (1, 1)
         self.counts_actions = isinstance(actions, DiscreteActions)
         self.actions_per_step = actions.size if isinstance(actions, BoxActions) else actions.outputs
 
@@ -185,8 +193,8 @@ class ActorCritic(NamedNetworks, Controller):
         body = Body(self.inputs, self.actions_per_step, self.counts_actions, self.hidden, activation, init, seen)
         own: dict[str, nn.Module | None] = {}
         if isinstance(actions, GreedyActions):
-            own[VALUES] = own[ACTOR] = ActionValues().build(body, generator(seed, VALUES))
-        for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, 1, 1.0)):
+            own[VALUES] = own[ACTOR] = (networks or {}).get(VALUES, ActionValues()).build(body, generator(seed, VALUES))
+        for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, math.prod(heads), 1.0)):
             if name not in own and (name == ACTOR or critic):
                 own[name] = network(name, out, gain)
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
@@ -221,7 +229,7 @@ class ActorCritic(NamedNetworks, Controller):
         action = batch.action.reshape(batch.mask.numel(), *batch.action.shape[2:])
         if not everywhere:
             action = action[batch.mask.reshape(-1)]
-        output, log_std, values = self.module(flat, value)
+        output, log_std, said = self.module(flat, value)
         log_prob, entropies = self.actions.log_prob(output, log_std, action, entropy)
 
         def finished(tensor: Tensor) -> Tensor:
@@ -232,8 +240,16 @@ class ActorCritic(NamedNetworks, Controller):
             states, projection = self._last_layer(flat)
             logits = output.new_zeros(*shape, output.shape[-1]).masked_scatter(batch.mask.unsqueeze(-1), output)
             read = read_off(logits, batch.action.long(), batch, readings, states, projection)
-        entropies, values = (None if each is None else finished(each) for each in (entropies if entropy else None, values))
-        return Evaluation(finished(log_prob), entropies, values, read)
+        entropies = finished(entropies) if entropy and entropies is not None else None
+        if said is None or self.heads == (1, 1):
+            return Evaluation(finished(log_prob), entropies, None if said is None else finished(said.squeeze(-1)), read)
+        values = said.unflatten(-1, self.heads)
+        values = values.new_zeros(*shape, *self.heads).index_put((batch.mask,), values)
+        return Evaluation(finished(log_prob), entropies, values[..., 0].mean(-1), read, values)
+
+    def members_values(self, observation: Tensor) -> Tensor:
+        """[N,K,C] all that the critic of states says of observations as networks read them."""
+        return self.network(CRITIC)(observation).unflatten(-1, self.heads)
 
     def _seen(self, batch: Trajectories) -> Tensor:
         """[N,…] the observations of the steps that count, as the networks read them."""
@@ -317,7 +333,13 @@ class ActorCritic(NamedNetworks, Controller):
     def value(self, observation: Tensor) -> Tensor:
         if self.module.critic is None:
             return super().value(observation)
+        if self.heads != (1, 1):
+            return self.values(observation).mean(-1)
         return self.module.critic(self.module.seen(observation)).squeeze(-1)
+
+    @torch.no_grad()
+    def values(self, observation: Tensor) -> Tensor:
+        return super().values(observation) if self.heads == (1, 1) else self.members_values(self.module.seen(observation))[..., 0]
 
     @property
     def must_observe(self) -> bool:
@@ -346,6 +368,10 @@ class ActorCritic(NamedNetworks, Controller):
             "normalize_observations": self.normalizes,
         }
         config |= {} if self.has_value else {"critic": False}
+        config |= {} if self.heads == (1, 1) else {"heads": list(self.heads)}
+        if isinstance(self.actions, GreedyActions):
+            shape = next((m.members, m.channels) for m in self.module.actor.modules() if isinstance(m, Ensemble))
+            config |= {} if shape == (1, 1) else {"values": list(shape)}
         weights = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(_MORE)}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -402,7 +428,8 @@ class ActorCritic(NamedNetworks, Controller):
                 activation=config["activation"],
                 normalize=config.get("normalize_observations", False),
                 critic=config.get("critic", True),
-                networks=networks,
+                heads=tuple(config.get("heads", (1, 1))),
+                networks={VALUES: ActionValues(*config["values"]), **(networks or {})} if "values" in config else networks,
             )
             weights = load_file(folder / _WEIGHTS)
             new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(_MORE)}
@@ -452,6 +479,8 @@ class Wanted:
     init: Initialisation = "orthogonal"
     critic: bool = True
     """Whether there is a critic of states."""
+    heads: tuple[int, int] = (1, 1)
+    """Its members, and what each says."""
     networks: Callable[[bool], Mapping[str, Network]] = lambda counted: {}
     """Beside the actor, by whether actions can be counted."""
 
@@ -539,7 +568,8 @@ class ActorCriticRecipe(CheckedArguments):
         networks = wanted.networks(isinstance(actions, DiscreteActions))
         if self.model is not None:
             asked = kind if wanted.who or kind != "auto" else None  # where no algorithm asks, the saved policy's own
-            return self._saved(Path(self.model), observation, action_space, asked, normalized, networks)
+            heads = wanted.heads if wanted.who else None
+            return self._saved(Path(self.model), observation, action_space, asked, normalized, networks, heads)
         if normalized and self.normalize_observations is None:
             warnings.warn(
                 "the environment's NormalizeObservation is switched off, and the policy keeps the statistics in its place, for evaluations "
@@ -554,6 +584,7 @@ class ActorCriticRecipe(CheckedArguments):
             log_std=self.log_std,
             normalize=normalized if self.normalize_observations is None else self.normalize_observations,
             critic=wanted.critic,
+            heads=wanted.heads,
             init=self.init or wanted.init,
             networks=networks,
             seed=seed,
@@ -567,6 +598,7 @@ class ActorCriticRecipe(CheckedArguments):
         kind: Kind | None,
         normalized: bool,
         networks: Mapping[str, Network],
+        heads: tuple[int, int] | None,
     ) -> ActorCritic:
         if not folder.is_dir():
             raise InputError(f"controller.model '{folder}' is no folder; accepted: one that a control run wrote, or its model folder")
@@ -578,6 +610,11 @@ class ActorCriticRecipe(CheckedArguments):
             raise InputError(
                 f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
                 f"environment has {_shown(observation)} and {actions}"
+            )
+        if heads is not None and policy.has_value and policy.heads != heads:
+            raise InputError(
+                f"the critic in '{folder}' has {_headed(policy.heads)}, but algorithm.critic asks for {_headed(heads)}; accepted: the kind "
+                "and the members that it was trained with, or no controller.model"
             )
         default = ActorCriticRecipe()
         has = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
@@ -591,6 +628,10 @@ class ActorCriticRecipe(CheckedArguments):
                 "was trained with controller.normalize_observations"
             )
         return policy
+
+
+def _headed(heads: tuple[int, int]) -> str:
+    return f"{heads[0]} member{'s' * (heads[0] > 1)} of {heads[1]} number{'s' * (heads[1] > 1)}"
 
 
 def _shown(observation: Observation) -> Any:

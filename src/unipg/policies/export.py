@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.files import generator
 from unipg.networks.encoders import Leaf
+from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic
 
 Format = Literal["onnx", "torchscript"]
@@ -51,8 +52,8 @@ class Acting(nn.Module):
         for stage in (self.flat, self.normalizer):
             seen = seen if stage is None else stage(seen)
         output = self.actor(seen)
-        if output.ndim == 3:  # an ensemble, of which the first member acts
-            output = output[0]
+        if output.ndim == 3:  # an ensemble of values, whose mean chooses
+            output = cast("Ensemble", self.actor).mean_value(output)
         return self.actions.given(self.actions.likeliest(output))
 
     def examples(self, rows: int) -> tuple[Tensor, ...]:

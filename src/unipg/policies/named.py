@@ -49,6 +49,8 @@ class NamedNetworks:
     inputs: int
     counts_actions: bool
     actions_per_step: int
+    heads: tuple[int, int]
+    """(members, numbers of each) of the critic of states."""
     modules: dict[str, nn.Module]
     """Every network by name."""
     lags: dict[str, str]
@@ -61,6 +63,9 @@ class NamedNetworks:
 
         def read(self, observation: Tensor) -> Tensor:
             """[N,O] observations, flattened, as networks read them."""
+
+        def members_values(self, observation: Tensor) -> Tensor:
+            """[N,K,C] all that the critic of states says of observations as networks read them."""
 
         @property
         def log_std(self) -> Tensor | None:

@@ -92,7 +92,15 @@ class Now(Evaluation):
         """[B,T] of the critic of states, where there is one."""
         if CRITIC not in self.policy.modules:
             return None
+        if (values := self.values) is not None:
+            return values[..., 0].mean(-1)
         return self.once(CRITIC, (CRITIC,), lambda: self.placed(self.policy.network(CRITIC)(self.observed("observation")).squeeze(-1)))
+
+    @property
+    def values(self) -> Tensor | None:  # type: ignore[override]
+        if CRITIC not in self.policy.modules or self.policy.heads == (1, 1):
+            return None
+        return self.once((CRITIC, "members"), (CRITIC,), lambda: self.placed(self.policy.members_values(self.observed("observation"))))
 
     def _taken(self, entropy: bool) -> tuple[Tensor, Tensor | None]:
         def find() -> tuple[Tensor, Tensor | None]:
@@ -104,6 +112,9 @@ class Now(Evaluation):
     def action_value(self, network: str, members: int | None = None) -> Tensor:
         """[K,B,T]"""
         return self.values_of(network, "observation", self.action, members)
+
+    def action_values(self, network: str) -> Tensor:
+        return self.all_of(network, "observation", self.action)
 
     def log_prob_of(self, network: str, each: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         observation, policy = self.observed("observation"), self.policy
@@ -161,18 +172,32 @@ class Now(Evaluation):
         if not self.policy.counts_actions:
             assert action is not None
             both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
-            found = values(*both, members=members).squeeze(-1)
+            found = values(*both, members=members)
+            found = found.squeeze(-1) if values.channels == 1 else found[..., 0]
         else:
             if torch.is_grad_enabled():  # a graph is not shared: whoever uses it first may free it
                 found = values(observation, members=members)
             else:
                 found = self.once(("all", network, at, members), (network,), lambda: values(observation, members=members))
+            if values.channels != 1:
+                found = found[..., : self.policy.actions_per_step]
             if action is not None:
                 taken = action.long()
                 found = found.gather(-1, taken.expand(found.shape[0], *taken.shape).unsqueeze(-1))
                 if self.everywhere:
                     return found.reshape(found.shape[0], *self.shape)
                 found = found.squeeze(-1)
+        return self._members(found)
+
+    def all_of(self, network: str, at: str, action: Tensor) -> Tensor:
+        """[K,B,T,C] all that a network says of an action [N,…]."""
+        values, observation = self.policy.network(network), self.observed(at)
+        if self.policy.counts_actions:
+            said = values(observation).unflatten(-1, (values.channels, -1))
+            found = said.gather(-1, action.long().reshape(1, -1, 1, 1).expand(*said.shape[:3], 1)).squeeze(-1)
+        else:
+            both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
+            found = values(*both)
         return self._members(found)
 
     def states_of(self, network: str, at: str) -> Tensor:

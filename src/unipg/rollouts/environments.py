@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from unipg.arguments import CheckedArguments
+from unipg.critics.members import MEMBERS, MEMBERS_AFTER
 from unipg.errors import InputError, one_line, spoken
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import Controller
@@ -512,8 +513,14 @@ def _evaluated(batch: Trajectories, policy: Controller, finals: list[tuple[int, 
     if now.value is None:
         return batch
     bootstrap = torch.zeros_like(now.value)
+    members = None if now.values is None else now.values[..., 0]
+    after_members = None if members is None else torch.zeros_like(members)
     if finals:
         row, step = (torch.tensor([final[k] for final in finals], device=bootstrap.device) for k in (0, 1))
         after = torch.from_numpy(np.stack([final[2] for final in finals])).to(bootstrap.device)
         bootstrap[row, step] = policy.value(after)
+        if after_members is not None:
+            after_members[row, step] = policy.values(after)
+    if members is not None and after_members is not None:
+        batch = batch.with_planned(**{MEMBERS: members, MEMBERS_AFTER: after_members})
     return batch.replace(bootstrap_value=bootstrap)

@@ -64,7 +64,7 @@ class UpdateDiagnostics:
         for record in state["records"]:
             there = {name: record[name].to(device) for name in ("log_ratio", "advantage", "stable")}
             facts = {name: value.to(device) for name, value in record["facts"].items()}
-            self.records.append(Record(record["term"], **there, facts=facts))
+            self.records.append(Record(record["term"], **there, facts=facts, shapes=record["shapes"]))
 
     def add_entropy(self, entropy: Tensor | None, mask: Tensor) -> None:
         if entropy is not None:
@@ -101,6 +101,9 @@ class UpdateDiagnostics:
                 told = torch.cat([r.facts[fact] for r in records]).float()
                 if len(told):
                     out[f"{name}/{fact}"] = float(told.mean())
+                    if fact in records[0].shapes:
+                        out[f"{name}/{fact}_std"] = float(told.std(correction=0))
+                        out |= {f"{name}/{fact}_min": float(told.min()), f"{name}/{fact}_max": float(told.max())}
             if len(advantage):
                 out[f"advantage/{name}/mean"] = float(advantage.mean())
                 out[f"advantage/{name}/std"] = float(advantage.std(correction=0))
@@ -114,6 +117,8 @@ class UpdateDiagnostics:
             advantage = torch.cat([r.advantage for r in records]).float()
             if len(advantage):
                 shown.append(histogram(f"advantage/{name}", advantage))
+            told = {fact: torch.cat([r.facts[fact] for r in records]).float() for fact in records[0].shapes}
+            shown += [histogram(f"{name}/{fact}", values) for fact, values in told.items()]
         first = next(iter(self.by_term().values()), [])
         if first and len(log_ratio := torch.cat([r.log_ratio for r in first]).float()):
             shown.append(histogram("log_ratio", log_ratio))

@@ -360,7 +360,7 @@ class Learning:
         entropy = self.objective.reads_entropy or place[1] < self.training.minibatches  # to be shown: of the first pass
         for piece in self.pieces(planned):
             now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
-            counted = replace(now.detach(), value=now.value) if critic_alone else now
+            counted = replace(now.detach(), value=now.value, values=now.values) if critic_alone else now
             loss = self.objective.loss(counted, piece, planning, records=records)
             loss.backward()
             self.diagnostics.add_entropy(now.entropy, piece.mask)
@@ -372,9 +372,13 @@ class Learning:
             vector.gather()
         return losses, tokens
 
+    def _whole(self, batch: Trajectories) -> bool:
+        """Whether a batch of controllers is one micro-batch."""
+        return self.policy.memoryless and batch.mask.numel() <= self.training.micro_batch_tokens
+
     def pieces(self, batch: Trajectories) -> Iterator[Trajectories]:
         """The micro-batches of an optimiser step."""
-        if self.policy.memoryless and batch.mask.numel() <= self.training.micro_batch_tokens:
+        if self._whole(batch):
             yield batch
             return
         together = self.objective.reach == "group" and self._groups_fit(batch)
@@ -401,6 +405,10 @@ class Learning:
             return batch.with_planned(**self._plan[1])
         self._plan = None
         reach = self.objective.reach
+        apart = self.workers.world > 1 or not self._whole(batch)
+        if self.objective.spans and apart:
+            with torch.no_grad():
+                return self.objective.plan(batch, planning, self.said(batch))
         if not beyond_row(reach) or (reach == "group" and self._groups_fit(batch)):
             planned = self.objective.plan(batch, planning)
         else:

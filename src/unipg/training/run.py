@@ -201,7 +201,7 @@ def wanted_of(algorithm: Algorithm) -> Wanted:
     """What an algorithm asks of its controller."""
     critic = not algorithm.replays
     kinds, own = algorithm.controllers, algorithm.controller
-    return Wanted(algorithm.name, kinds, critic=critic, networks=algorithm.networks, **own)  # type: ignore[arg-type]
+    return Wanted(algorithm.name, kinds, critic=critic, heads=algorithm.heads, networks=algorithm.networks, **own)  # type: ignore[arg-type]
 
 
 def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:

@@ -5,5 +5,6 @@ Does not belong here: which algorithm trains a critic, how often and on which ro
 """
 
 from unipg.critics.kinds.base import Critic, Squared, critic_of, kind_in, kinds, register_kind
+from unipg.critics.kinds.ensembles import Ensemble, Gaussian, GeneralizedGaussian
 
-__all__ = ["Critic", "Squared", "critic_of", "kind_in", "kinds", "register_kind"]
+__all__ = ["Critic", "Ensemble", "Gaussian", "GeneralizedGaussian", "Squared", "critic_of", "kind_in", "kinds", "register_kind"]

@@ -27,6 +27,9 @@ class Critic(CheckedArguments):
     kind: str = field(default="", kw_only=True, repr=False)
     """Its name in recipes."""
 
+    def __str__(self) -> str:
+        return self.kind
+
     @property
     def heads(self) -> tuple[int, int]:
         """(K, C): a critic's members, and what each says: a value first, then what the kind makes of the rest."""

@@ -106,7 +106,7 @@ def _targets(
         for at in regression.noise:
             noise = torch.randn(len(piece), 1, policy.actions_per_step, generator=source)
             batch = batch.with_planned(**{NOISE.format(at): noise.to(policy.device)})
-        found.append(regression.target(policy.now(batch), batch, planning))
+        found.append(regression.aim(policy.now(batch), batch, planning))
     return _flat(found)
 
 
