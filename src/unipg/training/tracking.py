@@ -37,7 +37,7 @@ class Tracker:
 
     def histograms(self, iteration: int, histograms: Sequence[Histogram]) -> None:
         for item in histograms:
-            self._append("histograms.jsonl", {"iteration": iteration, **dataclasses.asdict(item)})
+            self._append("histograms.jsonl", {"iteration": iteration, **vars(item)})
 
     def evaluation(self, iteration: int, step: int, seconds: float, results: Sequence[EvaluationResult]) -> None:
         rows = [dataclasses.asdict(r) for r in results]

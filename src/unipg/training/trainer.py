@@ -43,6 +43,8 @@ SUMMED = frozenset({"tokens/update"})
 """Of what a step tells: what is summed over the steps of an iteration."""
 ROUNDS_TOLD = 16
 """Rounds between two signs of life, of iterations that have many."""
+BRIEF = 0.1
+"""Seconds within which collecting a batch is not worth being interrupted."""
 TROUBLE = "verifier-error.txt"
 """File of a run folder that says why answers could not be scored."""
 
@@ -132,6 +134,9 @@ class Trainer:
         self.begun = False
         """Whether the folder holds this run already: after the first call of `train`, or `resume`."""
         self.stop_requested = False
+        self.brief = False
+        """Whether the last batch was collected in next to no time: the next one is then waited for, also by who asks the run to stop."""
+        self._could_be_brief = not experience.has_prompts and not self.training.overlap
         self.ended = ""
         """Why the run ends before its last iteration (`finish`)."""
         self.stop_after_steps: int | None = None
@@ -236,12 +241,16 @@ class Trainer:
                 self._evaluate_if_due()
                 if self._ending():
                     break
-                state = state_of(self)  # where this iteration can be repeated from, should its collection be stopped
+                # where this iteration can be repeated from, should its collection be stopped: a copy of running environments may cost as
+                # much as a short window of them, which is waited for instead
+                state = None if self.brief else state_of(self)
                 try:
                     self.feed.begin()
                 except Interrupted:
+                    assert state is not None
                     self._write(state)
                     raise Stopped from None
+                self.brief = self._could_be_brief and time.perf_counter() - began < BRIEF
             self._update()
             last = self._finish_iteration(time.perf_counter() - began)
             if self._stopping():

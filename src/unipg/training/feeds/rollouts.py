@@ -231,7 +231,7 @@ class Rollouts(Feed):
             seed=self.run.seed,
             worker=self.run.workers.rank,
             workers=self.run.workers.world,
-            should_stop=lambda: self.run.stop_requested and self.run.workers.world == 1,
+            should_stop=lambda: self.run.stop_requested and self.run.workers.world == 1 and not self.run.brief,
         )
 
     def _renew_proposal(self) -> None:
