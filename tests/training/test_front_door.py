@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,13 @@ import torch
 import yaml
 
 from unipg import InputError, load_run, train
-from unipg.algorithms import DPO, GRPO, PPO, SFT, Algorithm
+from unipg.algorithms import DPO, GRPO, PPO, SAC, SFT, Algorithm
 from unipg.policies.causal_lm import ScratchModel
 from unipg.policies.recipe import ModelRecipe
 from unipg.tasks.base import Item
 from unipg.training import OptimizerRecipe, Stopped, TrainingRecipe
 from unipg.training.checkpoints import read_checkpoint
+from unipg.training.recipe import Recipe
 from unipg.training.run import run_recipe
 
 ROWS = [{"prompt": f"{a} + {b} =", "answer": str(a + b)} for a in range(1, 5) for b in range(3)]
@@ -112,6 +114,17 @@ def test_a_controller() -> None:
         run.policy.generate("x")
     again = load_run(run.folder)
     assert (again.policy.act(np.eye(4)) == run.policy.act(np.eye(4))).all()
+
+
+def test_a_buffer_is_a_keyword_too() -> None:
+    run = train(
+        SAC(),
+        environment={"id": "Pendulum-v1", "count": 1, "steps": 8, "evaluation_episodes": 1},
+        replay={"capacity": 20, "batch": 4, "warmup": 4},
+        iterations=1,
+        progress=False,
+    )
+    assert (run.recipe.replay.capacity, run.metrics[-1]["replay/updates"]) == (20, 4)
 
 
 def test_rewards_of_both_kinds_are_weighed_and_recorded() -> None:
@@ -301,6 +314,7 @@ def test_every_keyword_is_known() -> None:
 
     from unipg.front import KEYWORDS
 
+    assert {field.name for field in fields(Recipe)} <= {*KEYWORDS, "algorithm"}
     assert set(inspect.signature(train).parameters) == {*KEYWORDS, "algorithm", "misspelt"}
 
 

@@ -66,6 +66,23 @@ def test_recipes_that_no_run_can_have(recipe, override, said) -> None:
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "override", "said"),
+    [
+        ("pendulum-td3", "optimizer.learners={critc: {learning_rate: 0.1}}", "optimizer.learners.critc: .* did you mean 'critic'"),
+        ("pendulum-td3", "replay.capacity=1000000000000", r"the disk of .* has .* GB of room; .* need \d+.\d+ GB: make room, or lower"),
+        ("cartpole-ppo", "controller.kind=greedy", "controller.kind is 'greedy', whose actions have no probabilities; .*'ppo' here: auto"),
+        ("cartpole-ppo", "environment.options={max_episode_steps: -3}", "environment.options.max_episode_steps is -3; accepted: whole"),
+        ("cartpole-ppo", "environment.processes=9", "environment.processes is 9; accepted: at most environment.count, 2"),
+    ],
+)
+def test_what_is_found_when_a_run_is_built_leaves_no_folder(recipe, override, said, tmp_path, capsys) -> None:
+    small = [f"output={tmp_path / 'run'}", "environment.count=2", "threads=1"]
+    assert main(["train", str(RECIPES / f"{recipe}.yaml"), *small, override]) == 2
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
 class Still(gymnasium.Env):
     """Episodes of two steps, then of three, and so on."""
 

@@ -467,6 +467,10 @@ def is_controller(folder: Path) -> bool:
     return isinstance(config, dict) and config.get("policy") == "actor_critic"
 
 
+_WITHOUT_CHANCE = ("deterministic", "greedy")
+"""Kinds of actions that have no probabilities."""
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What an algorithm asks of a controller: kinds of actions that it can train, sizes where the recipe has none, and networks by name."""
@@ -489,6 +493,11 @@ class Wanted:
         from gymnasium import spaces
 
         if not self.kinds:
+            if self.who and asked in _WITHOUT_CHANCE:
+                fits = "gaussian, squashed, auto" if isinstance(space, spaces.Box) else "auto"
+                raise InputError(
+                    f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
+                )
             return asked
         counted, real = ("auto", "greedy"), ("gaussian", "squashed", "deterministic")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]

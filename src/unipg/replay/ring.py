@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import secrets
+import shutil
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,6 +113,15 @@ class Ring:
 
     def __len__(self) -> int:
         return min(self.position, self.capacity)
+
+    def check_room(self) -> None:
+        """Refuses a file that its disk has no room for, as the first `append` would, but before anything is written."""
+        if self.path is None:
+            return
+        there = next(folder for folder in self.path.absolute().parents if folder.exists())
+        size = len(self._header(self._rows)) + self._bytes(self._rows)
+        if size > (free := shutil.disk_usage(there).free):
+            raise InputError(f"the disk of '{self.path}' has {_gigabytes(free)} of room{self._hint(size)}")
 
     @property
     def row_bytes(self) -> int:
@@ -296,9 +306,8 @@ class Ring:
         if path.exists() and not _is_ring(path):
             raise InputError(f"'{path}' exists, and is no replay buffer: nothing is written over; accepted: another folder")
         unfinished = path.with_name(f"{NAME}.writing")
-        hint = f"; {self._rows} transitions of {self.row_bytes} bytes need {_gigabytes(size)}: make room, or lower the buffer's capacity"
         try:
-            with writing(path, hint):
+            with writing(path, self._hint(size)):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with unfinished.open("w+b") as file:
                     file.write(header)
@@ -309,6 +318,10 @@ class Ring:
         finally:
             unfinished.unlink(missing_ok=True)
         self._use_map(mapped, len(header))
+
+    def _hint(self, size: int) -> str:
+        need = f"{self._rows} transitions of {self.row_bytes} bytes need {_gigabytes(size)}"
+        return f"; {need}: make room, or lower the buffer's capacity (replay.capacity)"
 
     def _open(self, position: int, token: str) -> None:
         """Takes the file of a checkpoint, once everything about it is as it must be."""

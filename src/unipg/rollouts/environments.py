@@ -91,6 +91,8 @@ class EnvironmentRecipe(CheckedArguments):
         if self.backend == "envpool" and (self.vectorized is False or self.wrappers):
             given, accepted = ("wrappers are given", "none") if self.wrappers else ("vectorized is false", "true, null")
             raise InputError(f"environment.{given}, but EnvPool has arrays alone; accepted: {accepted}")
+        if self.processes is not None and self.processes > self.count:
+            raise InputError(f"environment.processes is {self.processes}; accepted: at most environment.count, {self.count}")
         if self.processes is not None and (self.backend == "envpool" or self.vectorized):
             what = "EnvPool's have threads (environment.options.num_threads)" if self.backend == "envpool" else "arrays are in one process"
             raise InputError(f"environment.processes is {self.processes}, but {what}; accepted: null")

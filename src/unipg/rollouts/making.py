@@ -48,6 +48,10 @@ def made(
         recipe, arrays = replace(recipe, options={**recipe.options, "render_mode": PICTURES}), False
     if arrays and spec.vector_entry_point is None:
         raise InputError(f"environment.vectorized is true but '{recipe.id}' has no array implementation; accepted: false, null")
+    limit = recipe.options.get("max_episode_steps")
+    if limit is not None and not (isinstance(limit, int) and (limit >= 1 or (limit == -1 and not arrays))):
+        unlimited = "" if arrays else ", or -1 for no limit"
+        raise InputError(f"environment.options.max_episode_steps is {limit!r}; accepted: whole numbers of at least 1{unlimited}")
     reset = gymnasium.vector.AutoresetMode.NEXT_STEP if pictures else gymnasium.vector.AutoresetMode.SAME_STEP
     environments: gymnasium.vector.VectorEnv
     with _refusing(recipe, spec.vector_entry_point if arrays else spec.entry_point):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -130,6 +130,11 @@ class OptimizerRecipe(CheckedArguments):
             return replace(self, learners={}, **own)
         except InputError as error:
             raise InputError(f"{place}: {error}") from error
+
+    def check_learners(self, names: Collection[str]) -> None:
+        """Refuses settings of a learner that an algorithm has not; `names`: those that it has."""
+        for name in self.learners.keys() - names:
+            raise unknown_key(f"optimizer.learners.{name}", names)
 
     @property
     def longest(self) -> float | None:

@@ -24,11 +24,12 @@ from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError, spoken
 from unipg.files import write_file, write_folder, writing
 from unipg.hub import check_place
-from unipg.policies.actor_critic import Wanted
+from unipg.policies.actor_critic import ActorCritic, Wanted
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
 from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
+from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
 from unipg.rollouts.scoring import RewardRecipe, RewardSource, scored_alike
@@ -39,6 +40,7 @@ from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
+from unipg.training.feeds.replay import ReplayRecipe, ring_of
 from unipg.training.folder import LOCK, holds_checkpoint, locked, trained, untouched
 from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.observers import BestModel, last_and_best
@@ -85,10 +87,14 @@ def run_recipe(
         asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
         if control:
             observer = Observers([observer, BestModel("return")])
-        own = [made.optimizer for made in algorithm.learned(_setting(experience)) if not made.direction.owns_step]
+        learned = algorithm.learned(_setting(experience))
+        recipe.optimizer.check_learners({made.name for made in learned})
+        own = [made.optimizer for made in learned if not made.direction.owns_step]
         if not algorithm.replays and all(settings == own[0] for settings in own):
             settings = own[0] if own else None
             recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control, own=settings))
+        if algorithm.replays and not goes_on and isinstance(policy, ActorCritic) and isinstance(experience, EnvironmentRollouts):
+            ring_of(recipe.replay or ReplayRecipe(), folder, policy, experience, recipe.training).check_room()
         if workers.leads:
             _make_folder(folder)
             stack.enter_context(locked(folder))

@@ -20,7 +20,6 @@ from unipg.files import write_file, write_folder, writing
 from unipg.policies.base import Policy
 from unipg.policies.weights import check_finite, fingerprint
 from unipg.rollouts.base import Experience, Interrupted
-from unipg.settings import unknown_key
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
 from unipg.training.collapse import Finding, Watch
 from unipg.training.diagnostics import UpdateDiagnostics
@@ -93,8 +92,7 @@ class Trainer:
             self.learned = tuple(dataclasses.replace(made, objective=corrected(made.terms, limit)) for made in self.learned)
         recipe = optimizer or OptimizerRecipe()
         self._check_needs(Objective(tuple(term for made in self.learned for term in made.terms.terms)), recipe)
-        for name in recipe.learners.keys() - (names := {made.name for made in self.learned}):
-            raise unknown_key(f"optimizer.learners.{name}", names)
+        recipe.check_learners({made.name for made in self.learned})
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
         self.weights = Weights(policy)
         self.memory: dict[str, Any] = {}

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,6 +113,15 @@ def check_once(training: TrainingRecipe) -> None:
             )
 
 
+def ring_of(recipe: ReplayRecipe, folder: Path, policy: ActorCritic, experience: EnvironmentRollouts, training: TrainingRecipe) -> Ring:
+    """Where a run keeps its transitions; nothing is written yet."""
+    stored, environment = policy.encoder.stored, experience.recipe
+    acts: tuple[tuple[int, ...], str] = ((), "int64") if policy.counts_actions else ((policy.actions_per_step,), "float32")
+    columns = transition_columns(tuple(stored.shape), str(stored.dtype), *acts)
+    slack = (2 * training.save_every + 1) * environment.steps * environment.count
+    return Ring(folder, columns, recipe.capacity, slack=slack, identity=environment.id)
+
+
 class Replay(Feed):
     """As many rounds as steps that each environment takes in an iteration (`environment.steps`); each may be followed by updates.
 
@@ -139,10 +149,7 @@ class Replay(Feed):
         objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
         self.graphs = objective.differentiates
         self._drawn = sorted(objective.noise)
-        stored = policy.encoder.stored
-        columns = transition_columns(tuple(stored.shape), str(stored.dtype), *self._action_columns())
-        slack = (2 * run.training.save_every + 1) * self.rounds * self.count
-        self.ring = Ring(run.folder, columns, recipe.capacity, slack=slack, identity=experience.recipe.id)
+        self.ring = ring_of(recipe, run.folder, policy, experience, run.training)
         self.ahead, self.discount = run.algorithm.steps_ahead
         asked = recipe.priorities
         self.priorities = None if asked is None else Priorities(recipe.capacity, alpha=asked.alpha, beta=asked.beta, eps=asked.eps)
@@ -164,9 +171,6 @@ class Replay(Feed):
             mask=torch.ones(rows, 1, dtype=torch.bool),
             source=torch.full((rows,), int(Source.REPLAY)),
         ).to(policy.device)
-
-    def _action_columns(self) -> tuple[tuple[int, ...], str]:
-        return ((), "int64") if self.policy.counts_actions else ((self.policy.actions_per_step,), "float32")
 
     @property
     def begun(self) -> bool:
