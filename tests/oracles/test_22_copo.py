@@ -10,7 +10,8 @@ import torch
 
 from unipg import Evaluation, GroupCentered, InputError, Objective, Planning, PolicyGradient, SequenceMeanTokenSum, Trajectories
 from unipg.algorithms import Setting, registered
-from unipg.algorithms.language.copo import COPO, NO_ANSWER, VARIANTS, answer_entropy, consistency_coefficient
+from unipg.algorithms.language.copo import COPO, VARIANTS, answer_entropy, consistency_coefficient
+from unipg.algorithms.preparation import NO_ANSWER, final_answer
 from unipg.estimator.baselines import AcrossPrompts
 from unipg.lab import BigramPolicy
 from unipg.laws import checks
@@ -271,11 +272,11 @@ def test_answers_are_texts_or_tokens() -> None:
 
 
 def test_the_final_answer_is_extracted() -> None:
-    boxed = COPO(extract=r"\\boxed\{(.*?)\}")
-    assert boxed.final_answer(r"so \boxed{3}, no: \boxed{ 4 }") == "4"
-    assert boxed.final_answer("no box") == NO_ANSWER
-    assert COPO(extract=r"-?\d+").final_answer("1 + 2 = -3") == "-3"
-    assert COPO().final_answer("  ") == NO_ANSWER
+    boxed = r"\\boxed\{(.*?)\}"
+    assert final_answer(r"so \boxed{3}, no: \boxed{ 4 }", boxed) == "4"
+    assert final_answer("no box", boxed) == NO_ANSWER
+    assert final_answer("1 + 2 = -3", r"-?\d+") == "-3"
+    assert final_answer("  ", None) == NO_ANSWER
 
 
 # ---------------------------------------------------------------------------------------------------- bad input, section 9

@@ -20,7 +20,7 @@ from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term, kl_in_reward
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.penalties import KLEstimator
-from unipg.rollouts.base import Completions
+from unipg.rollouts.base import Completions, Vines
 from unipg.samplers import Sampler, UniformSampler
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -57,7 +57,7 @@ def setting(default: Any, help: str, source: str = "") -> Any:
 
 NEVER_NEGATIVE = (
     *("kl", "kl_in_reward", "weight", "sft_weight", "on_policy_weight", "desirable_weight", "undesirable_weight", "overlong_factor"),
-    *("clip_low", "clip_high", "weight_low", "weight_high", "value_clip", "shape", "max_sampling_rounds", "overlong_buffer", "length"),
+    *("poly_scale", "clip_low", "clip_high", "weight_low", "weight_high", "value_clip", "shape", "max_sampling_rounds", "overlong_buffer", "length"),
 )
 """Hyper-parameters that mean the same wherever an algorithm has them, and that would turn its purpose round below 0."""
 
@@ -205,6 +205,11 @@ class Algorithm(CheckedArguments):
         """Most new tokens of a response in one collection; unfinished ones go on in the next. None: every response is finished."""
         return None
 
+    @property
+    def vines(self) -> Vines | None:
+        """Of environments: whole episodes, and several ways on from states of theirs, which can be compared; None for windows."""
+        return None
+
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
         """Whole-batch work before advantages: gates, reward shaping, selection.
 
@@ -346,7 +351,7 @@ def _why_prompts(algorithm: Algorithm) -> str:
     if algorithm.completions != "none":
         return "learns from given completions, which environments do not have"
     objective = algorithm.terms(Setting(acts=True))
-    if algorithm.needs_group > 1 or objective.compares:
+    if (algorithm.needs_group > 1 or objective.compares) and algorithm.vines is None:
         return "compares several rollouts of one prompt, but each episode of an environment starts by itself: a group of one"
     if algorithm.tracks_prompts:
         return "tracks prompts, which environments do not have"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +13,11 @@ from unipg.errors import InputError
 from unipg.estimator import Planning
 from unipg.estimator.advantages import group_statistics
 from unipg.trajectories import Source, Trajectories
+
+AnswersCompared = Literal["auto", "text", "tokens"]
+"""What of a rollout is compared with others: annotated text, tokens; auto: text where there is any."""
+NO_ANSWER = "<none>"
+"""Stands for an answer that could not be extracted: one class of answers."""
 
 
 def everywhere(columns: Sequence[Tensor], planning: Planning) -> tuple[list[Tensor], slice]:
@@ -101,3 +108,33 @@ def check_completions(batch: Trajectories, rows: Tensor) -> None:
     empty = rows & ~batch.mask.any(1)
     if empty.any():
         raise InputError(f"{prompt_of(batch, int(empty.nonzero()[0]))} has an empty completion")
+
+
+def answers_of(batch: Trajectories, compared: AnswersCompared, extract: str | None, who: str) -> list[Hashable]:
+    """What each row answers: `annotations["answer"]`, of which `extract` may take a part, or its tokens; `who` compares them."""
+    texts = batch.annotations.get("answer")
+    if compared == "tokens" or (compared == "auto" and texts is None):
+        return [tuple(row[mine].flatten().tolist()) for row, mine in zip(batch.action, batch.mask, strict=True)]
+    if texts is None:
+        raise InputError(
+            f"{who} compares answers, and the batch has no annotation 'answer'; accepted: one text per row, or answers: tokens"
+        )
+    if len(texts) != len(batch):
+        raise InputError(f"there are {len(texts)} answers for {len(batch)} rewards; accepted: one per row")
+    return [final_answer(text, extract) for text in texts]
+
+
+def final_answer(text: str | None, extract: str | None) -> str:
+    """The part of an answer's text that is compared: the last match of the regular expression `extract`; "<none>" where there is none."""
+    if text is None or extract is None:
+        return NO_ANSWER if text is None or not text.strip() else text.strip()
+    found = list(re.finditer(extract, text))
+    return NO_ANSWER if not found else (found[-1].group(1 if found[-1].re.groups else 0) or NO_ANSWER).strip()
+
+
+def check_extract(extract: str | None) -> None:
+    """Refuses what is no regular expression."""
+    try:
+        re.compile(extract or "")
+    except re.error as error:
+        raise InputError(f"algorithm.extract is no regular expression: {error}") from error

@@ -17,6 +17,7 @@ from unipg.estimator import (
     penalties,
     preferences,
     references,
+    sets,
 )
 from unipg.estimator.advantages import (
     DEMONSTRATIONS,
@@ -185,6 +186,7 @@ _MODULES = (
     penalties,
     preferences,
     references,
+    sets,
 )
 for _module in _MODULES:
     for _name, _part in vars(_module).items():  # a new part needs no line here

@@ -18,6 +18,21 @@ FRESH = "fresh"
 
 
 @dataclass(frozen=True)
+class Vines:
+    """Whole episodes, and several ways on from states of theirs, instead of windows; for environments that can be saved and restored."""
+
+    states: int = 2
+    """Of each episode: steps 0, L/p, 2L/p …, L its length. 0: the episodes alone."""
+    count: int = 8
+    """Ways on from each of these states, to the end of the episode."""
+    place: str = "auto"
+    """What a step counts as: `package.module:function` of (environment, info); auto: `info["place"]`, else the observation."""
+    signature: str = "set"
+    """What of its places tells a way on from others: set, sequence, last, or `package.module:function` of their list. `set` and
+    `sequence` leave out places that are None."""
+
+
+@dataclass(frozen=True)
 class Demand:
     """What one call of `collect` is asked for."""
 
@@ -37,6 +52,8 @@ class Demand:
     """Whether the critic's values are wanted with the trajectories."""
     window: int | None = None
     """Most new tokens of each trajectory in this collection; one that is not finished then goes on in the next. None: no such limit."""
+    vines: Vines | None = None
+    """Of environments alone: what is wanted in the place of windows."""
     seed: int = 0
     """The run's seed; draw with `seeding.generator(seed, "…", iteration, round)`."""
     worker: int = 0

@@ -140,6 +140,8 @@ class EnvironmentRollouts(Experience):
         """Of environments in other processes: as many in this one, which stand for them where they are saved."""
         self._stepper: Stepper | None = None
         """Where they are stepped one step at a time, instead of in windows."""
+        self._vineyard: Any = None
+        """Of episodes and vines, where these are asked for instead of windows."""
         self._picklable = True
         self._snapshots: Snapshots | None = None
         self._numbers = True
@@ -147,7 +149,7 @@ class EnvironmentRollouts(Experience):
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: what a new environment looks like is learnt there again."""
-        return {**vars(self), "_snapshots": None, "_here": None}
+        return {**vars(self), "_snapshots": None, "_here": None, "_vineyard": None}
 
     def _forget_episodes(self) -> None:
         self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
@@ -167,7 +169,8 @@ class EnvironmentRollouts(Experience):
         return self._environments.single_action_space
 
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
-        """The next window [count, steps], a row for each environment; always a whole one, whatever `demand.share` says.
+        """The next window [count, steps], a row for each environment; always a whole one, whatever `demand.share` says. With `demand.vines`
+        whole episodes of at most `steps` steps, and vines.
 
         `behaviour_log_prob` and `old_log_prob` are the same numbers: the network that acts is the one that is trained. With
         `demand.value`, `bootstrap_value` holds the critic's value of the final observation at each truncated step, and of the next
@@ -179,6 +182,8 @@ class EnvironmentRollouts(Experience):
         `Interrupted` leaves the environments somewhere in the window: restore a `state_dict` from before the call to repeat it.
         """
         policy = _controller(policy, self.recipe.id, self.normalized)
+        if demand.vines is not None:
+            return self._grown(policy, demand)
         if demand.demonstrations:
             raise InputError(f"environment '{self.recipe.id}' gives no demonstrations; take an algorithm that needs none")
         if self._scale is not None and demand.workers > 1:
@@ -249,6 +254,46 @@ class EnvironmentRollouts(Experience):
         tensors: dict[str, Any] = {name: torch.from_numpy(array.swapaxes(0, 1).copy()).to(policy.device) for name, array in fields.items()}
         batch = Trajectories(**tensors)
         return _evaluated(batch, policy, finals if demand.value else None), metrics
+
+    def _grown(self, policy: Controller, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
+        """Whole episodes and vines (`vines.py`) from environments that start afresh: nothing goes on from call to call."""
+        from unipg.rollouts.vines import Vineyard
+
+        recipe = self.recipe
+        recipe.check_kept("whoever compares whole episodes")
+        if recipe.backend == "envpool" or recipe.processes is not None:
+            what = "backend is envpool" if recipe.backend == "envpool" else f"processes is {recipe.processes}"
+            raise InputError(f"environment.{what}, but vines are of environments that are saved here; accepted: gymnasium without processes")
+
+        def stop() -> None:
+            if demand.should_stop():
+                raise Interrupted
+
+        def one() -> Any:
+            return made(replace(recipe, vectorized=False), 1)[0].envs[0]
+
+        if self._vineyard is None:
+            self._vineyard = Vineyard(one, recipe.count, recipe.id, recipe.steps)
+        try:
+            with at_once(stop):
+                found = self._vineyard.collect(policy, demand, self.seed, stop)
+        except (Interrupted, InputError):
+            raise
+        except Exception as error:
+            error.add_note(f"in environment '{recipe.id}', in an episode or a vine")
+            raise
+        self._steps += found.steps
+        returns, lengths = zip(*found.told, strict=True)
+        self._recent.extend(returns)
+        metrics = {
+            "return/episodes": float(len(returns)),
+            "return/mean": float(np.mean(returns)),
+            "length/mean": float(np.mean(lengths)),
+            f"return/last_{RECENT}": float(np.mean(self._recent)),
+            "environment/steps": float(self._steps),
+            "vines/replayed_steps": float(found.replayed),
+        }
+        return _evaluated(found.batch().to(policy.device), policy, found.finals(demand.value)), metrics
 
     def stepper(self, policy: Controller, worker: int = 0) -> Stepper:
         """These environments one step at a time, from where they stand; one that has not started is reset first."""

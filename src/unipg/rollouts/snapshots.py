@@ -16,7 +16,7 @@ import random
 import re
 import types
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePath
 from typing import Any
@@ -73,6 +73,46 @@ def put(snapshot: Node, environments: Any) -> None:
     """
     with _foreign_objects():
         _Put().value(snapshot, environments)
+
+
+class Copies:
+    """Single environments as they stand, saved once and brought back as often as wanted, in this process.
+
+    In numbers where they are no more than that, else pickled; nothing of a file is unpickled. `new`: makes one that was reset.
+    """
+
+    def __init__(self, new: Callable[[], Any]) -> None:
+        self._new = new
+        self._snapshots: Snapshots | None = None
+        self._numbers = True
+        self._spare: list[Any] = []
+
+    def save(self, environment: Any) -> Node | bytes:
+        """Raises `NotNumbers` where it can be saved in neither way."""
+        if self._numbers:
+            try:
+                if self._snapshots is None:
+                    self._snapshots = Snapshots(self._new())
+                return self._snapshots.take(environment)
+            except NotNumbers:
+                self._numbers = False
+        try:
+            return pickled(environment)
+        except Exception as error:
+            raise NotNumbers(one_line(error)) from error
+
+    def back(self, saved: Node | bytes) -> Any:
+        """An environment of its own that stands where the saved one stood, its random generators included."""
+        if isinstance(saved, bytes):
+            return pickle.loads(saved)
+        environment = self._spare.pop() if self._spare else self._new()
+        put(saved, environment)
+        return environment
+
+    def done(self, environments: Iterable[Any]) -> None:
+        """Environments that nobody needs any more; those made for numbers are written over."""
+        if self._numbers:
+            self._spare.extend(environments)
 
 
 @contextmanager

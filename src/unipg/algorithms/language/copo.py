@@ -7,13 +7,12 @@ import re
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting, register, setting
-from unipg.algorithms.preparation import prompt_of
+from unipg.algorithms.preparation import AnswersCompared, answers_of, check_extract, prompt_of
 from unipg.errors import InputError, nearest
 from unipg.estimator import (
     GroupCentered,
@@ -30,8 +29,6 @@ from unipg.estimator.baselines import AcrossPrompts
 from unipg.estimator.policy_gradient import check_rewards
 from unipg.trajectories import Source, Trajectories
 
-NO_ANSWER = "<none>"
-"""Stands for an answer that could not be extracted: one class of answers."""
 CONSISTENCY, LOCAL, GLOBAL, ENTROPY = "copo/consistency", "copo/local", "copo/global", "copo/entropy"
 VARIANTS = ("no global", "only global", "only soft", "only forced", "soft with forced", "only zero", "soft with zero")
 
@@ -82,7 +79,7 @@ class COPO(Algorithm):
     )
     consistency: bool = setting(False, "multiply a prompt's mean reward by 1 − H (1 − 1/G) / log2 G", "released script: off")
     divide_by_std: bool = setting(True, "divide both advantages by their standard deviations", "released script")
-    answers: Literal["auto", "text", "tokens"] = setting("auto", "what is compared: annotated text, tokens; auto: text where there is any")
+    answers: AnswersCompared = setting("auto", "what is compared: annotated text, tokens; auto: text where there is any")
     extract: str | None = setting(None, "regular expression of the final answer in the text, its last match counts; null: all of the text")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "released script")
     clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "released script")
@@ -94,11 +91,7 @@ class COPO(Algorithm):
             raise InputError(f"algorithm.variant '{self.variant}' does not exist; {nearest(self.kind, list(VARIANTS))}")
         if not self.sharpness > 0:
             raise InputError(f"algorithm.sharpness is {self.sharpness}; accepted: a number above 0")
-        if self.extract is not None:
-            try:
-                re.compile(self.extract)
-            except re.error as error:
-                raise InputError(f"algorithm.extract is no regular expression: {error}") from error
+        check_extract(self.extract)
 
     @property
     def kind(self) -> str:
@@ -144,7 +137,7 @@ class COPO(Algorithm):
     def _entropy(self, batch: Trajectories, rollouts: Tensor) -> tuple[Tensor, Tensor]:
         """[B] entropy of the answers of each row's group in bits, and [B] the number of its rollouts."""
         assert batch.group is not None
-        answers = self._answers(batch)
+        answers = answers_of(batch, self.answers, self.extract, "COPO")
         counts: dict[int, Counter[Hashable]] = {}
         groups = batch.group.tolist()
         for group, answer, counted in zip(groups, answers, rollouts.tolist(), strict=True):
@@ -154,25 +147,6 @@ class COPO(Algorithm):
         values = [(answer_entropy(counts[g]), float(counts[g].total())) for g in groups]
         entropy, size = torch.tensor(values, dtype=torch.float64, device=batch.mask.device).reshape(-1, 2).unbind(1)
         return entropy, size
-
-    def _answers(self, batch: Trajectories) -> list[Hashable]:
-        texts = batch.annotations.get("answer")
-        if self.answers == "tokens" or (self.answers == "auto" and texts is None):
-            return [tuple(row[mine].flatten().tolist()) for row, mine in zip(batch.action, batch.mask, strict=True)]
-        if texts is None:
-            raise InputError(
-                "COPO compares answers, and the batch has no annotation 'answer'; accepted: one text per row, or answers: tokens"
-            )
-        if len(texts) != len(batch):
-            raise InputError(f"there are {len(texts)} answers for {len(batch)} rewards; accepted: one per row")
-        return [self.final_answer(text) for text in texts]
-
-    def final_answer(self, text: str | None) -> str:
-        """The part of an answer's text that is compared; "<none>" where there is none."""
-        if text is None or self.extract is None:
-            return NO_ANSWER if text is None or not text.strip() else text.strip()
-        found = list(re.finditer(self.extract, text))
-        return NO_ANSWER if not found else (found[-1].group(1 if found[-1].re.groups else 0) or NO_ANSWER).strip()
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         rows = batch.rows_from(Source.ROLLOUT)

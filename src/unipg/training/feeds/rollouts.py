@@ -228,6 +228,7 @@ class Rollouts(Feed):
             completions=self.run.algorithm.completions,
             value=self.run.policy.has_value,
             window=self.run.algorithm.window,
+            vines=self.run.algorithm.vines,
             seed=self.run.seed,
             worker=self.run.workers.rank,
             workers=self.run.workers.world,

@@ -1,0 +1,246 @@
+"""Whole episodes and vines: several ways on from states of theirs, drawn from copies of the environments as they stood there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from unipg.errors import InputError, one_line
+from unipg.loading import callable_named
+from unipg.policies.actor_critic import Controller
+from unipg.rollouts.base import Demand, Vines
+from unipg.rollouts.playing import not_finite
+from unipg.rollouts.snapshots import Copies, Node, NotNumbers
+from unipg.seeding import derived_seed, generator
+from unipg.trajectories import Trajectories
+
+if TYPE_CHECKING:
+    import gymnasium
+
+SIGNATURE = "signature"
+"""Annotation: the number of a vine's signature, equal ones alike; None for an episode from its start."""
+PLACE = "place"
+"""In an environment's infos: where its state belongs."""
+_SEEDS = 2**31
+
+SIGNATURES: dict[str, Callable[[list[Any]], Hashable]] = {
+    "set": lambda places: frozenset(place for place in places if place is not None),
+    "sequence": lambda places: tuple(place for place in places if place is not None),
+    "last": lambda places: places[-1],
+}
+
+
+@dataclass
+class _Row:
+    """One episode, or what is left of one."""
+
+    environment: Any
+    observation: np.ndarray
+    began: int
+    """Steps that the episode had before."""
+    group: int
+    vine: bool
+    before: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+    places: list[Any] = field(default_factory=list)
+    terminated: bool = False
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rewards)
+
+    @property
+    def ended(self) -> bool:
+        return self.terminated or self.truncated
+
+
+class Vineyard:
+    """Draws them. `new(k)`: a single environment, not yet reset; `name`: of the environment, for errors; `limit`: most steps of an episode,
+    which goes on elsewhere behind it, as a window's does.
+
+    Random generators of a copy (`unwrapped.np_random`) are seeded anew for each vine: else chance would be the same in all of them.
+    """
+
+    def __init__(self, new: Callable[[], gymnasium.Env], count: int, name: str, limit: int) -> None:
+        self._new, self.name, self.limit = new, name, limit
+        self.environments = [new() for _ in range(count)]
+
+        def fresh() -> gymnasium.Env:
+            environment = new()
+            environment.reset(seed=0)
+            return environment
+
+        self.copies = Copies(fresh)
+
+    def collect(self, policy: Controller, demand: Demand, seed: int, stop: Callable[[], None]) -> Grown:
+        """Rows [B,T]: the episodes, each a group of its own, then the vines, those from one state a group. `seed`: of start states."""
+        vines = demand.vines
+        assert vines is not None
+        place = _place_named(vines.place)
+
+        def named(what: str) -> tuple[object, ...]:
+            return what, demand.iteration, demand.round, demand.worker
+
+        starts = []
+        for number, environment in enumerate(self.environments):
+            stop()
+            observation, info = environment.reset(seed=derived_seed(seed, *named("episode"), number) % _SEEDS)
+            starts.append(_Row(environment, policy.flatten_one(observation), 0, number, False))
+            starts[-1].places.append(self._place(place, starts[-1], info))
+        saved = [self._saved(row.environment) for row in starts] if vines.states else []
+        self._play(starts, policy, generator(demand.seed, *named("act")), place, stop)
+        grown, replayed = [], 0
+        for number, at in enumerate(saved):
+            stop()
+            for index in dict.fromkeys(len(starts[number]) * k // vines.states for k in range(vines.states)):
+                state = self._at(starts[number], at, index, policy) if index else at
+                replayed += index
+                group = len(starts) + len(grown) // vines.count
+                for _ in range(vines.count):
+                    row = _Row(self._back(state), starts[number].before[index], index, group, True, places=[starts[number].places[index]])
+                    row.environment.unwrapped.np_random = np.random.default_rng(derived_seed(seed, *named("vine"), len(grown)))
+                    grown.append(row)
+        self._play(grown, policy, generator(demand.seed, *named("act vines")), place, stop)
+        self.copies.done(row.environment for row in grown)
+        signature = SIGNATURES.get(vines.signature) or callable_named(vines.signature, "algorithm.signature")
+        return Grown(starts + grown, len(starts), replayed, _numbered(grown, signature, vines.signature))
+
+    def _saved(self, environment: Any) -> Node | bytes:
+        try:
+            return self.copies.save(environment)
+        except NotNumbers as error:
+            raise self._unrestorable(str(error)) from error
+
+    def _back(self, saved: Node | bytes) -> Any:
+        try:
+            return self.copies.back(saved)
+        except Exception as error:  # whatever a foreign object raises
+            raise self._unrestorable(one_line(error)) from error
+
+    def _unrestorable(self, why: str) -> InputError:
+        return InputError(
+            f"environment '{self.name}' cannot be saved and restored ({why}), and vines begin where it stood; accepted: one that can, or an "
+            "algorithm without vines, such as ppo"
+        )
+
+    def _at(self, row: _Row, saved: Node | bytes, index: int, policy: Controller) -> Node | bytes:
+        """The environment of a row at its step `index`: its start, and the same actions again."""
+        environment = self._back(saved)
+        observation: Any = None
+        for action in row.actions[:index]:
+            observation = environment.step(policy.environment_action(action[None])[0])[0]
+        if not np.array_equal(policy.flatten_one(observation), row.before[index]):
+            raise self._unrestorable(f"the same {index} actions led somewhere else")
+        found = self._saved(environment)
+        self.copies.done([environment])
+        return found
+
+    def _play(self, rows: Sequence[_Row], policy: Controller, source: torch.Generator, place: Any, stop: Callable[[], None]) -> None:
+        """All rows to their ends, side by side."""
+        act = policy.actor()
+        going = [row for row in rows if row.began < self.limit]
+        while going:
+            stop()
+            current = np.stack([row.observation for row in going])
+            actions = act(current, policy.noise(1, len(going), source)[0])
+            given = policy.environment_action(actions)
+            for row, observation, action, theirs in zip(going, current, actions, given, strict=True):
+                row.before.append(observation)
+                row.actions.append(action)
+                following, reward, row.terminated, row.truncated, info = row.environment.step(theirs)
+                row.observation = policy.flatten_one(following)
+                row.rewards.append(float(reward))
+                for what, value in (("observation", row.observation), ("reward", np.float64(reward))):
+                    if value.dtype.kind == "f" and not np.isfinite(value).all():
+                        raise not_finite(self.name, what, value, f"step {row.began + len(row) - 1} of an episode")
+                row.places.append(self._place(place, row, info))
+            going = [row for row in going if not row.ended and row.began + len(row) < self.limit]
+
+    def _place(self, place: Any, row: _Row, info: dict[str, Any]) -> Any:
+        if place is None:
+            return info[PLACE] if PLACE in info else row.observation.tobytes()
+        try:
+            return place(row.environment, info)
+        except Exception as error:
+            raise InputError(f"algorithm.place failed in environment '{self.name}': {one_line(error)}") from error
+
+
+@dataclass
+class Grown:
+    """Rows as they came out: first `episodes` from a start, then vines."""
+
+    rows: list[_Row]
+    episodes: int
+    replayed: int
+    """Steps that were taken again on the way to states."""
+    signatures: list[int]
+    """Of the vines."""
+
+    @property
+    def steps(self) -> int:
+        """Of the policy."""
+        return sum(map(len, self.rows))
+
+    @property
+    def told(self) -> list[tuple[float, int]]:
+        """Return and length of the episodes."""
+        return [(sum(row.rewards), len(row)) for row in self.rows[: self.episodes]]
+
+    def finals(self, value: bool) -> list[tuple[int, int, np.ndarray]] | None:
+        """Row, step and observation after it, of rows that go on elsewhere; None where no `value` is wanted."""
+        return [(k, len(row) - 1, row.observation) for k, row in enumerate(self.rows) if not row.terminated] if value else None
+
+    def batch(self) -> Trajectories:
+        rows, width = self.rows, max(map(len, self.rows))
+        mask = np.arange(width) < np.array([len(row) for row in rows])[:, None]
+
+        def padded(name: str, like: np.ndarray) -> torch.Tensor:
+            found = np.zeros((len(rows), width, *like.shape), like.dtype)
+            for number, row in enumerate(rows):
+                found[number, : len(row)] = getattr(row, name)
+            return torch.from_numpy(found)
+
+        last = np.arange(width) == mask.sum(1)[:, None] - 1
+        ends = {name: last & np.array([getattr(row, name) for row in rows])[:, None] for name in ("terminated", "truncated")}
+        return Trajectories(
+            action=padded("actions", np.asarray(rows[0].actions[0])),
+            mask=torch.from_numpy(mask),
+            present=torch.from_numpy(mask),
+            observation=padded("before", rows[0].before[0]),
+            step_reward=padded("rewards", np.zeros((), np.float32)),
+            terminated=torch.from_numpy(ends["terminated"]),
+            truncated=torch.from_numpy(ends["truncated"] & ~ends["terminated"]),
+            group=torch.tensor([row.group for row in rows]),
+            annotations={SIGNATURE: [None] * self.episodes + self.signatures},
+        )
+
+
+def _place_named(spec: str) -> Callable[..., Any] | None:
+    return None if spec == "auto" else callable_named(spec, "algorithm.place")
+
+
+def _numbered(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], name: str) -> list[int]:
+    """A number for each row's signature."""
+    numbers: dict[Hashable, int] = {}
+    found = []
+    for row in rows:
+        try:
+            value = signature(row.places)
+            found.append(numbers.setdefault(value, len(numbers)))
+        except TypeError as error:
+            raise InputError(f"algorithm.signature '{name}' gave no hashable value ({one_line(error)}); accepted: one that can be compared") from error
+        except Exception as error:
+            raise InputError(f"algorithm.signature '{name}' failed: {one_line(error)}") from error
+    return found
+
+
+def check_signature(vines: Vines) -> None:
+    """Refuses names of functions that do not exist."""
+    _place_named(vines.place)
+    if vines.signature not in SIGNATURES:
+        callable_named(vines.signature, "algorithm.signature")
