@@ -57,7 +57,18 @@ def setting(default: Any, help: str, source: str = "") -> Any:
 
 NEVER_NEGATIVE = (
     *("kl", "kl_in_reward", "weight", "sft_weight", "on_policy_weight", "desirable_weight", "undesirable_weight", "overlong_factor"),
-    *("poly_scale", "clip_low", "clip_high", "weight_low", "weight_high", "value_clip", "shape", "max_sampling_rounds", "overlong_buffer", "length"),
+    *(
+        "poly_scale",
+        "clip_low",
+        "clip_high",
+        "weight_low",
+        "weight_high",
+        "value_clip",
+        "shape",
+        "max_sampling_rounds",
+        "overlong_buffer",
+        "length",
+    ),
 )
 """Hyper-parameters that mean the same wherever an algorithm has them, and that would turn its purpose round below 0."""
 

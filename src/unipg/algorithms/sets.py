@@ -22,7 +22,10 @@ from unipg.trajectories import Trajectories
 
 MOST_SETS = 20_000
 """Of a group; more are drawn, not counted through."""
-DIVERSITY, SCORE, ALIKE, USUAL, SILENT = "sets/diversity", "sets/score", "sets/alike", "sets/most_common", "sets/silent"
+DIVERSITY, SCORE, ALIKE, USUAL, SILENT = (
+    *("sets/diversity", "sets/score", "sets/alike_fraction"),
+    *("sets/most_common_fraction", "sets/no_signal_fraction"),
+)
 DIVERSITIES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "fraction": lambda different, n: different / n,
     "none_if_alike": lambda different, n: (different - 1) / (n - 1),
@@ -54,7 +57,9 @@ class ScoresSets:
             why = f"{least} or more, and fewer than the {self.members} that sets are made of"
             raise InputError(f"algorithm.set_size is {self.set_size}; accepted: {why}")
         if self.sets is not None and self.sets < 2:
-            raise InputError(f"algorithm.sets is {self.sets}: one set is no better than the mean of itself; accepted: 2 or more, null for all")
+            raise InputError(
+                f"algorithm.sets is {self.sets}: one set is no better than the mean of itself; accepted: 2 or more, null for all"
+            )
         count = math.comb(self.members, self.set_size)
         if self.sets is None and count > MOST_SETS:
             raise InputError(
@@ -71,15 +76,15 @@ class ScoresSets:
     @property
     def members(self) -> int:
         """N: rollouts of a group."""
-        return self.rollouts  # type: ignore[attr-defined, no-any-return]
+        return self.rollouts  # type: ignore[attr-defined]
 
     def planned_sets(
         self, batch: Trajectories, signatures: Sequence[Hashable], rows: Tensor, planning: Planning, window: int | None = None
     ) -> Trajectories:
         """The batch with what `SetAdvantage` reads. Sets are of the `rows` [B] of one group; those of a group with no more than n are none.
 
-        `signatures` [B]: equal ones are alike. Errors: `InputError` for returns outside [reward_low, reward_high], signatures that cannot be
-        compared, diversities outside [0, 1].
+        `signatures` [B]: equal ones are alike. Errors: `InputError` for returns outside [reward_low, reward_high], for signatures that
+        cannot be compared, and for diversities outside [0, 1].
         """
         assert batch.group is not None
         reward = self._unit(batch.total_reward().double(), rows)
@@ -105,32 +110,19 @@ class ScoresSets:
     ) -> dict[str, Tensor]:
         """[B] on members, for `metrics`: means over the sets of their group, which are as many in each."""
         assert batch.group is not None
-        rows, inside = len(batch), batch.planned[MEMBER]
-        owner = batch.group
+        owner, inside = batch.group.unique(return_inverse=True)[1], batch.planned[MEMBER]
 
         def spread(values: Tensor) -> Tensor:
             """[B] mean over the sets of a row's group."""
             mean = group_statistics(values.double(), of).mean
-            found = torch.zeros(rows, dtype=torch.float64, device=owner.device)
-            found[member] = mean.unsqueeze(1)
-            return found
+            return torch.zeros(len(batch), dtype=torch.float64, device=owner.device).index_put((member,), mean.unsqueeze(1))
 
-        silent = group_statistics(score, of).squares == 0
         pairs = torch.stack([owner, signature], 1).unique(dim=0, return_inverse=True)[1]
-        alike, all_of_them = (group_statistics(signature.double(), unit, inside).count for unit in (pairs, owner))
-        share = alike / all_of_them.clamp_min(1)
-        most = torch.zeros_like(share)
-        index = owner.unique(return_inverse=True)[1]
-        most = torch.zeros(int(index.max()) + 1 if rows else 0, dtype=share.dtype, device=share.device).scatter_reduce(
-            0, index, torch.where(inside, share, 0), "amax"
-        )[index]
-        return {
-            DIVERSITY: spread(diversity),
-            SCORE: spread(score),
-            ALIKE: spread(different == 1),
-            SILENT: spread(silent),
-            USUAL: most,
-        }
+        alike, everyone = (group_statistics(inside.double(), unit, inside).count for unit in (pairs, owner))
+        share = torch.where(inside, alike / everyone.clamp_min(1), 0)
+        most = torch.zeros_like(share).scatter_reduce(0, owner, share, "amax")[owner]
+        silent = group_statistics(score, of).squares == 0
+        return {DIVERSITY: spread(diversity), SCORE: spread(score), ALIKE: spread(different == 1), SILENT: spread(silent), USUAL: most}
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         """Of the rows that are in sets: how different and how good these are, and whether they say anything."""
@@ -161,9 +153,7 @@ class ScoresSets:
         if self.diversity in DIVERSITIES:
             return DIVERSITIES[self.diversity](different.double(), self.set_size)
         function = callable_named(self.diversity, "algorithm.diversity")
-        found = []
-        for picked in member.tolist():
-            found.append(self._diversity_of(function, [signatures[row] for row in picked]))
+        found = [self._diversity_of(function, [signatures[row] for row in picked]) for picked in member.tolist()]
         return torch.tensor(found, dtype=torch.float64, device=member.device)
 
     def _diversity_of(self, function: Callable[..., Any], signatures: list[Hashable]) -> float:

@@ -6,3 +6,6 @@ Belongs here: environments, and experts for them. Does not belong here: how they
 from gymnasium.envs.registration import register
 
 register(id="unipg/Bandit-v0", entry_point="unipg.environments.bandit:Bandit")
+
+register(id="unipg/FourRooms-v0", entry_point="unipg.environments.four_rooms:FourRooms")
+"""Two equally short ways: on which sets of episodes that differ can be told from ones that do not."""

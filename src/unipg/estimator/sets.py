@@ -16,10 +16,11 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.estimator.advantages import Advantage, Planning, group_statistics
+from unipg.estimator.parts import Joint, furthest
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Trajectories
 
-SHARED, MEMBER, WITHIN, OUTSIDE = "sets/advantage", "sets/member", "sets/within", "sets/outside"
+SHARED, MEMBER, OUTSIDE = "sets/advantage", "sets/member", "sets/outside"
 
 
 def distinct(signature: Int[Tensor, "S n"]) -> Int[Tensor, " S"]:
@@ -58,37 +59,52 @@ def set_advantages(score: Float[Tensor, " S"], group: Int[Tensor, " S"], member:
 
 @dataclass(frozen=True)
 class SetAdvantage(Advantage):
-    """Â_t = scale · A# on the steps of a row that share it (planned `sets/within` [B,T], `sets/advantage` [B]); `otherwise` elsewhere.
+    """Â_t = scale · A# on the first `window` + 1 steps of the policy in each row that is in a set (None: on all); `otherwise` elsewhere.
 
-    The same number for all members of a set: no credit within it. `algorithms.sets` plans both.
+    The same number for all members of a set: no credit within it. A# and who is in sets are planned [B], see `plan_shared`.
     """
 
     compares: ClassVar[bool] = True
-    minor: ClassVar[frozenset[str]] = frozenset({"otherwise"})
+    joint: ClassVar[Joint] = "step"
+    minor: ClassVar[frozenset[str]] = frozenset({"otherwise", "window"})
     otherwise: Advantage
     scale: float = 1.0
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.otherwise.is_dynamic:
-            raise InputError("SetAdvantage.otherwise depends on the current policy; accepted: one that is known with the batch, as sets are")
+            raise InputError(
+                "SetAdvantage.otherwise depends on the current policy; accepted: one that is known with the batch, as sets are"
+            )
+        if self.window is not None and self.window < 0:
+            raise InputError(f"SetAdvantage.window is {self.window}; accepted: 0 or more steps behind the first, or None for all")
 
     @property
     def reads(self) -> frozenset[str]:
-        return self.otherwise.reads
+        return self.otherwise.reads | {SHARED, MEMBER}
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((self.joint, self.otherwise.reach))
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
-        within, shared = (batch.require(name, "SetAdvantage") for name in (WITHIN, SHARED))
+        shared, member = (batch.require(name, "SetAdvantage") for name in (SHARED, MEMBER))
         elsewhere = self.otherwise(batch, now, planning)
+        within = sharing(batch, member.bool(), self.window)
         return torch.where(within, self.scale * shared.unsqueeze(1).to(elsewhere.dtype), elsewhere)
 
 
+def sharing(batch: Trajectories, member: Bool[Tensor, " B"], window: int | None) -> Bool[Tensor, "B T"]:
+    """[B,T] bool: the steps of the policy on which a member's set advantage holds."""
+    inside = batch.mask & member.unsqueeze(1)
+    return inside if window is None else inside & (batch.mask.cumsum(1) <= window + 1)
+
+
 def plan_shared(batch: Trajectories, shared: Shared, window: int | None) -> Trajectories:
-    """The batch with what `SetAdvantage` reads: it holds on a member's first `window` + 1 steps of the policy; None: on all of them."""
-    inside: Bool[Tensor, "B T"] = batch.mask & (shared.sets > 0).unsqueeze(1)
-    if window is not None:
-        inside = inside & (batch.mask.cumsum(1) <= window + 1)
-    plan = {SHARED: shared.advantage, MEMBER: shared.sets > 0, WITHIN: inside, OUTSIDE: batch.mask & ~inside}
-    return batch.replace(planned={**batch.planned, **plan})
+    """The batch with `SetAdvantage`'s A# and members [B], and the steps [B,T] on which something else holds."""
+    member = shared.sets > 0
+    outside = batch.mask & ~sharing(batch, member, window)
+    return batch.replace(planned={**batch.planned, SHARED: shared.advantage, MEMBER: member, OUTSIDE: outside})
 
 
-__all__ = ["SetAdvantage", "distinct", "plan_shared", "set_advantages", "set_scores"]
+__all__ = ["SetAdvantage", "distinct", "plan_shared", "set_advantages", "set_scores", "sharing"]

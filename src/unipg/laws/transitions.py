@@ -113,7 +113,12 @@ class Rows:
         with torch.no_grad():
             old = self.policy().now(batch).log_prob + 0.3 * normal()
         members = {name: normal(self.algorithm.heads[0]) for name in (MEMBERS, MEMBERS_AFTER)}
-        return batch.replace(old_log_prob=old, behaviour_log_prob=old, value=normal(), bootstrap_value=normal()).with_planned(**members)
+        batch = batch.replace(old_log_prob=old, behaviour_log_prob=old, value=normal(), bootstrap_value=normal()).with_planned(**members)
+        if self.algorithm.unit_rewards:
+            batch = batch.replace(step_reward=torch.rand(shape, generator=draw, dtype=torch.float64) / self.steps)
+        if self.algorithm.vines is not None:  # rows of one state
+            batch = batch.replace(group=torch.zeros(self.rows, dtype=torch.long))
+        return self.algorithm.prepare(batch, self.setting, Planning(seed=self.seed))
 
     def learners(self) -> tuple[Learner, ...]:
         return self.algorithm.learned(self.setting)
@@ -227,7 +232,8 @@ def silence(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories
             return torch.where(shape, tensor, value) if tensor.is_floating_point() else torch.where(shape, tensor, ARMS + 7)
 
         fields = {name: spoil(tensor) for name in SPOILED if (tensor := getattr(batch, name)) is not None}
-        dirty = batch.replace(**{k: v for k, v in fields.items() if k != "action"}, planned={k: spoil(v) for k, v in batch.planned.items()})
+        planned = {k: spoil(v) if v.ndim > 1 and v.is_floating_point() else v for k, v in batch.planned.items()}
+        dirty = batch.replace(**{k: v for k, v in fields.items() if k != "action"}, planned=planned)
         dirty = dirty._with({"action": fields["action"]})
         _same(whole, step(made, learner, dirty), f"silence: {value} where the mask is 0", example)
         assert batch.terminated is not None

@@ -263,14 +263,17 @@ class EnvironmentRollouts(Experience):
         recipe.check_kept("whoever compares whole episodes")
         if recipe.backend == "envpool" or recipe.processes is not None:
             what = "backend is envpool" if recipe.backend == "envpool" else f"processes is {recipe.processes}"
-            raise InputError(f"environment.{what}, but vines are of environments that are saved here; accepted: gymnasium without processes")
+            raise InputError(
+                f"environment.{what}, but vines are of environments that are saved here; accepted: gymnasium without processes"
+            )
 
         def stop() -> None:
             if demand.should_stop():
                 raise Interrupted
 
         def one() -> Any:
-            return made(replace(recipe, vectorized=False), 1)[0].envs[0]
+            alone: Any = made(replace(recipe, vectorized=False), 1)[0]
+            return alone.envs[0]
 
         if self._vineyard is None:
             self._vineyard = Vineyard(one, recipe.count, recipe.id, recipe.steps)

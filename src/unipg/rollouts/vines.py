@@ -94,7 +94,8 @@ class Vineyard:
             starts[-1].places.append(self._place(place, starts[-1], info))
         saved = [self._saved(row.environment) for row in starts] if vines.states else []
         self._play(starts, policy, generator(demand.seed, *named("act")), place, stop)
-        grown, replayed = [], 0
+        grown: list[_Row] = []
+        replayed = 0
         for number, at in enumerate(saved):
             stop()
             for index in dict.fromkeys(len(starts[number]) * k // vines.states for k in range(vines.states)):
@@ -124,8 +125,8 @@ class Vineyard:
 
     def _unrestorable(self, why: str) -> InputError:
         return InputError(
-            f"environment '{self.name}' cannot be saved and restored ({why}), and vines begin where it stood; accepted: one that can, or an "
-            "algorithm without vines, such as ppo"
+            f"environment '{self.name}' cannot be saved and restored ({why}), and vines begin where it stood; accepted: one that can, or "
+            "an algorithm without vines, such as ppo"
         )
 
     def _at(self, row: _Row, saved: Node | bytes, index: int, policy: Controller) -> Node | bytes:
@@ -233,7 +234,9 @@ def _numbered(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], 
             value = signature(row.places)
             found.append(numbers.setdefault(value, len(numbers)))
         except TypeError as error:
-            raise InputError(f"algorithm.signature '{name}' gave no hashable value ({one_line(error)}); accepted: one that can be compared") from error
+            raise InputError(
+                f"algorithm.signature '{name}' gave no hashable value ({one_line(error)}); accepted: one that can be compared"
+            ) from error
         except Exception as error:
             raise InputError(f"algorithm.signature '{name}' failed: {one_line(error)}") from error
     return found

@@ -36,7 +36,10 @@ class PolychromicPPO(ScoresSets, Algorithm):
         "coefficient = 1_Clip · Â · r,  Â = poly_scale · mean_{g∋i} (F(g) − mean_g F) on a vine's first W+1 steps, else GAE;  "
         "F(g) = mean_g R · (distinct signatures of g) / n;  + kl · KL(pi_b(·|s) ‖ pi_theta(·|s))"
     )
-    bias = "It follows the objective of sets, not the expected return; the window of steps is a rule for credit, and a learned critic is biased."
+    bias = (
+        "It follows the objective of sets, not the expected return; that it holds for W + 1 steps is a rule for credit, and a learned "
+        "critic is biased."
+    )
     deviations = (
         "States of vines are at steps 0, L/p, 2L/p …; the paper does not say which. A vine in several sets gets their mean.",
         "Signatures are of a vine from its state on. d of a set whose members coincide is 1/n; `diversity: none_if_alike` has 0.",
@@ -53,8 +56,12 @@ class PolychromicPPO(ScoresSets, Algorithm):
     vine_count: int = setting(8, "N: vines from each state", "arXiv 2509.25424")
     vine_states: int = setting(2, "p: states of each episode that vines begin at", "arXiv 2509.25424")
     shared_steps: int = setting(5, "W: a set's advantage holds on the first W + 1 steps of its vines", "arXiv 2509.25424")
-    place: str = setting("auto", "what a step counts as: package.module:function of (environment, info); auto: info['place'], else observation")
-    signature: str = setting("set", "what of its places tells a vine from others: set, sequence, last; package.module:function of their list")
+    place: str = setting(
+        "auto", "what a step counts as: package.module:function of (environment, info); auto: info['place'], else observation"
+    )
+    signature: str = setting(
+        "set", "what of its places tells a vine from others: set, sequence, last; package.module:function of their list"
+    )
     gamma: float = setting(1.0, "discount per step", "arXiv 2509.25424")
     lam: float = setting(0.95, "GAE's lambda", "arXiv 2509.25424")
     normalize_advantage: bool = setting(True, "whiten GAE over the steps on which it holds", "library's choice")
@@ -84,19 +91,20 @@ class PolychromicPPO(ScoresSets, Algorithm):
     @property
     def advantage(self) -> Advantage:
         gae = GAE(gamma=self.gamma, lam=self.lam, normalize=self.normalize_advantage, tokens=OUTSIDE)
-        return SetAdvantage(gae, self.poly_scale)
+        return SetAdvantage(gae, self.poly_scale, self.shared_steps)
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         return {"actor_b": Lagged("actor")} if self.kl else {}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         passes: dict[str, Any] = {"epochs": self.epochs, "minibatches": self.minibatches, "optimizer": ADAM}
-        policy: Any = PolicyGradient(mask=RatioClip(self.clip_low, self.clip_high), reference=OldPolicy(), advantage=self.advantage)
+        mask = RatioClip(self.clip_low, self.clip_high)
+        policy: Any = PolicyGradient(mask=mask, reference=OldPolicy(), advantage=self.advantage, surrogate="ratio")
         then: tuple[Copied, ...] = ()
         if self.kl:
             policy += ExactKL(of="actor_b", to="actor", weight=self.kl)
             then = (Copied("actor", "actor_b", every=self.epochs * self.minibatches),)
-        value = ValueLoss(gae=GAE(gamma=self.gamma, lam=self.lam), clip=self.value_clip)
+        value: Any = ValueLoss(gae=GAE(gamma=self.gamma, lam=self.lam), clip=self.value_clip)
         return (Learner("policy", ("actor",), policy, then=then, **passes), Learner("critic", ("critic",), value, **passes))
 
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:

@@ -29,8 +29,8 @@ class Polychromic(ScoresSets, ClippedGroups):
     paper = "arXiv 2509.25424"
     equation = "coefficient = 1_Clip · mean_{g∋j} (F(g) − mean_g F) · r,  F(g) = mean_g R · (distinct answers of g) / n"
     bias = (
-        "It follows the objective of sets, not the expected reward: with two right answers any mixture has the same expected reward, and the "
-        "even one the highest F. Larger n pays for diversity with wrong answers. F is centred with its own mean."
+        "It follows the objective of sets, not the expected reward: with two right answers any mixture has the same expected reward, and "
+        "the even one the highest F. Larger n pays for diversity with wrong answers. F is centred with its own mean."
     )
     deviations = (
         "The paper has vines from states of a controller; here all rollouts of a prompt start at its end, and all tokens share.",
