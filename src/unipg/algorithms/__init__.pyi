@@ -13,6 +13,7 @@ from unipg.algorithms.control.harpg import NHARPG as NHARPG
 from unipg.algorithms.control.mdpo import MDPO as MDPO
 from unipg.algorithms.control.mdpo_off_policy import OffPolicyMDPO as OffPolicyMDPO
 from unipg.algorithms.control.n_pg_igt import NPGIGT as NPGIGT
+from unipg.algorithms.control.polychromic_ppo import PolychromicPPO as PolychromicPPO
 from unipg.algorithms.control.ppo import PPO as PPO
 from unipg.algorithms.control.reinforce import Reinforce as Reinforce
 from unipg.algorithms.control.sac import SAC as SAC
@@ -36,6 +37,7 @@ from unipg.algorithms.language.hpt import SoftHPT as SoftHPT
 from unipg.algorithms.language.hpt import ThreeWayHPT as ThreeWayHPT
 from unipg.algorithms.language.luffy import LUFFY as LUFFY
 from unipg.algorithms.language.otr import OTR as OTR
+from unipg.algorithms.language.polychromic import Polychromic as Polychromic
 from unipg.algorithms.language.reinforce_plus_plus import ReinforcePlusPlus as ReinforcePlusPlus
 from unipg.algorithms.language.rloo import RLOO as RLOO
 from unipg.algorithms.language.sft import SFT as SFT
