@@ -311,6 +311,7 @@ def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
         ("capo", 16, 8),
         ("recursive", 4, 5),
         ("recursive_control", 8, 3),
+        ("polychromic", 5, 10),
     ],
 )
 def test_other_claims_in_small(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from unipg.trajectories import Trajectories
 SOURCE = "arXiv 2509.25424"
 GRID, MINIGRID = "unipg.environments:unipg/FourRooms-v0", "minigrid:MiniGrid-FourRooms-v0"
 HORIZON = 60
+POINTS = 25
+"""Of a curve."""
 TRIES = 16
 """k of pass@k on Minigrid."""
 
@@ -64,10 +65,10 @@ POLY = ("poly-1", "poly-3")
 
 
 class Until(Observer):
-    """Tells the share that is done, of iterations or of a number of steps after which the run ends; and keeps the curve."""
+    """Tells the share that is done, of the iterations or of a number of steps after which the run ends; and keeps the curve of that share."""
 
-    def __init__(self, told: Told, steps: int | None = None) -> None:
-        self.told, self.steps = told, steps
+    def __init__(self, told: Told, total: int, *, steps: bool = False) -> None:
+        self.told, self.total, self.steps = told, total, steps
         self.curve: dict[str, float] = {}
         self.run: Any = None
 
@@ -75,9 +76,11 @@ class Until(Observer):
         self.run = trainer
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
-        self.curve[str(int(metrics["environment/steps"]))] = metrics["return/mean"]
-        self.told(done / total if self.steps is None else min(1.0, metrics["environment/steps"] / self.steps))
-        if self.steps is not None and metrics["environment/steps"] >= self.steps:
+        share = min(1.0, (metrics["environment/steps"] if self.steps else done) / self.total)
+        for point in range(len(self.curve), int(share * POINTS)):
+            self.curve[str(round(self.total * (point + 1) / POINTS))] = metrics["return/mean"]
+        self.told(share)
+        if share >= 1 and self.steps:
             self.run.finish("the steps are used up")
 
 
@@ -155,12 +158,12 @@ def grid(iterations: int, episodes: int) -> Claim:
     def run(method: str, seed: int, told: Told) -> dict[str, Any]:
         _, kind, own = METHODS[method]
         algorithm = kind(**settings | own)
-        policy, until = table(seed), Until(told)
+        policy, until = table(seed), Until(told, iterations)
         before = routes(policy, episodes, derived_seed(seed, "before") % 2**31)
         count = 8 if algorithm.vines.states else 8 + 8 * algorithm.vine_states * algorithm.vine_count
         train(algorithm, policy, EnvironmentRecipe(GRID, count, HORIZON), iterations, rate, seed, until)
         after = routes(policy, episodes, derived_seed(seed, "after") % 2**31)
-        return {**after, "success before": before["success"], "share before": before["share"], "curve": thinned(until.curve)}
+        return {**after, "success before": before["success"], "share before": before["share"], "curve": until.curve}
 
     def checks(runs: Runs) -> list[Check | None]:
         def of(method: str, name: str) -> dict[int, float]:
@@ -201,13 +204,8 @@ def grid(iterations: int, episodes: int) -> Claim:
         ),
         setup={"iterations": iterations, "episodes": episodes, "trajectories": 136},
         limits=(0, 1),
-        over="environment steps",
+        over="iterations",
     )
-
-
-def thinned(curve: Mapping[str, float], points: int = 25) -> dict[str, float]:
-    steps = list(curve)
-    return {step: curve[step] for step in steps[:: max(1, len(steps) // points)]}
 
 
 # ---------------------------------------------------------------------------------------------------- B. Minigrid
@@ -271,7 +269,7 @@ def minigrid(steps: int, configurations: int, epochs: int) -> Claim:
     def run(method: str, seed: int, told: Told) -> dict[str, Any]:
         _, kind, own = methods[method]
         algorithm = kind(**own)
-        policy, until = cloned(seed, configurations, epochs), Until(told, steps)
+        policy, until = cloned(seed, configurations, epochs), Until(told, steps, steps=True)
         before = passed(policy, configurations, seed)
         count = configurations * (1 if algorithm.vines.states else 1 + algorithm.vine_states * algorithm.vine_count)
         train(algorithm, policy, rooms(count, configurations=configurations), 10_000, rate, seed, until)
@@ -282,7 +280,7 @@ def minigrid(steps: int, configurations: int, epochs: int) -> Claim:
             "moved": moved["one"],
             "moved_any": moved["any"],
             "before": before["one"],
-            "curve": thinned(until.curve),
+            "curve": until.curve,
         }
 
     def checks(runs: Runs) -> list[Check | None]:

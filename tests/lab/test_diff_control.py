@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unipg.algorithms import A2C, DDPG, DQN, MDPO, PPO, SAC, TD3, TRPO, OffPolicyMDPO
+from unipg.algorithms import A2C, DDPG, DQN, MDPO, PPO, SAC, TD3, TRPO, OffPolicyMDPO, PolychromicPPO
 from unipg.cli import main
 from unipg.lab import diff_control
 from unipg.lab.diff import recipe_of
@@ -52,6 +52,17 @@ def test_an_algorithm_does_not_differ_from_itself(algorithm, compare) -> None:
     same(found, *trained)
     assert found.rows == []
     assert {part["same"] for part in found.parts} == {"yes"}
+
+
+def test_sets_of_vines_are_compared_with_gae_on_the_same_vines(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(name="polychromic_ppo", environment="unipg.environments:unipg/FourRooms-v0"), encoding="utf-8")
+    first, second = PolychromicPPO(kl=0.0), PPO()
+    found = on_environments(recipe_of(str(path), first, second, []), first, second, 0)
+    assert found.counts["episodes"] == 4 * (1 + 2 * 8)
+    assert groups(found)["actor"][0] < 0.999
+    itself = on_environments(recipe_of(str(path), first, first, []), first, first, 0)
+    same(itself, "actor", "critic")
 
 
 def _setting(algorithm):

@@ -238,6 +238,9 @@ def test_vines_begin_where_the_episode_stood() -> None:
             assert len({str(batch.action[row, : lengths[row]].tolist()) for row in rows}) > 1
     assert told["environment/steps"] == int(lengths.sum())
     assert batch.annotations[SIGNATURE][:3] == [None] * 3
+    shares = {name: value for name, value in told.items() if name.startswith("vines/share_")}
+    assert sum(shares.values()) == pytest.approx(1)
+    assert all(name.startswith("vines/share_0") for name in shares)
 
 
 def test_time_goes_on_in_vines() -> None:
@@ -293,11 +296,14 @@ def test_the_grid_has_two_equally_short_ways() -> None:
         assert ended
         assert reward == pytest.approx(1 - 0.5 * 12 / 60)
         assert {place for place in places if place is not None} == ({0, 1, 3} if way[0] == 3 else {0, 2, 3})
-    shut = gymnasium.make(ROOMS, closed=[[2, 5]])
+    shut = gymnasium.make(ROOMS, closed=[[2, 5]], render_mode="rgb_array")
     shut.reset(seed=0)
     for _ in range(6):
         seen = shut.step(3)[0]
     assert int(seen) == 2 * 11 + 4
+    picture = shut.render()
+    assert picture.shape == (220, 220, 3)
+    assert tuple(picture[50, 90]) != (255, 255, 255) != tuple(picture[50, 110]) == (96, 96, 96)
 
 
 def test_configurations_are_a_few_seeds() -> None:
@@ -403,6 +409,10 @@ def test_vines_need_environments_that_come_back() -> None:
         collected(signature=f"{__name__}:unhashable")
     with pytest.raises(InputError, match=r"algorithm\.place failed"):
         collected(place=f"{__name__}:too_large")
+    with pytest.raises(InputError, match="scored by rewards as they are"):
+        EnvironmentRecipe(ROOMS, 2, 8, normalize_rewards=True).build(0).collect(
+            ActorCriticRecipe().build(gymnasium.spaces.Discrete(121), gymnasium.spaces.Discrete(4), 0), Demand(0, vines=Vines())
+        )
     with pytest.raises(InputError, match=r"environment\.processes is 2"):
         EnvironmentRecipe(ROOMS, 2, 8, processes=2).build(0).collect(
             ActorCriticRecipe().build(gymnasium.spaces.Discrete(121), gymnasium.spaces.Discrete(4), 0), Demand(0, vines=Vines())

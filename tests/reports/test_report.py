@@ -588,6 +588,16 @@ def test_the_report_draws_tools_and_strata_and_shows_calls(tmp_path: Path) -> No
     assert {"all", "search", "calculator"} <= {line.get("name") for chart in charts for line in chart["data"]}
 
 
+def test_the_report_draws_sets(tmp_path: Path) -> None:
+    sets = {"sets/diversity": 0.6, "sets/score": 0.4, "sets/alike_fraction": 0.1, "sets/most_common_fraction": 0.5}
+    sets |= {"vines/share_0-1-3": 0.6, "vines/share_0-2-3": 0.4}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"iteration": i, **sets}) for i in (1, 2)) + "\n")
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    for title in ("How different a set's members are", "Sets of equals", "The most common signature", "Vines by signature"):
+        assert f"<h3>{title}</h3>" in page.replace("&#x27;", "'")
+    assert "<h3>sets/diversity</h3>" not in page
+
+
 # ---------------------------------------------------------------------------------------------------------------- control
 
 

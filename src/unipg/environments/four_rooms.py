@@ -16,6 +16,8 @@ DOORS = ((2, 5), (5, 2), (5, 8), (8, 5))
 """The first and the third are on the upper way, the others on the lower one. (row, column), as all cells."""
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 """Up, down, left, right."""
+PIXELS = 20
+"""Of a cell's side in a picture."""
 
 
 class FourRooms(gymnasium.Env[np.int64, Any]):
@@ -26,12 +28,15 @@ class FourRooms(gymnasium.Env[np.int64, Any]):
     3 in reading order; None in a door. Source: the toy of the claim, after arXiv 2509.25424.
     """
 
-    def __init__(self, closed: Sequence[Sequence[int]] = (), horizon: int = 60) -> None:
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 6}  # noqa: RUF012  (Gymnasium's own way)
+
+    def __init__(self, closed: Sequence[Sequence[int]] = (), horizon: int = 60, render_mode: str | None = None) -> None:
         doors: set[tuple[int, ...]] = {tuple(door) for door in closed}
         if not doors <= set(DOORS):
             raise ValueError(f"closed is {sorted(doors)}; accepted: some of {', '.join(map(str, DOORS))}")
         self.open = {door for door in DOORS if door not in doors}
         self.horizon = horizon
+        self.render_mode = render_mode
         self.observation_space = spaces.Discrete(SIZE * SIZE)
         self.action_space = spaces.Discrete(len(MOVES))
         self.row, self.column = START
@@ -49,6 +54,15 @@ class FourRooms(gymnasium.Env[np.int64, Any]):
         ended = (self.row, self.column) == GOAL
         reward = 1 - 0.5 * self.steps / self.horizon if ended else 0.0
         return self._seen(), reward, ended, self.steps >= self.horizon, self._told()
+
+    def render(self) -> np.ndarray:
+        """[H,W,3] uint8: walls grey, the goal green, the policy blue."""
+        picture = np.full((SIZE, SIZE, 3), 255, np.uint8)
+        walls = [(row, column) for row in range(SIZE) for column in range(SIZE) if WALL in (row, column) and (row, column) not in self.open]
+        for cells, colour in ((walls, (96, 96, 96)), ([GOAL], (46, 160, 67)), ([(self.row, self.column)], (31, 119, 180))):
+            for cell in cells:
+                picture[cell] = colour
+        return picture.repeat(PIXELS, 0).repeat(PIXELS, 1)
 
     def _seen(self) -> np.int64:
         return np.int64(self.row * SIZE + self.column)

@@ -131,6 +131,7 @@ def shared_batch(
         completions=next((a.completions for a in both if a.completions != "none"), "none"),
         score_demonstrations=any(a.scores_demonstrations for a in both),
         value=policy.has_value,
+        vines=first.vines or second.vines,
         seed=seed,
     )
     batch, _ = experience.collect(policy, demand)

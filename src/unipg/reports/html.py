@@ -104,6 +104,7 @@ def _body(runs: Sequence[Run], charts: page.Charts, films: str) -> tuple[str, st
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
         ("tools", "Tool calls"): charts.grid(panels.tool_charts(runs)),
         ("strata", "Strata"): charts.grid(panels.strata_charts(runs)),
+        ("sets", "Sets"): charts.grid(panels.set_charts(runs)),
         ("curvature", "Curvature"): charts.grid(panels.curvature_charts(runs)),
         ("sampling", "Sampling"): charts.grid(panels.sampling_charts(runs)),
         ("time", "Time"): charts.grid(panels.time_charts(runs)),

@@ -229,6 +229,46 @@ STRATA = {
     "strata/reward_": ("Reward by stratum", "Mean reward in each stratum. What pays is what the policy should move to.", False),
 }
 """Families of metrics that are drawn together, by what their names begin with."""
+SETS = (
+    Panel(
+        "How different a set's members are",
+        {"sets/diversity": "diversity", "sets/score": "score"},
+        "Mean over the sets of an iteration: d, in [0, 1], and F = mean reward · d, which is what grows. Healthy: F rises. Diversity that "
+        "falls to its least value (1/n where d is the share of distinct ones) while the reward rises is a policy that keeps one way.",
+    ),
+    Panel(
+        "Sets of equals",
+        {"sets/alike_fraction": "all members alike"},
+        "Share of the sets whose members all have the same signature. Near 100 % only rewards tell sets apart.",
+        percent=True,
+    ),
+    Panel(
+        "The most common signature",
+        {"sets/most_common_fraction": "share"},
+        "Share of the rollouts from one prompt or state that have its most common signature, mean over these. Healthy: well below 100 % "
+        "where there are several ways.",
+        percent=True,
+    ),
+    Panel(
+        "Sets without signal",
+        {"sets/no_signal_fraction": "no signal"},
+        "Share of the prompts or states whose sets all score the same: there the advantage is exactly 0.",
+        percent=True,
+    ),
+    Panel(
+        "Rollouts in sets",
+        {"sets/member_fraction": "in a set"},
+        "Share of all rows; the others, and what is behind the window of a row, have an advantage of their own.",
+        percent=True,
+    ),
+    Panel(
+        "Steps taken again",
+        {"vines/replayed_steps": "steps"},
+        "Of environments, on the way to the states that vines begin at; they are not among the policy's steps.",
+        smoothed=False,
+    ),
+)
+WAYS = "vines/share_"
 
 SAMPLING = (
     Panel(
@@ -536,6 +576,14 @@ def strata_charts(runs: Sequence[Run]) -> list[Chart]:
     return charts + _panels(runs, [Panel(_spelled(key), {key: _spelled(key)}, "", percent=is_percent(key)) for key in rest])
 
 
+def set_charts(runs: Sequence[Run]) -> list[Chart]:
+    """How different and how good the sets are that share an advantage, and which ways are taken."""
+    ways = sorted({key for run in runs for key in run.metrics if key.startswith(WAYS)})
+    caption = "Share of each signature among the vines from episodes' starts. Healthy: no way that succeeds dies out."
+    keys = {key: key.removeprefix(WAYS) for key in ways}
+    return _panels(runs, SETS) + line_charts(runs, curves(runs, keys), Panel("Vines by signature", keys, caption, percent=True))
+
+
 def _spelled(key: str) -> str:
     return key.rpartition("/")[2].replace("_", " ").capitalize()
 
@@ -605,7 +653,7 @@ def _is_constant(runs: Sequence[Run], key: str) -> bool:
 def other_charts(runs: Sequence[Run]) -> list[Chart]:
     """Every metric that no other section shows, those of one prefix together."""
     shown = (
-        {key for panel in (RETURN, *LEARNING, *OPTIMISATION, *CRITIC, *REPLAY, RATIO, *SAMPLING, *CURVATURE) for key in panel.keys}
+        {key for panel in (RETURN, *LEARNING, *OPTIMISATION, *CRITIC, *REPLAY, RATIO, *SAMPLING, *CURVATURE, *SETS) for key in panel.keys}
         | GATE.keys()
         | EFFECTIVE.keys()
         | set(QUANTILES)
@@ -613,7 +661,7 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
     shown |= {key for leaf in LEARNERS for key in _of_learners(runs, leaf)} | {STEPS, "critic/loss"}
-    rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/"))} - shown
+    rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/", WAYS))} - shown
     rest -= {key for key in rest if key.endswith(("rows/active_fraction", "tokens/update")) and _is_constant(runs, key)}
     panels = [Panel(key, {key: key}, "", percent=is_percent(key)) for key in sorted(rest)]
     return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel, height=220)]

@@ -260,7 +260,10 @@ class EnvironmentRollouts(Experience):
         from unipg.rollouts.vines import Vineyard
 
         recipe = self.recipe
-        recipe.check_kept("whoever compares whole episodes")
+        if recipe.normalize_rewards:
+            raise InputError(
+                "environment.normalize_rewards is true, but sets of episodes are scored by rewards as they are; accepted: false"
+            )
         if recipe.backend == "envpool" or recipe.processes is not None:
             what = "backend is envpool" if recipe.backend == "envpool" else f"processes is {recipe.processes}"
             raise InputError(
@@ -295,6 +298,7 @@ class EnvironmentRollouts(Experience):
             f"return/last_{RECENT}": float(np.mean(self._recent)),
             "environment/steps": float(self._steps),
             "vines/replayed_steps": float(found.replayed),
+            **found.shares,
         }
         return _evaluated(found.batch().to(policy.device), policy, found.finals(demand.value)), metrics
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ SIGNATURE = "signature"
 PLACE = "place"
 """In an environment's infos: where its state belongs."""
 _SEEDS = 2**31
+
+MOST_SHOWN = 12
+"""Signatures, of which shares are told where there are no more than that."""
 
 SIGNATURES: dict[str, Callable[[list[Any]], Hashable]] = {
     "set": lambda places: frozenset(place for place in places if place is not None),
@@ -109,7 +113,10 @@ class Vineyard:
         self._play(grown, policy, generator(demand.seed, *named("act vines")), place, stop)
         self.copies.done(row.environment for row in grown)
         signature = SIGNATURES.get(vines.signature) or callable_named(vines.signature, "algorithm.signature")
-        return Grown(starts + grown, len(starts), replayed, _numbered(grown, signature, vines.signature))
+        found = _signatures(grown, signature, vines.signature)
+        numbers: dict[Hashable, int] = {}
+        numbered = [numbers.setdefault(value, len(numbers)) for value in found]
+        return Grown(starts + grown, len(starts), replayed, numbered, _shares(grown, found))
 
     def _saved(self, environment: Any) -> Node | bytes:
         try:
@@ -181,6 +188,8 @@ class Grown:
     """Steps that were taken again on the way to states."""
     signatures: list[int]
     """Of the vines."""
+    shares: dict[str, float]
+    """Metrics: the share of each signature among the vines from episodes' starts."""
 
     @property
     def steps(self) -> int:
@@ -225,14 +234,12 @@ def _place_named(spec: str) -> Callable[..., Any] | None:
     return None if spec == "auto" else callable_named(spec, "algorithm.place")
 
 
-def _numbered(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], name: str) -> list[int]:
-    """A number for each row's signature."""
-    numbers: dict[Hashable, int] = {}
+def _signatures(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], name: str) -> list[Hashable]:
     found = []
     for row in rows:
         try:
-            value = signature(row.places)
-            found.append(numbers.setdefault(value, len(numbers)))
+            found.append(signature(row.places))
+            hash(found[-1])
         except TypeError as error:
             raise InputError(
                 f"algorithm.signature '{name}' gave no hashable value ({one_line(error)}); accepted: one that can be compared"
@@ -240,6 +247,21 @@ def _numbered(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], 
         except Exception as error:
             raise InputError(f"algorithm.signature '{name}' failed: {one_line(error)}") from error
     return found
+
+
+def _shares(rows: Sequence[_Row], signatures: Sequence[Hashable]) -> dict[str, float]:
+    """Nothing where signatures are many, or made of other things than numbers and names."""
+    counts = Counter(value for row, value in zip(rows, signatures, strict=True) if not row.began)
+    labels = {value: _label(value) for value in counts}
+    if len(counts) > MOST_SHOWN or not all(labels.values()):
+        return {}
+    return {f"vines/share_{labels[value]}": count / counts.total() for value, count in counts.items()}
+
+
+def _label(value: Any) -> str:
+    parts = sorted(value, key=str) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else [value]
+    plain = all(isinstance(part, int | np.integer | str) for part in parts)
+    return "-".join(map(str, parts))[:40] or "none" if plain else ""
 
 
 def check_signature(vines: Vines) -> None:
