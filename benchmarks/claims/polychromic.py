@@ -65,7 +65,7 @@ POLY = ("poly-1", "poly-3")
 
 
 class Until(Observer):
-    """Tells the share that is done, of the iterations or of a number of steps after which the run ends; and keeps the curve of that share."""
+    """Tells the share that is done, of the iterations or of a number of steps after which the run ends; and keeps the curve."""
 
     def __init__(self, told: Told, total: int, *, steps: bool = False) -> None:
         self.told, self.total, self.steps = told, total, steps

@@ -59,7 +59,7 @@ def test_sets_of_vines_are_compared_with_gae_on_the_same_vines(tmp_path: Path) -
     path.write_text(RECIPE.format(name="polychromic_ppo", environment="unipg.environments:unipg/FourRooms-v0"), encoding="utf-8")
     first, second = PolychromicPPO(kl=0.0), PPO()
     found = on_environments(recipe_of(str(path), first, second, []), first, second, 0)
-    assert found.counts["episodes"] == 4 * (1 + 2 * 8)
+    assert found.batch["episodes"] == 4 * (1 + 2 * 8)
     assert groups(found)["actor"][0] < 0.999
     itself = on_environments(recipe_of(str(path), first, first, []), first, first, 0)
     same(itself, "actor", "critic")
