@@ -20,6 +20,7 @@ from unipg.statistics import (
     paired_difference,
     pass_at_k,
     smooth,
+    student_interval,
     wilson_interval,
 )
 
@@ -150,6 +151,25 @@ def test_mean_interval_covers_the_mean_as_often_as_it_says() -> None:
     random = numpy.random.default_rng(1)
     covered = sum(low <= 0.0 <= high for _, low, high, _ in (mean_interval(random.normal(size=60), resamples=400) for _ in range(300)))
     assert 0.90 <= covered / 300 <= 0.98
+
+
+@pytest.mark.parametrize(("n", "quantile"), [(2, 12.7062), (3, 4.30265), (5, 2.77645), (10, 2.26216), (31, 2.04227), (100, 1.98422)])
+def test_student_interval_has_the_tables_quantiles(n, quantile) -> None:
+    values = numpy.random.default_rng(n).normal(3, 2, n)
+    got = student_interval(values)
+    assert (got.value, got.n) == (pytest.approx(values.mean()), n)
+    assert got.high - got.value == pytest.approx(quantile * values.std(ddof=1) / math.sqrt(n), rel=1e-5)
+    assert got.value - got.low == pytest.approx(got.high - got.value)
+
+
+def test_student_interval_of_few_values_covers_the_mean_as_often_as_it_says() -> None:
+    random = numpy.random.default_rng(0)
+    covered = sum(low <= 0.0 <= high for _, low, high, _ in (student_interval(random.normal(size=3)) for _ in range(2000)))
+    assert covered / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_student_interval_of_one_value_has_no_ends() -> None:
+    assert student_interval([2.0]).as_metric() == {"value": 2.0, "n": 1}
 
 
 def test_mean_interval_depends_on_its_seed_alone() -> None:

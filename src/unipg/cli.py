@@ -233,6 +233,9 @@ def _diff(options: argparse.Namespace) -> None:
     from unipg.terminal import plain_console
 
     first, second = algorithm_named(options.first)(), algorithm_named(options.second)()
+    for algorithm in (first, second) if options.on is None else ():
+        if not algorithm.learns_from_answers():
+            raise InputError(f"algorithm '{algorithm.name}' trains controllers; accepted: --on RECIPE, one with an environment")
     page = Path(options.output) if options.output else None
     for path in (page, page.with_suffix(".json")) if page else ():
         check_output(path, "diff")

@@ -68,6 +68,8 @@ def _check_algorithm(value: Any) -> None:
     if not isinstance(named, dict) or "name" not in named:
         raise InputError("algorithm: give a name, or a mapping with `name` and hyper-parameters")
     name = str(named["name"])
+    if ":" in name:  # anyone's: its class checks its settings
+        return
     if name not in known:
         raise InputError(f"algorithm '{name}' does not exist; {nearest(name, known)}")
     for key in named:

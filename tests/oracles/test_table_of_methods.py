@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from unipg import Evaluation, Planning, Source, Trajectories
+from unipg import BySuccess, Evaluation, Outcome, Planning, Source, Trajectories
 from unipg.algorithms import Setting, registered
 
 
@@ -44,6 +44,13 @@ def test_rloo_subtracts_the_mean_of_the_others() -> None:
 def test_reinforce(settings, expected) -> None:
     found = coefficients("reinforce", rows([0.7, 0.0]), torch.full((2, 2), -1.0, dtype=torch.float64), **settings)
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).unsqueeze(1).expand(2, 2) / 2)
+
+
+def test_reinforce_in_environments_takes_the_return_itself() -> None:
+    """Returns of CartPole are all above 0: their sign says nothing."""
+    parts = registered()["reinforce"]()
+    assert parts.terms(Setting(acts=True)).terms[0].advantage == Outcome(0.0)
+    assert parts.terms(Setting()).terms[0].advantage == BySuccess()
 
 
 def test_reinforce_plus_plus_whitens_over_the_batch() -> None:

@@ -57,6 +57,51 @@ def test_impossible_values(override: str, said: str) -> None:
     assert len(str(found.value)) < 300
 
 
+@pytest.mark.parametrize(
+    ("recipe", "override", "said"),
+    [
+        (
+            "cartpole-ppo",
+            "rollouts.temperature=5",
+            "rollouts is of language recipes, but .* an environment; accepted: leave",
+        ),
+        ("cartpole-ppo", "evaluation.samples=4", "evaluation is of language .*; accepted: environment.evaluation_episodes"),
+        ("cartpole-ppo", "reward={verifier: 1, functions: [{function: math:floor}]}", "reward is of language recipes"),
+        ("cartpole-ppo", "training.prompts=5", "training.prompts is of language recipes; accepted with an environment: environment.count"),
+        ("cartpole-ppo", "policy.dtype=float64", "policy is of language recipes, .*; accepted: `controller`, which says what acts"),
+        ("cartpole-ppo", "environment=3", "environment: give a name .*or a section with `id`; got 3"),
+        ("pendulum-sac", "algorithm.temperature=-1", "algorithm.temperature is -1.0; accepted: 0 or more"),
+    ],
+)
+def test_what_controllers_have_no_use_for(recipe: str, override: str, said: str) -> None:
+    with pytest.raises(InputError, match=said) as found:
+        load_recipe(str(RECIPES / f"{recipe}.yaml"), [override])
+    assert "\n" not in str(found.value)
+
+
+def test_whole_numbers_may_be_written_with_an_exponent() -> None:
+    recipe = load_recipe(str(RECIPES / "pendulum-sac.yaml"), ["replay.capacity=1e4", "training.iterations=2e1"])
+    assert (recipe.replay.capacity, recipe.training.iterations) == (10_000, 20)
+    with pytest.raises(InputError, match=r"training.iterations: expected a whole number, got 2\.5"):
+        load_recipe(str(RECIPES / "pendulum-sac.yaml"), ["training.iterations=2.5"])
+
+
+def test_how_much_is_evaluated_may_change_on_resume() -> None:
+    identities = {load_recipe(str(RECIPES / "cartpole-ppo.yaml"), o).identity() for o in ([], ["environment.evaluation_episodes=3"])}
+    assert len(identities) == 1
+
+
+def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path) -> None:
+    short = ["training.iterations=1", "environment.steps=20", "environment.evaluation_episodes=1", f"output={tmp_path / 'run'}"]
+    with pytest.warns(UserWarning, match="nothing will be learned: the run has 20 steps of environments, .*replay.warmup, 1000 steps"):
+        assert main(["train", str(RECIPES / "pendulum-sac.yaml"), *short, "replay.warmup=1000", "threads=1"]) == 0
+
+
+def test_diff_of_controllers_wants_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diff", "sac", "td3"]) == 2
+    assert "algorithm 'sac' trains controllers; accepted: --on RECIPE, one with an environment" in capsys.readouterr().err
+
+
 def test_a_key_that_stands_twice(tmp_path: Path) -> None:
     (tmp_path / "twice.yaml").write_text("algorithm: grpo\nseed: 1\nseed: 2\n")
     with pytest.raises(InputError, match=r"twice.yaml' line 3 is not valid YAML: the key 'seed' stands twice in a section"):

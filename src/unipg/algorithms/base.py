@@ -20,6 +20,7 @@ from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term, kl_in_reward
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.penalties import KLEstimator
+from unipg.loading import callable_named, live_function
 from unipg.rollouts.base import Completions, Vines
 from unipg.samplers import Sampler, UniformSampler
 from unipg.trajectories import Evaluation, Source, Trajectories
@@ -386,6 +387,12 @@ def register(algorithm: A) -> A:
     return algorithm
 
 
+def recorded_name(algorithm: Algorithm) -> str:
+    """What a recipe calls it: its name, or `module:Class` of one that is not of this package."""
+    kind = type(algorithm)
+    return kind.name if kind.__module__.startswith("unipg.") else live_function(kind)
+
+
 def registered(*, answers: bool = False) -> Mapping[str, type[Algorithm]]:
     """Every algorithm by name, in alphabetical order; with `answers` those alone that can learn from answers to prompts."""
     import unipg.algorithms as package
@@ -396,6 +403,12 @@ def registered(*, answers: bool = False) -> Mapping[str, type[Algorithm]]:
 
 
 def algorithm_named(name: str) -> type[Algorithm]:
+    """A registered algorithm, or anyone's: `module:Class`, of a module that can be imported, of the current folder too."""
+    if ":" in name:
+        kind = callable_named(name, "algorithm", classes=True)
+        if not (isinstance(kind, type) and issubclass(kind, Algorithm)):
+            raise InputError(f"algorithm '{name}' is no subclass of unipg.Algorithm")
+        return kind
     table = registered()
     if name not in table:
         raise InputError(f"algorithm '{name}' does not exist; {nearest(name, table)}")

@@ -28,7 +28,7 @@ from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
 from unipg.rollouts.wrappers import check_wrappers
 from unipg.seeding import derived_seed, generator
-from unipg.statistics import mean_interval
+from unipg.statistics import student_interval, wilson_interval
 from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -531,8 +531,10 @@ def evaluate_controller(
             raise
         finally:
             environments.close()
-    values = {"return": found.returns, "length": found.lengths} | ({"cut fraction": found.cut} if any(found.cut) else {})
-    return EvaluationResult(recipe.id, {name: mean_interval(numbers).as_metric() for name, numbers in values.items()})
+    intervals = {"return": student_interval(found.returns), "length": student_interval(found.lengths)}
+    if any(found.cut):
+        intervals["cut fraction"] = wilson_interval(round(sum(found.cut)), len(found.cut))
+    return EvaluationResult(recipe.id, {name: interval.as_metric() for name, interval in intervals.items()})
 
 
 def _most_steps(recipe: EnvironmentRecipe) -> float:

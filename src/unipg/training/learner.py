@@ -31,6 +31,9 @@ from unipg.training.surface import BatchSurface, Displaced, Unfit
 from unipg.training.weights import Weights
 from unipg.trajectories import Evaluation, Trajectories
 
+LARGE = 1e3
+"""An observation of which networks, as they are made, may make more than a step can bear."""
+
 
 class NonFinite(InputError):
     """A NaN or infinite gradient, whose batch was dumped; or such weights."""
@@ -455,6 +458,13 @@ class Learning:
                 f"checkpoint is from before; optimizer.learning_rate, {self.recipe.rate:g}, may be too large"
             )
 
+    def _remedy(self, batch: Trajectories) -> str:
+        """What to try against gradients without end; empty where nothing is known."""
+        seen = batch.observation
+        if seen is None or getattr(self.policy, "normalizes", True) or not seen.is_floating_point() or float(seen.abs().max()) < LARGE:
+            return ""
+        return f"; observations are as large as {float(seen.abs().max()):.3g}: controller.normalize_observations brings them to size"
+
     def fit(self, length: float, name: str, batch: Trajectories) -> bool:
         """Whether the gradient of a model, of norm `length`, may be applied. `name`: what its metrics begin with."""
         recipe = self.recipe
@@ -466,7 +476,7 @@ class Learning:
                 write_file(path, lambda place: torch.save(kept, place))
                 raise NonFinite(
                     f"the {'critic' if name else 'policy'}'s gradient at optimiser step {self.step} (iteration {self.place[0]}) is "
-                    f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps"
+                    f"{length}; the batch is in '{path}'; set optimizer.on_nonfinite to skip to leave out such steps{self._remedy(batch)}"
                 )
             self.skipped["nonfinite"] += 1
             return False

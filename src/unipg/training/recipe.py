@@ -14,10 +14,11 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts, registered
+from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts, recorded_name, registered
 from unipg.arguments import CheckedArguments, type_name
 from unipg.critics.kinds import Critic, kind_in
 from unipg.errors import LARGEST, InputError, nearest, shown
+from unipg.estimator import Objective, Term
 from unipg.hub import in_home
 from unipg.loading import Live
 from unipg.policies.actor_critic import ActorCriticRecipe
@@ -145,6 +146,8 @@ class Recipe(CheckedArguments):
             raise InputError("output is empty; accepted: a folder for the run")
         if self.threads is not None:
             check_threads(self.threads)
+        if self.environment is not None:
+            self._check_control()
         language = self.policy is not None or self.task is not None
         if language == (self.environment is not None):
             raise InputError("give either `policy` and `task` (language) or `environment` (control)")
@@ -154,6 +157,17 @@ class Recipe(CheckedArguments):
             shared = "policy.critic is 'shared'; accepted: null, or policy.critic: detached or separate"
             why = shared if self.policy else "a controller's actor and critic take their steps together; accepted: null"
             raise InputError(f"optimizer.critic_learning_rate is set, but {why}")
+
+    def _check_control(self) -> None:
+        """Refuses what would be read of prompts alone."""
+        for f in dataclasses.fields(self):
+            if f.name in LANGUAGE and f.name != "anchor_cache":
+                default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+                if getattr(self, f.name) != default:
+                    instead = "environment.evaluation_episodes" if f.name == "evaluation" else "leave it out"
+                    raise InputError(f"{f.name} is of language recipes, but this one has an environment; accepted: {instead}")
+        if self.training.prompts != TrainingRecipe().prompts:
+            raise InputError("training.prompts is of language recipes; accepted with an environment: environment.count and .steps")
 
     def build_algorithm(self) -> Algorithm:
         algorithm = build_algorithm(self.algorithm)
@@ -202,7 +216,7 @@ class Recipe(CheckedArguments):
         """Plain values, every default written out."""
         plain = dataclasses.asdict(dataclasses.replace(self, algorithm=None))
         algorithm = self.build_algorithm()
-        plain["algorithm"] = {"name": algorithm.name, **dataclasses.asdict(algorithm)}
+        plain["algorithm"] = {"name": recorded_name(algorithm), **dataclasses.asdict(algorithm)}
         if self.environment is None:
             plain = {k: v for k, v in plain.items() if k not in CONTROL}
         else:
@@ -219,6 +233,8 @@ class Recipe(CheckedArguments):
             plain.pop(name, None)
         for name in ("iterations", "save_every", "evaluate_every"):
             plain["training"].pop(name)
+        for name in ("evaluation_episodes", "evaluation_steps"):
+            plain.get("environment", {}).pop(name, None)
         return yaml.safe_dump(plain, sort_keys=True)
 
 
@@ -238,6 +254,11 @@ def build_algorithm(section: Any) -> Algorithm:
         return section
     if isinstance(section, str):
         section = {"name": section}
+    if isinstance(section, Term | Objective):
+        raise InputError(
+            "algorithm is an objective, which says nothing of its data; accepted: a name, or an `Algorithm` whose `objective` "
+            'gives it (see the guide, "An algorithm of one\'s own")'
+        )
     if not isinstance(section, dict) or "name" not in section:
         raise InputError("algorithm: give a name, or a mapping with `name` and hyper-parameters")
     kind = algorithm_named(str(section["name"]))
@@ -254,6 +275,8 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
 
 def recipe_from(values: dict[str, Any]) -> Recipe:
     """A recipe from its sections: plain values, or the typed ones."""
+    if values.get("environment") is not None and values.get("policy") is not None:  # before its own keys are looked at
+        raise InputError("policy is of language recipes, but this one has an environment; accepted: `controller`, which says what acts")
     recipe = typed(Recipe, values, "")
     recipe.build_algorithm()
     return recipe
@@ -261,6 +284,11 @@ def recipe_from(values: dict[str, Any]) -> Recipe:
 
 def typed(kind: type[T], values: Any, where: str) -> T:
     """`kind(**values)` with every key known and every value of its type; nested sections become their own dataclasses."""
+    if not isinstance(values, dict) and where == "environment":
+        raise InputError(
+            "environment: give a name (`CartPole-v1`; `module:Name-v0` for one that your module registers), or a section with `id`; got "
+            f"{shown(values)}"
+        )
     if not isinstance(values, dict):
         raise InputError(f"{where or 'the recipe'}: expected a section with keys, got {values!r}")
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
@@ -296,6 +324,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     value = _number(value)
+    if isinstance(value, float) and value.is_integer() and int in options and float not in options:
+        value = int(value)  # 1e6
     if isinstance(value, Live) and str in options:
         return value
     if isinstance(value, tuple) and any(get_origin(option) is list for option in options):

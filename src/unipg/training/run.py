@@ -81,6 +81,7 @@ def run_recipe(
             )
         device = pick_device(recipe.device)
         algorithm = recipe.build_algorithm()
+        _check_updates(recipe, algorithm)
         if recipe.demonstrations is not None and algorithm.demonstrations == "none":
             raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
         policy, experience = build(recipe, algorithm, device)
@@ -208,6 +209,19 @@ def wanted_of(algorithm: Algorithm) -> Wanted:
     critic = not algorithm.replays
     kinds, own = algorithm.controllers, algorithm.controller
     return Wanted(algorithm.name, kinds, critic=critic, heads=algorithm.heads, networks=algorithm.networks, **own)  # type: ignore[arg-type]
+
+
+def _check_updates(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Warns where the warm-up is longer than the run."""
+    if not algorithm.replays or recipe.environment is None:
+        return
+    replay, steps = (recipe.replay or ReplayRecipe()).settled(algorithm.replay), recipe.environment.count * recipe.environment.steps
+    if replay.updates(total := steps * recipe.training.iterations) == 0:
+        warnings.warn(
+            f"nothing will be learned: the run has {total} steps of environments, and the first update comes after replay.warmup, "
+            f"{replay.warmup} steps",
+            stacklevel=3,
+        )
 
 
 def _check_minibatches(recipe: Recipe, algorithm: Algorithm) -> None:

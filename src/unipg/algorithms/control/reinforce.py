@@ -10,7 +10,10 @@ from unipg.estimator.aggregation import AggregateName, aggregate_named
 @register
 @dataclass(frozen=True)
 class Reinforce(Algorithm):
-    """On-policy score-function gradient. `signed`: advantage +1 where R > 0 and −1 elsewhere; otherwise R − `baseline`."""
+    """On-policy score-function gradient. `signed`: advantage +1 where R > 0 and −1 elsewhere; otherwise R − `baseline`.
+
+    Returns of environments often have one sign, which says nothing: there the reward itself is the default.
+    """
 
     name = "reinforce"
     title = "REINFORCE"
@@ -23,13 +26,16 @@ class Reinforce(Algorithm):
     )
 
     rollouts: int = setting(8, "rollouts per prompt")
-    signed: bool = setting(True, "±1 by success instead of the reward itself", "arXiv 2509.04419, Table 1")
+    signed: bool | None = setting(
+        None, "±1 by success instead of the reward itself; null: true, but false in environments", "arXiv 2509.04419, Table 1"
+    )
     baseline: float = setting(0.0, "constant subtracted from the reward when signed is off")
     aggregate: AggregateName = setting("sequence_mean_token_sum", "how tokens are averaged; the default is the exact policy gradient")
 
     def objective(self, setting: Setting) -> PolicyGradient:
+        signed = not setting.acts if self.signed is None else self.signed
         return PolicyGradient(
             reference=CurrentPolicy(),
-            advantage=BySuccess() if self.signed else Outcome(self.baseline),
+            advantage=BySuccess() if signed else Outcome(self.baseline),
             aggregate=aggregate_named(self.aggregate, setting.max_new_tokens),
         )

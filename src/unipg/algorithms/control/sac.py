@@ -1,5 +1,6 @@
 """Soft actor-critic: the pathwise gradient of twin critics and of the policy's entropy, from replayed transitions."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -61,6 +62,8 @@ class SAC(KindOfCritic, SeveralSteps, Algorithm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, 0, 1, "discount", "tau")
+        if self.temperature is not None:
+            check_range(self, 0, math.inf, "temperature")
         check_counts(self, "critics")
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
