@@ -16,6 +16,7 @@ from unipg.policies.actor_critic import ActorCritic
 from unipg.rollouts.environments import evaluate_controller
 from unipg.training.evaluate import evaluate_model
 from unipg.training.recipe import load_recipe
+from unipg.training.trainer import Trainer
 
 
 class Luck(gymnasium.Env):
@@ -69,6 +70,57 @@ def test_it_is_the_policy_that_measured_best_also_after_a_stop(tmp_path: Path, c
     assert main(["train", path, f"output={tmp_path}/stopped", "--resume"]) == 0
     assert weights(tmp_path / "stopped" / "best") == weights(run / "best")
     assert weights(tmp_path / "stopped" / "model") == weights(run / "model")
+
+
+def killed_in(iteration: int, path: str, run: Path) -> None:
+    """What kill -9 leaves at the end of an iteration, in this process."""
+    finish = Trainer._finish_iteration
+
+    def ends(self, seconds):
+        row = finish(self, seconds)
+        if self.iteration == iteration:
+            raise ArithmeticError
+        return row
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Trainer, "_finish_iteration", ends)
+        with pytest.raises(ArithmeticError):
+            main(["train", path, f"output={run}", "training.save_every=50"])
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**record, "status": "running"}))
+    assert not (run / "checkpoint.pt").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = recipe(tmp_path, "id: CartPole-v1, count: 4, steps: 32, evaluation_episodes: 5, options: {max_episode_steps: 60}")
+    assert main(["train", path, f"output={tmp_path}/whole"]) == 0
+    run = tmp_path / "run"
+    killed_in(3, path, run)
+    assert (run / "best").is_dir()
+    capsys.readouterr()
+    assert main(["train", path]) == 2
+    assert "already exists: use --resume" in capsys.readouterr().err
+    assert main(["train", path, "--resume", "seed=7"]) == 2
+    assert "is that of another recipe: it has 'seed: 0' where this one has 'seed: 7'" in capsys.readouterr().err
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 3
+    assert main(["train", path, "--resume"]) == 0
+    for name in ("best", "model"):
+        assert weights(run / name) == weights(tmp_path / "whole" / name)
+    for name in ("evaluations.jsonl", "histograms.jsonl"):
+        ours, straight = ([json.loads(line) for line in (place / name).read_text().splitlines()] for place in (run, tmp_path / "whole"))
+        assert [{**row, "seconds": 0} for row in ours] == [{**row, "seconds": 0} for row in straight]
+
+
+def test_a_run_that_failed_in_its_first_iteration_may_be_begun_again_though_it_was_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path, "id: CartPole-v1, count: 4, steps: 32, evaluation_episodes: 5, options: {max_episode_steps: 60}")
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "_update", None)
+        with pytest.raises(TypeError):
+            main(["train", path])
+    assert (tmp_path / "run" / "best").is_dir()
+    assert main(["train", path]) == 0
 
 
 def test_its_score_is_of_episodes_that_did_not_choose_it(tmp_path: Path) -> None:

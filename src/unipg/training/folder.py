@@ -22,6 +22,7 @@ except ModuleNotFoundError:  # not on Windows
 
 LOCK = "run.lock"
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")
+BEST = "best"
 LINES = ("metrics.jsonl", "histograms.jsonl", "evaluations.jsonl")
 
 
@@ -178,9 +179,11 @@ def holds_checkpoint(folder: Path) -> bool:
     return any((folder / name).is_file() for name in CHECKPOINTS)
 
 
-def trained(folder: Path) -> str:
-    """The first thing in a folder that training has made and that a new run would write over; empty where there is none."""
-    for name in (*CHECKPOINTS, "model", "best", "critic", LINES[0]):
+def trained(folder: Path, but: str = "") -> str:
+    """The first thing in a folder, `but` for one, that training has made and that a new run would write over; empty where there is none."""
+    for name in (*CHECKPOINTS, "model", BEST, "critic", LINES[0]):
+        if name == but:
+            continue
         path = folder / name
         if path.is_dir() or (path.is_file() and path.stat().st_size):
             return name

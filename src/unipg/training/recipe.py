@@ -41,7 +41,12 @@ LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluatio
 """Sections that only language recipes have."""
 CONTROL = ("environment", "replay", "controller")
 """Sections that only control recipes have."""
-
+_FREE = frozenset({"output", "logging", "threads", "evaluation", "anchor_cache"})
+_FREE_IN = {
+    "training": frozenset({"iterations", "save_every", "evaluate_every"}),
+    "environment": frozenset({"evaluation_episodes", "evaluation_steps"}),
+}
+"""Keys that may be others when a run is continued."""
 
 MOST_ROWS = 10_000_000
 """Of an iteration; a slip of the keyboard more would draw prompts for hours before anything is seen."""
@@ -228,14 +233,15 @@ class Recipe(CheckedArguments):
 
     def identity(self) -> str:
         """What must be the same for a checkpoint to be continued: everything but where and how results are written, and how long."""
-        plain = self.as_dict()
-        for name in ("output", "logging", "threads", "evaluation", "anchor_cache"):
-            plain.pop(name, None)
-        for name in ("iterations", "save_every", "evaluate_every"):
-            plain["training"].pop(name)
-        for name in ("evaluation_episodes", "evaluation_steps"):
-            plain.get("environment", {}).pop(name, None)
-        return yaml.safe_dump(plain, sort_keys=True)
+        return identity_of(self.as_dict())
+
+
+def identity_of(recipe: dict[str, Any]) -> str:
+    """`Recipe.identity` of what `Recipe.as_dict` gave, or a run's recipe.yaml holds."""
+    plain = {name: value for name, value in recipe.items() if name not in _FREE}
+    for section in plain.keys() & _FREE_IN:
+        plain[section] = {name: value for name, value in plain[section].items() if name not in _FREE_IN[section]}
+    return yaml.safe_dump(plain, sort_keys=True)
 
 
 def check_threads(threads: int) -> None:

@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.errors import InputError, spoken
@@ -41,10 +43,11 @@ from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.feeds.replay import ReplayRecipe, ring_of
-from unipg.training.folder import LOCK, holds_checkpoint, locked, trained, untouched
+from unipg.training.folder import BEST, LOCK, holds_checkpoint, locked, trained, untouched
 from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.observers import BestModel, last_and_best
-from unipg.training.recipe import DemonstrationsRecipe, Recipe
+from unipg.training.recipe import DemonstrationsRecipe, Recipe, identity_of
+from unipg.training.state import difference
 from unipg.training.tracking import Tracker
 from unipg.training.trainer import Trainer
 from unipg.trajectories import Source
@@ -100,6 +103,8 @@ def run_recipe(
             _make_folder(folder)
             stack.enter_context(locked(folder))
             _continues(folder, resume)  # another run may have been here since
+        if again := not goes_on and workers.leads and _unfinished(folder):
+            _check_same(folder, recipe)
         record = RunRecord(folder, recipe, algorithm, policy, command, device, continues=goes_on, writes=workers.leads)
         if not goes_on:  # whatever fails from here on leaves a folder in which the run can be started again
             stack.enter_context(record.kept())
@@ -130,10 +135,11 @@ def run_recipe(
             stack.enter_context(record.kept())
         if tracker is not None:
             write_file(folder / "recipe.yaml", recipe.as_yaml(), untouched)
-            if not goes_on:
-                tracker.rewind(0, -1)  # what a run that was killed before its first checkpoint has written
-                if recipe.policy is not None and recipe.policy.scratch is not None:
-                    write_folder(folder / "initial", policy.save)
+            if again:  # what a run that was killed before its first checkpoint has written
+                tracker.rewind(0, -1)
+                shutil.rmtree(folder / BEST, ignore_errors=True)
+            if not goes_on and recipe.policy is not None and recipe.policy.scratch is not None:
+                write_folder(folder / "initial", policy.save)
         stack.enter_context(_stopping(trainer))
         return trainer.train()
 
@@ -324,8 +330,22 @@ def _continues(folder: Path, resume: bool) -> bool:
 
 def _untrained(folder: Path) -> bool:
     """Whether a folder holds a run that ended, however that was, before its first iteration did. It is locked, so no run is in it now."""
+    return _unfinished(folder) and not trained(folder, but=BEST)
+
+
+def _unfinished(folder: Path) -> bool:
+    """Whether a folder holds a run that has not come to its end."""
     record = _earlier(folder / "run.json")
-    return "unipg" in record.get("versions", ()) and record.get("status") != "finished" and not trained(folder)
+    return "unipg" in record.get("versions", ()) and record.get("status") != "finished"
+
+
+def _check_same(folder: Path, recipe: Recipe) -> None:
+    """Refuses to begin another recipe's run again over what it has written, where that is any iteration's."""
+    if not trained(folder, but=BEST) or not (folder / "recipe.yaml").is_file():
+        return
+    before, now = identity_of(yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))), recipe.identity()
+    if before != now:
+        raise InputError(f"the run in '{folder}' is that of another recipe: {difference(before, now)}")
 
 
 def _make_folder(folder: Path) -> None:

@@ -63,7 +63,7 @@ def restore(run: Trainer, state: dict[str, Any], *, trust: bool = False) -> None
 
 def _check(run: Trainer, state: dict[str, Any], trust: bool) -> None:
     if state["identity"] != run.identity:
-        raise InputError(f"the checkpoint in '{run.folder}' belongs to another recipe: {_difference(state['identity'], run.identity)}")
+        raise InputError(f"the checkpoint in '{run.folder}' belongs to another recipe: {difference(state['identity'], run.identity)}")
     if state["world"] != run.workers.world:
         raise InputError(f"the checkpoint was written by {state['world']} workers, but this run has {run.workers.world}")
     begun = state["iteration"] + (state["diagnostics"] is not None)
@@ -110,7 +110,7 @@ def _new_end(run: Trainer, planned: int) -> str:
     )
 
 
-def _difference(old: str, new: str) -> str:
+def difference(old: str, new: str) -> str:
     """The first line in which two recipes differ."""
     before, after = old.splitlines(), new.splitlines()
     for a, b in zip(before, after, strict=False):
