@@ -39,9 +39,23 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "squashed": (BOX, spaces.Box(-2, 6, (2,), np.float64), {"kind": "squashed"}),
     "deterministic": (BOX, spaces.Box(-2, 6, (2,), np.float32), {"kind": "deterministic"}),
     "greedy": (spaces.Discrete(6), spaces.Discrete(5), {"kind": "greedy"}),
+    "doubles": (spaces.Box(-np.inf, np.inf, (11,), np.float64), spaces.Box(-1, 1, (3,), np.float32), {"normalize_observations": True}),
+    "dtypes": (
+        spaces.Dict(
+            {
+                "bytes": spaces.Box(0, 255, (4,), np.uint8),
+                "flags": spaces.MultiBinary([2, 2]),
+                "half": spaces.Box(-1, 1, (2,), np.float16),
+                "places": spaces.MultiDiscrete([3, 2], dtype=np.int32, start=[-1, 5]),
+                "true": spaces.Box(0, 1, (2,), bool),
+            }
+        ),
+        spaces.Discrete(5),
+        {},
+    ),
     "yes or no": (BOX, spaces.MultiBinary([2, 3]), {}),
 }
-ONNX = ("normalised, uneven bounds", "a Dict of everything", "images")
+ONNX = ("normalised, uneven bounds", "a Dict of everything", "images", "doubles", "dtypes")
 """Exporting to ONNX takes seconds."""
 
 
@@ -94,8 +108,7 @@ def test_an_exported_actor_gives_the_actions_that_are_played(case: str, format: 
     for rows in (1, 2, 7, 300):
         observation = several(space, rows)
         expected = policy.environment_action(policy.actor()(policy.flatten(observation), None))
-        given = [leaf.astype(each["dtype"]) for leaf, each in zip(leaves(observation), told["inputs"], strict=True)]
-        found = act(given)
+        found = act(leaves(observation))  # as the environment gives them
         assert found.dtype == expected.dtype == np.dtype(told["outputs"][0]["dtype"])
         assert found.shape == expected.shape == (rows, *told["outputs"][0]["shape"][1:])
         if expected.dtype.kind == "f":
@@ -103,6 +116,17 @@ def test_an_exported_actor_gives_the_actions_that_are_played(case: str, format: 
         else:
             np.testing.assert_array_equal(found, expected)
     assert len(np.unique(expected, axis=0)) > 1
+
+
+def test_a_saved_policy_keeps_its_dtypes_and_goes_on_where_they_are_others(tmp_path: Path) -> None:
+    policy, space = built("doubles")
+    policy.save(tmp_path)
+    kept = ActorCritic.load(tmp_path)
+    assert [leaf.dtype for leaf in kept.encoder.leaves()] == ["float64"]
+    single = spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+    on = ActorCriticRecipe(model=str(tmp_path)).build(single, CASES["doubles"][1], 0)
+    assert [leaf.dtype for leaf in on.encoder.leaves()] == ["float32"]
+    assert on.observation == {"type": "vector", "shape": [11]}
 
 
 def test_exporting_leaves_the_policy_as_it_was(tmp_path: Path) -> None:

@@ -280,13 +280,13 @@ def observation_of(space: gymnasium.Space, channels: Channels = "auto", what: st
     if isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(shape) == 3:
         return {"type": "image", "shape": shape, "channels": _channels(shape, what) if channels == "auto" else channels}
     if isinstance(space, spaces.Box | spaces.MultiBinary):
-        return {"type": "vector", "shape": shape}
+        return {"type": "vector", "shape": shape, **_dtype(space, "float32")}
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         numbers = (space.n, space.start) if isinstance(space, spaces.Discrete) else (space.nvec, space.start)
         counts, start = (list(map(int, np.ravel(each))) for each in numbers)
         if max(counts) > MOST_VALUES:
             raise InputError(f"{what} are {space}, each value an input of its own; accepted: at most {MOST_VALUES} values")
-        return {"type": "counted", "shape": shape, "counts": counts, "start": start}
+        return {"type": "counted", "shape": shape, "counts": counts, "start": start, **_dtype(space, "int64")}
     if isinstance(space, spaces.Dict) and space.spaces:
         entries = {key: observation_of(entry, channels, f"entry '{key}' of {what}") for key, entry in sorted(space.spaces.items())}
         for key, entry in entries.items():
@@ -297,6 +297,22 @@ def observation_of(space: gymnasium.Space, channels: Channels = "auto", what: st
                 )
         return {"type": "dict", "entries": entries}
     raise InputError(f"{what} are {space}; accepted: {ACCEPTED}")
+
+
+def _dtype(space: gymnasium.Space, usual: str) -> dict[str, str]:
+    """In which an environment gives its numbers, where it is not what is `usual`; what is stored and read of them is the same."""
+    return {} if str(space.dtype) == usual else {"dtype": str(space.dtype)}
+
+
+def alike(one: Observation, other: Observation) -> bool:
+    """Whether two spaces are read alike: the same but for the dtypes in which environments give their numbers."""
+    return _untyped(one) == _untyped(other)
+
+
+def _untyped(space: Observation) -> Observation:
+    if space["type"] == "dict":
+        return {**space, "entries": {key: _untyped(entry) for key, entry in space["entries"].items()}}
+    return {name: value for name, value in space.items() if name != "dtype"}
 
 
 def _channels(shape: list[int], what: str) -> str:
@@ -311,8 +327,8 @@ def _named(space: Observation, path: tuple[str, ...]) -> Iterator[Leaf]:
         for key, entry in sorted(space["entries"].items()):
             yield from _named(entry, (*path, key))
     else:
-        dtype = {"image": "uint8", "counted": "int64"}.get(space["type"], "float32")
-        yield Leaf(".".join(path) or "observation", tuple(space["shape"]), dtype)
+        usual = {"image": "uint8", "counted": "int64"}.get(space["type"], "float32")
+        yield Leaf(".".join(path) or "observation", tuple(space["shape"]), space.get("dtype", usual))
 
 
 def _entries(space: Observation, path: tuple[str, ...]) -> Iterator[_Entry]:

@@ -23,7 +23,7 @@ from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
-from unipg.networks.encoders import Channels, Encoder, Flat, Observation, encoder_from, observation_of
+from unipg.networks.encoders import Channels, Encoder, Flat, Observation, alike, encoder_from, observation_of
 from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
 from unipg.policies.base import Policy
@@ -615,7 +615,7 @@ class ActorCriticRecipe(CheckedArguments):
         if (folder / "critic").is_dir():
             policy.load_critic(folder / "critic")
         actions = actions_of(space, kind or policy.actions.kind)
-        if (policy.observation, policy.actions) != (observation, actions):
+        if not alike(policy.observation, observation) or policy.actions != actions:
             raise InputError(
                 f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
                 f"environment has {_shown(observation)} and {actions}"
@@ -636,6 +636,7 @@ class ActorCriticRecipe(CheckedArguments):
                 f"the environment is wrapped by NormalizeObservation, but the model in '{folder}' keeps no statistics; accepted: one that "
                 "was trained with controller.normalize_observations"
             )
+        policy.observation = policy.encoder.space = observation
         return policy
 
 
