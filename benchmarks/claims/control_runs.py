@@ -53,8 +53,11 @@ def trained(
     controller: ActorCriticRecipe | None = None,
     optimizer: OptimizerRecipe | None = None,
     replay: ReplayRecipe | None = None,
+    of: str = "return/mean",
 ) -> dict[str, Any]:
-    """A run of unipg that evaluates nothing on the way: what `returns` makes of its episodes, and its steps per CPU-second."""
+    """A run of unipg that evaluates nothing on the way: what `returns` makes of its episodes, and its steps per CPU-second. `of`: the
+    metric that is told of episodes, such as their length where that is their return without noise.
+    """
     experience = environment.build(seed)
     experience.evaluate = lambda *_: []  # type: ignore[method-assign]
     spaces = experience.observation_space, experience.action_space
@@ -76,7 +79,7 @@ def trained(
         seconds = time.process_time() - began
         assert run.tracker is not None
         rows = run.tracker.rows()
-    ended = [(row["environment/steps"], row["return/mean"], row["return/episodes"]) for row in rows if row["return/episodes"]]
+    ended = [(row["environment/steps"], row[of], row["return/episodes"]) for row in rows if row["return/episodes"]]
     steps = int(rows[-1]["environment/steps"])
     return returns(ended, steps) | {"speed": steps / seconds}
 

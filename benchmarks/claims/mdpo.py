@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from control_runs import LAST, overlap, ratio, trained
@@ -131,7 +131,7 @@ def off_policy(steps: int) -> Claim:
 
 def algorithm_settings(algorithm: Algorithm) -> dict[str, Any]:
     """What a stored run must have been made with."""
-    return {"algorithm": algorithm.name, **vars(algorithm)}
+    return {"algorithm": algorithm.name, **asdict(algorithm)}
 
 
 def options(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,8 @@
 """Oracles of GGTD (arXiv 2408.02295): densities, moments, the squared error inside, error variance, effective batch, best shapes, K = 1."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from unipg.algorithms import A2C, DQN, PPO, SAC, Algorithm
 from unipg.critics.kinds import Ensemble, Gaussian, GeneralizedGaussian
 from unipg.critics.kinds.ensembles import LEAST_SHAPE, MOST_SHAPE, likelihood_loss, raw_of
 from unipg.critics.kinds.epistemic import effective_size, error_variance, excess_kurtosis, inverse_variance_weights
-from unipg.laws.transitions import LAWS
+from unipg.laws.transitions import LAWS, _trainer, learning, resume
 
 FLOAT = torch.float64
 
@@ -230,3 +232,31 @@ VARIANTS = {
 def test_laws_on_a_critic_with_members(name: str, law: str) -> None:
     algorithm: Algorithm = VARIANTS[name]
     LAWS[law](algorithm)
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_a_run_that_is_stopped_goes_on_to_the_last_bit(name: str) -> None:
+    resume(VARIANTS[name], (45,))
+
+
+@pytest.mark.parametrize("name", ["ppo", "sac", "dqn"])
+def test_it_solves_a_bandit(name: str) -> None:
+    assert learning(VARIANTS[name]) >= 0.9
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ppo", "gaussian"), ("sac", "squashed")])
+def test_a_step_in_pieces_is_the_same_step(name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights by error variance are of the whole step's batch, also where that is cut: what they are is counted here, too."""
+    asked: list[int] = []
+    weigh = GeneralizedGaussian.weights
+    monkeypatch.setattr(GeneralizedGaussian, "weights", lambda self, v: asked.append(v.shape[1]) or weigh(self, v))
+    found = []
+    for tokens in (None, 5):
+        run = _trainer(VARIANTS[name], kind, tmp_path / str(tokens), 1, steps=24)
+        for learner in run.learners if tokens else ():
+            learner.training = dataclasses.replace(learner.training, micro_batch_tokens=tokens)
+        run.train()
+        found.append({key: value.clone() for key, value in run.policy.module.state_dict().items()})
+    assert len(set(asked)) == 1
+    for key, value in found[0].items():
+        assert torch.allclose(value, found[1][key], atol=2e-4), key

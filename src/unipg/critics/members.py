@@ -54,13 +54,13 @@ class Cost(Protocol):
 def _weights(term: Term, cost: Cost, said: Tensor, error: Tensor, batch: Trajectories, planning: Planning, discount: float) -> Tensor:
     """[B,T,critics] the weights of the term's steps, of everybody's; 0 elsewhere."""
     mine = term.taken(batch) & batch.rows_from(*term.rows).unsqueeze(1)
-    own = cost.variance(said, error, discount)[:, mine]
+    variance, whole = cost.variance(said, error, discount), bool(mine.all())
+    own = variance.flatten(1) if whole else variance[:, mine]
     everyone = planning.gather(own)
     start = sum(each.shape[1] for each in everyone[: planning.rank])
     found = cost.weights(own if len(everyone) == 1 else torch.cat([each.to(own.device) for each in everyone], 1))
-    placed = own.new_zeros(*mine.shape, len(own))
-    placed[mine] = found[:, start : start + own.shape[1]].T
-    return placed
+    found = found[:, start : start + own.shape[1]].T
+    return found.reshape(*mine.shape, found.shape[1]) if whole else found.new_zeros(*mine.shape, found.shape[1]).index_put((mine,), found)
 
 
 def _costs(

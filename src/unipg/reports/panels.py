@@ -140,6 +140,19 @@ GAP = Panel(
     "What each critic says the actions taken were worth, less the discounted return that followed (or, without replay, the lambda-return). "
     "0: right on average; above: it promises too much; below: too little. Rewards of other scales make other gaps.",
 )
+MEMBERS = {
+    "error": (
+        "Errors of the critic's members",
+        "Each column is one iteration: value minus target. Few far away from the rest are heavy tails, of a shape below 2.",
+    ),
+    "beta": (
+        "Predicted shape of errors",
+        "Each column is one iteration: beta over steps and members. One value everywhere says nothing new.",
+    ),
+    "variance": ("Predicted variance of errors", "Each column is one iteration: over steps and members."),
+}
+"""Histograms of critics that predict their errors."""
+EXTREMES = {"": "mean", "_min": "least", "_max": "largest"}
 CRITIC = (
     Panel(
         "Critic loss",
@@ -169,6 +182,28 @@ CRITIC = (
         "Weight of the entropy in the policy's aim, where it is learned. Healthy: falls, then settles. Growth without end means that the "
         "target entropy is out of reach.",
         ticks=".3~g",
+    ),
+    Panel(
+        "Shape of the critic's errors",
+        {f"{term}/beta{end}": label for term in ("regression", "value_loss") for end, label in EXTREMES.items()},
+        "The beta that members predict for their own errors: 2 is Gaussian, 1 Laplace, smaller ones have heavier tails. Healthy: settles. "
+        "At its floor of 0.001 everywhere, rewards are too large for a density of scale 1.",
+    ),
+    Panel(
+        "Predicted variance of the critic's errors",
+        {f"{term}/variance{end}": label for term in ("regression", "value_loss") for end, label in EXTREMES.items()},
+        "What members predict of their own errors. Healthy: near the square of their spread.",
+        ticks=".3~g",
+    ),
+    Panel(
+        "Errors of the critic's members",
+        {
+            f"{term}/error{end}": label
+            for term in ("regression", "value_loss")
+            for end, label in {"_std": "standard deviation", "_min": "least", "_max": "largest"}.items()
+        },
+        "Value minus target of each member. Extremes far beyond the standard deviation are heavy tails; a mean that stays away from 0 is "
+        "the bias of a loss that is not squared.",
     ),
 )
 REPLAY = (
@@ -491,6 +526,8 @@ def distribution_charts(runs: Sequence[Run]) -> list[Chart | Group]:
         title, caption = known.get(
             name, (name.replace("_", " ").replace("/", " · "), "Each column is one iteration: how the values spread.")
         )
+        if name.endswith(("/error", "/beta", "/variance")):
+            title, caption = MEMBERS[name.rpartition("/")[2]]
         if name.startswith("advantage/"):
             title, caption = f"Advantage · {name.partition('/')[2]}", advantage
         charts += heat_maps(runs, name, title, caption)

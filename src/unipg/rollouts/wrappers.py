@@ -115,9 +115,11 @@ def take_normalizers(environments: gymnasium.vector.VectorEnv | gymnasium.Env, n
 
 
 def show_own_rewards(environments: gymnasium.vector.VectorEnv | gymnasium.Env) -> None:
-    """Switches off every NormalizeReward: evaluations measure the environment's own rewards."""
+    """Switches off every NormalizeReward, and what a wrapper's own `show_own_rewards` does: evaluations measure the environment's own."""
     for layers in _layers(environments):
         for layer in layers:
+            if "show_own_rewards" in vars(type(layer)):
+                layer.show_own_rewards()
             if _is_gymnasiums(layer, {"NormalizeReward"}):
                 _switch_off(layer, layer.return_rms)
 

@@ -89,8 +89,8 @@ class EnsembleCritic(Critic):
     @torch.no_grad()
     def variance(self, said: Float[Tensor, "... K B T C"], error: Float[Tensor, "... K B T"], discount: float) -> Float[Tensor, "... B T"]:
         if self.epistemic == "value_variance":
-            return value_variance(said[..., 0].movedim(-3, -1), discount)
-        return error_variance(error.movedim(-3, -1), self.ddof)
+            return value_variance(said[..., 0], discount, -3)
+        return error_variance(error, self.ddof, -3)
 
     def weights(self, variance: Float[Tensor, "critics N"]) -> Float[Tensor, "critics N"]:
         weights = inverse_variance_weights(variance, self.effective_batch)
