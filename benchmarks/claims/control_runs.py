@@ -14,6 +14,7 @@ from typing import Any
 from harness import ROOT, Check, Runs, Told, by_seed, check, difference
 
 from unipg.algorithms.base import Algorithm
+from unipg.critics.kinds import Critic
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
@@ -41,6 +42,11 @@ class Progress(Observer):
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         self.told(done / total)
+
+
+def settings_of(algorithm: Algorithm) -> dict[str, Any]:
+    """What a stored run must have been made with, in plain values."""
+    return {"algorithm": algorithm.name} | {name: vars(v) if isinstance(v, Critic) else v for name, v in vars(algorithm).items()}
 
 
 def trained(

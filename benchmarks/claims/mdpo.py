@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from control_runs import LAST, overlap, ratio, trained
+from control_runs import LAST, overlap, ratio, settings_of, trained
 from harness import Check, Claim, Method, Runs, Told, by_seed, check, main
 
 from unipg.algorithms.base import Algorithm, Setting
@@ -77,7 +77,7 @@ def on_policy(steps: int) -> Claim:
         name="mdpo",
         title="MDPO on policy: ten steps on a batch against one, and against PPO's clip",
         source=SOURCE,
-        methods={name: Method(title, algorithm_settings(algorithm)) for name, (title, algorithm) in ON_POLICY.items()},
+        methods={name: Method(title, settings_of(algorithm)) for name, (title, algorithm) in ON_POLICY.items()},
         run=run,
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run"},
@@ -116,7 +116,7 @@ def off_policy(steps: int) -> Claim:
         name="mdpo-off_policy",
         title="MDPO off policy: soft actor-critic at c = lambda, and away from it",
         source=SOURCE,
-        methods={name: Method(title, algorithm_settings(algorithm)) for name, (title, algorithm) in OFF_POLICY.items()},
+        methods={name: Method(title, settings_of(algorithm)) for name, (title, algorithm) in OFF_POLICY.items()},
         run=run,
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run"},
@@ -129,11 +129,14 @@ def off_policy(steps: int) -> Claim:
     )
 
 
+<<<<<<< HEAD
 def algorithm_settings(algorithm: Algorithm) -> dict[str, Any]:
     """What a stored run must have been made with."""
     return {"algorithm": algorithm.name, **asdict(algorithm)}
 
 
+=======
+>>>>>>> 350a946 (Mixtures of Gaussians as a kind of actions, with a router; pmoe_sac and pmoe_ppo (arXiv 2104.09122) on them, with oracles, recipes, claims and a section of the report)
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("on_policy", "off_policy"), default="on_policy", help="of the claim (default %(default)s)")
 

@@ -219,7 +219,7 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
                 return f"{100 * value:.1f} %" if share else f"{value:.4g}"
 
             interval = f"{shown(m['low'])} – {shown(m['high'])}" if "low" in m else ""
-            table.add_row(result.task, name, shown(m["value"]), interval, f"{m['n']:.0f}")
+            table.add_row(f"{result.task}, {result.how}" if result.how else result.task, name, shown(m["value"]), interval, f"{m['n']:.0f}")
     return table
 
 

@@ -453,6 +453,24 @@ class Evaluation:
         """[] its logarithm, which is what is learned."""
         return self.fresh(network).log_prob
 
+    def components(self, at: str, mixture: bool = False) -> Evaluation:
+        """This evaluation at one fresh action of each of a mixture's K components, [B,T,K] everywhere. Its log-probability is that of the
+        component alone, or with `mixture` of all. This and the three below: mixtures only."""
+        raise InputError("a term asks for the components of a mixture; accepted here: a controller of kind mixture or squashed_mixture")
+
+    def component(self, at: str, index: Tensor | None = None, mixture: bool = False) -> Evaluation:
+        """The same at that of one component, `index` [B,T], or that which the router draws."""
+        return self.components(at)
+
+    def winner(self, at: str, by: Callable[[Any, Evaluation], Tensor]) -> Tensor:
+        """[B,T] the component whose fresh action is worth most by an advantage; asked once until the actor is stepped, detached.
+        `InputError` for values that are not finite."""
+        return self.components(at).log_prob
+
+    def router(self, at: str) -> Tensor:
+        """[B,T,K] logarithms of the components' weights."""
+        return self.components(at).log_prob
+
     def entropy_of(self, who: str) -> Tensor:
         """[B,T] the entropy, or an error that says who needed it."""
         if self.entropy is None:

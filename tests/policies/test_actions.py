@@ -19,10 +19,8 @@ from unipg.policies.actions import (
     MultiBinaryActions,
     MultiDiscreteActions,
     SquashedActions,
-    actions_from,
-    actions_of,
-    described,
 )
+from unipg.policies.spaces import actions_from, actions_of, described
 
 FAR = np.array([[-1e9], [-1.0], [-0.5], [0.0], [0.25], [1.0], [1e9]], np.float32)
 

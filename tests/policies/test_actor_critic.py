@@ -13,8 +13,9 @@ from gymnasium import spaces
 from torch.distributions import Categorical, Independent, Normal
 
 from unipg.errors import InputError
-from unipg.policies.actions import BoxActions, DiscreteActions, described
+from unipg.policies.actions import BoxActions, DiscreteActions
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.policies.spaces import described
 from unipg.seeding import generator
 from unipg.trajectories import Trajectories
 

@@ -11,7 +11,8 @@ import torch
 from gymnasium import spaces
 
 from unipg.errors import InputError
-from unipg.policies.actions import Actions, DiscreteActions, GreedyActions, MultiBinaryActions, MultiDiscreteActions, actions_of
+from unipg.policies.actions import Actions, DiscreteActions, GreedyActions, MultiBinaryActions, MultiDiscreteActions
+from unipg.policies.spaces import actions_of
 from unipg.seeding import generator
 
 DRAWS = 40_000

@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import log_slope_of_tanh
-from unipg.policies.actions import BoxActions, DeterministicActions, SquashedActions, actions_of
+from unipg.policies.actions import BoxActions, DeterministicActions, SquashedActions
+from unipg.policies.spaces import actions_of
 from unipg.seeding import generator
 
 LOPSIDED = spaces.Box(np.array([-2.0, 0.5], np.float32), np.array([2.0, 10.5], np.float32))

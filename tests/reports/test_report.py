@@ -569,6 +569,17 @@ def test_the_page_is_replaced_and_folders_are_made(tmp_path: Path) -> None:
     assert [path.name for path in output.parent.iterdir()] == ["page.html"]
 
 
+def test_the_report_draws_the_components_of_a_mixture(tmp_path: Path) -> None:
+    shares = {f"router/share_{k}": 0.5 for k in range(2)} | {f"router/won_{k}": 0.5 for k in range(2)} | {"router/action_1_0": -0.3}
+    (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"iteration": i, **shares}) for i in (1, 2)) + "\n")
+    page = write_report([tmp_path], tmp_path / "report.html").read_text()
+    for title in ("Components", "Weights of the components", "Components whose action was best", "Mean action of the components"):
+        assert re.search(rf"<h[23][^>]*>{title}</h", page), title
+    assert "<h3>router/" not in page
+    charts = json.loads(page.split('id="charts">')[1].split("</script>")[0])
+    assert {"component 0", "component 1", "component 1 · 0"} <= {line.get("name") for chart in charts for line in chart["data"]}
+
+
 def test_the_report_draws_tools_and_strata_and_shows_calls(tmp_path: Path) -> None:
     numbers = {"tools/calls": 1.5, "tools/calls/search": 1.0, "tools/calls/calculator": 0.5, "tools/ok_fraction": 0.9, "tools/turns": 2.5}
     strata = {"strata/per_prompt": 2.0, "strata/share_0_calls": 0.25, "strata/share_1_calls": 0.75, "strata/reward_1_calls": 0.5}

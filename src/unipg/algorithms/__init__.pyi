@@ -13,6 +13,8 @@ from unipg.algorithms.control.harpg import NHARPG as NHARPG
 from unipg.algorithms.control.mdpo import MDPO as MDPO
 from unipg.algorithms.control.mdpo_off_policy import OffPolicyMDPO as OffPolicyMDPO
 from unipg.algorithms.control.n_pg_igt import NPGIGT as NPGIGT
+from unipg.algorithms.control.pmoe_ppo import PMOEPPO as PMOEPPO
+from unipg.algorithms.control.pmoe_sac import PMOESAC as PMOESAC
 from unipg.algorithms.control.polychromic_ppo import PolychromicPPO as PolychromicPPO
 from unipg.algorithms.control.ppo import PPO as PPO
 from unipg.algorithms.control.reinforce import Reinforce as Reinforce

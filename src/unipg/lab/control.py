@@ -204,7 +204,7 @@ def batch_of(problem: ControlProblem, visits: int, source: torch.Generator) -> T
     noise = torch.from_numpy(policy.noise(1, visits, source)[0]).double()
     with torch.no_grad():
         action, _ = policy.actions.fresh(policy.network("actor")(observation), noise, policy.log_std)
-    more = torch.randn(visits, 1, policy.actions_per_step, generator=source, dtype=torch.float64)
+    more = torch.randn(visits, 1, policy.actions.noises, generator=source, dtype=torch.float64)
     return Trajectories(
         action=action.unsqueeze(1),
         mask=torch.ones(visits, 1, dtype=torch.bool),

@@ -135,7 +135,7 @@ def _transitions(experience: EnvironmentRollouts, policy: ActorCritic, first: Al
         fields = {name: value for name, value in vars(found).items() if name != "live"}
         ring.append(action=action if found.live is None else action[found.live], **fields)
     rows = {name: tensor.unsqueeze(1) for name, tensor in ring.draw(torch.arange(len(ring))).items() if name not in ("episode",)}
-    size = (len(ring), 1, policy.actions_per_step)
+    size = (len(ring), 1, policy.actions.noises)
     batch = Trajectories(
         mask=torch.ones(len(ring), 1, dtype=torch.bool),
         source=torch.full((len(ring),), int(Source.REPLAY)),

@@ -106,7 +106,7 @@ class Rows:
             terminated=torch.rand(shape, generator=draw) < 0.3,
             truncated=torch.rand(shape, generator=draw) < 0.2,
             source=torch.full((self.rows,), int(Source.REPLAY if kept else Source.ROLLOUT)),
-            planned={NOISE.format(at): normal(self.size) for at in ("observation", "next_observation")},
+            planned={NOISE.format(at): normal(self.policy().actions.noises) for at in ("observation", "next_observation")},
         )
         if kept:
             return batch

@@ -79,23 +79,61 @@ class Perceptron(nn.Module):
             x = activation(linear(x, layer.weight, layer.bias))
         return x
 
-    def on_the_host(self, *, live: bool = False) -> HostFunction:
+    def on_the_host(self, *, live: bool = False, beside: Perceptron | None = None) -> HostFunction:
         """A copy of the layers in NumPy, float32: a few rows at a time cost a quarter of what they do through torch.
 
-        `live`: not a copy but the weights themselves, as whoever steps them leaves them; float32 on the CPU alone.
+        `live`: not a copy but the weights themselves, as whoever steps them leaves them; float32 on the CPU alone. `beside`: one more last
+        layer, whose outputs come behind those of the own.
         """
-        weights = [(_array(layer.weight).T, _array(layer.bias)) for layer in cast("Iterable[nn.Linear]", self.layers)]
-        return _forward(weights, self.activation, live)
+        layers = [*self.layers, *(() if beside is None else beside.layers)]
+        weights = [(_array(layer.weight).T, _array(layer.bias)) for layer in cast("Iterable[nn.Linear]", layers)]
+        return _forward(weights, self.activation, live, 1 if beside is None else 2)
+
+
+class Routed(nn.Module):
+    """A network and, behind its outputs, those of a linear `router`: [N,I] to [N,O+K].
+
+    `reads`: whether the router sees the network's inputs, or what its last layer sees (`trunk`); no gradient leads through it into that.
+    """
+
+    def __init__(self, network: Perceptron, router: Perceptron, reads: Literal["trunk", "input"]) -> None:
+        super().__init__()
+        self.network, self.router, self.reads = network, router, reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,O+K]"""
+        if self.reads == "input":
+            return torch.cat([self.network(x), self.router(x)], -1)
+        hidden, last = self.network.last_hidden(x), cast("nn.Linear", self.network.layers[-1])
+        return torch.cat([linear(hidden, last.weight, last.bias), self.router(hidden.detach())], -1)
+
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """See `Perceptron.on_the_host`."""
+        if self.reads == "trunk":
+            return self.network.on_the_host(live=live, beside=self.router)
+        first, second = self.network.on_the_host(live=live), self.router.on_the_host(live=live)
+        return lambda x: np.concatenate([first(x), second(x)], -1)
 
 
 HostFunction = Callable[[np.ndarray], np.ndarray]
 """[N,I] to [N,O], float32."""
 
 
-def _forward(weights: list[tuple[np.ndarray, np.ndarray]], activation: Activation, live: bool) -> HostFunction:
-    """Layers [I,O] with biases [O] as a function in NumPy; of copies of them, unless `live`."""
+def _forward(weights: list[tuple[np.ndarray, np.ndarray]], activation: Activation, live: bool, lasts: int = 1) -> HostFunction:
+    """Layers [I,O] with biases [O] as a function in NumPy; of copies of them, unless `live`. `lasts`: how many are last ones, side by
+    side."""
     (*hidden, last) = weights if live else [(w.copy(), b.copy()) for w, b in weights]
     between = _ON_THE_HOST[activation]
+
+    if lasts == 2:
+        *hidden, first = hidden
+
+        def side_by_side(x: np.ndarray) -> np.ndarray:
+            for weight, bias in hidden:
+                x = between(x @ weight + bias)
+            return np.concatenate([x @ first[0] + first[1], x @ last[0] + last[1]], -1)
+
+        return side_by_side
 
     def forward(x: np.ndarray) -> np.ndarray:
         for weight, bias in hidden:

@@ -1,20 +1,20 @@
-"""What a control policy draws, and what an environment is given for it."""
+"""What a control policy draws, and what an environment is given for it. Mixtures are in `mixtures.py`; kinds by name in `spaces.py`."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError
 from unipg.estimator.likelihoods import (
     categorical_kl,
     categorical_log_prob,
@@ -25,13 +25,10 @@ from unipg.estimator.likelihoods import (
     log_slopes_of_tanh,
 )
 
-if TYPE_CHECKING:
-    import gymnasium
-
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Between these a log_std that a network gives is held (Haarnoja et al. 2018, the authors' code)."""
 
-Kind = Literal["auto", "gaussian", "squashed", "deterministic", "greedy"]
+Kind = Literal["auto", "gaussian", "squashed", "deterministic", "greedy", "mixture", "squashed_mixture"]
 """What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
 
 
@@ -48,15 +45,26 @@ class Actions(ABC):
     """Whether its distributions have an exact KL of each other."""
     has_log_std: ClassVar[bool] = False
     """Whether a log_std [A] stands beside the output, the same in every state."""
+    how_evaluated: str = ""
+    """What `noise_of_evaluation` comes to, where there are several ways."""
 
     @property
     @abstractmethod
     def outputs(self) -> int:
         """Numbers that the actor gives for an observation."""
 
+    @property
+    def noises(self) -> int:
+        """Planned standard normal numbers that a fresh action is drawn from."""
+        return self.outputs
+
     @abstractmethod
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,…] all that is random in that many draws."""
+
+    def noise_of_evaluation(self, rows: int, source: torch.Generator) -> np.ndarray | None:
+        """[rows,…] what `draw` takes where a policy is evaluated; None: the most likely actions."""
+        return None
 
     @abstractmethod
     def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
@@ -327,6 +335,10 @@ class BoxActions(Actions):
     def outputs(self) -> int:
         return self.size
 
+    @property
+    def noises(self) -> int:
+        return self.size
+
     @cached_property
     def _bounded(self) -> np.ndarray:
         return np.isfinite(np.array(self.low, np.float64)) & np.isfinite(np.array(self.high, np.float64))
@@ -461,7 +473,7 @@ class SquashedActions(BoxActions):
         if entropy:
             raise InputError("the entropy of squashed actions has no closed form; accepted: −log_prob of fresh actions in its place")
         mean, log_std = self.gaussian(output)
-        u = _atanh(action.reshape(mean.shape)).to(mean.dtype)
+        u = atanh(action.reshape(mean.shape)).to(mean.dtype)
         return gaussian_log_prob(mean, log_std, u, entropy=False)[0] - log_slope_of_tanh(u), None
 
     def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
@@ -469,7 +481,7 @@ class SquashedActions(BoxActions):
         return mean + log_std.exp() * noise
 
     def latent_of(self, action: Tensor) -> Tensor:
-        return _atanh(action)
+        return atanh(action)
 
     def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
         mean, log_std = self.gaussian(output)
@@ -482,16 +494,20 @@ class SquashedActions(BoxActions):
         return self.gaussian(output)[0].tanh()
 
     def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        mean, log_std = self.gaussian(output)
-        u = mean if noise is None else mean + log_std.exp() * noise
-        # the Gaussian's z is the noise itself, and with the slope of tanh there is one sum: half the time of `log_prob`
-        each = 2 * (u - logsigmoid(2 * u)) - log_std
-        if noise is not None:
-            each = each - 0.5 * noise.square()
-        return u.tanh(), each.sum(-1) - self.size * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
+        return squashed_draw(*self.gaussian(output), noise)
 
 
-def _atanh(action: Tensor) -> Tensor:
+def squashed_draw(mean: Tensor, log_std: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+    """tanh of what `noise` [N,…,A] draws from a Gaussian, and its log-density [N,…]; without noise of the Gaussian's mean."""
+    u = mean if noise is None else mean + log_std.exp() * noise
+    # the Gaussian's z is the noise itself, and with the slope of tanh there is one sum: half the time of `log_prob`
+    each = 2 * (u - logsigmoid(2 * u)) - log_std
+    if noise is not None:
+        each = each - 0.5 * noise.square()
+    return u.tanh(), each.sum(-1) - mean.shape[-1] * (0.5 * math.log(2 * math.pi) + 2 * math.log(2))
+
+
+def atanh(action: Tensor) -> Tensor:
     """Of numbers in [-1,1]; ±1 counts as its neighbour inside, in the precision that the action was stored in."""
     most = 1 - torch.finfo(action.dtype).eps / 2
     action = action.clamp(-most, most)
@@ -537,73 +553,3 @@ class DeterministicActions(BoxActions):
             return self.likeliest(output), None
         std = self.exploration if log_std is None else log_std.exp()
         return (output.tanh() + std * noise).clamp(-1, 1), None
-
-
-_KINDS: dict[str, type[Actions]] = {
-    kind.type: kind
-    for kind in (
-        DiscreteActions,
-        GreedyActions,
-        MultiDiscreteActions,
-        MultiBinaryActions,
-        BoxActions,
-        SquashedActions,
-        DeterministicActions,
-    )
-}
-_OF_A_BOX: dict[str, type[BoxActions]] = {
-    "auto": BoxActions,
-    "gaussian": BoxActions,
-    "squashed": SquashedActions,
-    "deterministic": DeterministicActions,
-}
-
-
-def actions_of(space: gymnasium.Space, kind: Kind = "auto") -> Actions:
-    """The actions of ONE environment's space: Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers.
-
-    `kind` says what is made of it. `gaussian`, `squashed` and `deterministic` want a Box, `greedy` wants Discrete. A bound that is the
-    largest number of the space's dtype, or its negative, is no bound. Anything else is an `InputError`.
-    """
-    from gymnasium import spaces
-
-    if kind not in get_args(Kind):
-        raise InputError(f"actions of the kind '{kind}' do not exist; {nearest(kind, get_args(Kind))}")
-    if isinstance(space, spaces.Discrete) and kind in ("auto", "greedy"):
-        discrete = GreedyActions if kind == "greedy" else DiscreteActions
-        return discrete(int(space.n), int(space.start), str(space.dtype))
-    if isinstance(space, spaces.MultiDiscrete) and kind == "auto":
-        counts, start = (tuple(map(int, np.ravel(values))) for values in (space.nvec, space.start))
-        return MultiDiscreteActions(counts, start, tuple(space.shape), str(space.dtype))
-    if isinstance(space, spaces.MultiBinary) and kind == "auto":
-        return MultiBinaryActions(tuple(space.shape), str(space.dtype))
-    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and kind in _OF_A_BOX:
-        most = float(np.finfo(space.dtype).max)
-        low, high = (
-            tuple(math.copysign(math.inf, b) if abs(b) >= most else b for b in map(float, bound.reshape(-1)))
-            for bound in (space.low, space.high)
-        )
-        return _OF_A_BOX[kind](tuple(space.shape), low, high, str(space.dtype))
-    accepted = {"auto": "Discrete, MultiDiscrete, MultiBinary, or a Box of real numbers", "greedy": "Discrete"}
-    policy = "" if kind == "auto" else f", of which a {kind} policy can make nothing"
-    raise InputError(f"the environment's actions are {space}{policy}; accepted: {accepted.get(kind, 'a Box of real numbers')}")
-
-
-def described(actions: Actions) -> dict[str, Any]:
-    """Plain values that `actions_from` reads; a bound that is infinite, which JSON has no word for, is null."""
-    values = {each.name: getattr(actions, each.name) for each in fields(actions)}  # type: ignore[arg-type]
-    values = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-    for side in ("low", "high"):
-        if side in values:
-            values[side] = [b if math.isfinite(b) else None for b in values[side]]
-    return {"type": actions.type, **values}
-
-
-def actions_from(type: str, **values: Any) -> Actions:
-    """What `described` wrote. Raises KeyError or TypeError for anything else."""
-    kind = _KINDS[type]
-    if issubclass(kind, BoxActions):
-        values["dtype"]  # without it, bounds were no units
-        for side, limit in (("low", -math.inf), ("high", math.inf)):
-            values[side] = [limit if b is None else b for b in values[side]]
-    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

@@ -24,12 +24,14 @@ from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, alike, encoder_from, observation_of
-from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron
-from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, actions_from, actions_of, described
+from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron, Routed
+from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind
 from unipg.policies.base import Policy
-from unipg.policies.named import ACTOR, VALUES, NamedNetworks, build_networks
+from unipg.policies.mixtures import COMPONENTS, Evaluated, MixtureActions
+from unipg.policies.named import ACTOR, ROUTER, VALUES, NamedNetworks, build_networks
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.now import CRITIC
+from unipg.policies.spaces import actions_from, actions_of, described
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
@@ -46,6 +48,8 @@ class Controller(Policy):
 
     normalizes: bool = False
     """Whether it keeps running statistics of its observations itself."""
+    how_evaluated: str = ""
+    """What `noise_of_evaluation` comes to, where there are several ways."""
 
     def flatten(self, observation: Any) -> np.ndarray:
         """[N,…] observations of N environments, in their own form, as they are stored and as `actor` reads them: one array."""
@@ -58,6 +62,10 @@ class Controller(Policy):
     @abstractmethod
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,…] everything random in that many steps of an `Actor`, drawn at once."""
+
+    def noise_of_evaluation(self, rows: int, source: torch.Generator) -> np.ndarray | None:
+        """[rows,…] what an `Actor` takes at a step of an evaluation; None: the most likely actions."""
+        return None
 
     @abstractmethod
     def actor(self) -> Actor:
@@ -90,8 +98,8 @@ class _Seeing(Perceptron):
     def last_hidden(self, x: Tensor) -> Tensor:
         return super().last_hidden(self.encoder(x))
 
-    def on_the_host(self, *, live: bool = False) -> HostFunction:
-        see, rest = self.encoder.on_the_host(), super().on_the_host(live=live)
+    def on_the_host(self, *, live: bool = False, beside: Perceptron | None = None) -> HostFunction:
+        see, rest = self.encoder.on_the_host(), super().on_the_host(live=live, beside=beside)
         return lambda x: rest(see(x))
 
 
@@ -99,11 +107,11 @@ class _Networks(nn.Module):
     """Actor, critic, for real actions the Gaussian's state-independent log_std [A], and what they see observations through."""
 
     log_std: nn.Parameter | None
-    actor: Perceptron
+    actor: Perceptron | Routed
 
     def __init__(
         self,
-        actor: Perceptron,
+        actor: Perceptron | Routed,
         critic: Perceptron | None,
         log_std: Tensor | None,
         flat: Flat | None,
@@ -178,7 +186,7 @@ class ActorCritic(NamedNetworks, Controller):
         def encoder(source: torch.Generator) -> Encoder:
             return encoder_from(self.observation, source, init=init)
 
-        def network(name: str, outputs: int, gain: float) -> Perceptron:
+        def network(name: str, outputs: int, gain: float, hidden: Sequence[int] = hidden) -> Perceptron:
             source = generator(seed, name)
             settings: dict[str, Any] = {"activation": activation, "init": init, "gain": gain, "source": source}
             seeing, sizes = encoder(source), [*hidden, outputs]
@@ -197,6 +205,13 @@ class ActorCritic(NamedNetworks, Controller):
         for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, math.prod(heads), 1.0)):
             if name not in own and (name == ACTOR or critic):
                 own[name] = network(name, out, gain)
+        if isinstance(actions, MixtureActions):
+            trunk = cast("Perceptron", own[ACTOR])
+            router = network(ROUTER, actions.components, 0.01, ())
+            if actions.router_reads == "trunk":
+                settings: dict[str, Any] = {"init": init, "gain": 0.01, "source": generator(seed, ROUTER)}
+                router = Perceptron([trunk.sizes[-2], actions.components], **settings)
+            own |= {ACTOR: Routed(trunk, router, actions.router_reads), ROUTER: router}
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         more = build_networks(networks or {}, own, body, seed, spread)
         self.lags = {name: network.of for name, network in (networks or {}).items() if isinstance(network, Lagged)}
@@ -205,8 +220,9 @@ class ActorCritic(NamedNetworks, Controller):
         self.normalizes = normalize
         self.has_densities = actions.densities
         self.has_kl = actions.has_kl
+        self.how_evaluated = actions.how_evaluated
         normalizer = RunningNormalizer(self.inputs) if normalize else None
-        acting, judging = cast("tuple[Perceptron, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
+        acting, judging = cast("tuple[Perceptron | Routed, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
         before = None if flat is None or flat.plain else flat
         self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more)
         self.exploration: float | None = None
@@ -274,7 +290,8 @@ class ActorCritic(NamedNetworks, Controller):
 
     def _last_layer(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """[N,H+1] and [n,H+1] whose product is the actor's output: the bias is the weight of a state that is always 1."""
-        hidden, last = self.module.actor.last_hidden(observation), cast("nn.Linear", self.module.actor.layers[-1])
+        actor = cast("Perceptron", self.module.actor)
+        hidden, last = actor.last_hidden(observation), cast("nn.Linear", actor.layers[-1])
         states = torch.cat([hidden, torch.ones_like(hidden[:, :1])], 1)
         return states, torch.cat([last.weight, last.bias.unsqueeze(1)], 1)
 
@@ -296,6 +313,9 @@ class ActorCritic(NamedNetworks, Controller):
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         return self.actions.noise(steps, rows, source)
+
+    def noise_of_evaluation(self, rows: int, source: torch.Generator) -> np.ndarray | None:
+        return self.actions.noise_of_evaluation(rows, source)
 
     def check_draws(self, asked: str) -> None:
         """Refuses random actions of a policy whose exploration is the algorithm's, and not known here; `asked`: who wants them."""
@@ -481,6 +501,8 @@ class Wanted:
     hidden: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
     init: Initialisation = "orthogonal"
+    components: int = COMPONENTS
+    """Of a mixture."""
     critic: bool = True
     """Whether there is a critic of states."""
     heads: tuple[int, int] = (1, 1)
@@ -499,7 +521,7 @@ class Wanted:
                     f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
                 )
             return asked
-        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "deterministic")
+        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "deterministic", "mixture", "squashed_mixture")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -532,7 +554,12 @@ class ActorCriticRecipe(CheckedArguments):
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
     kind: Kind = "auto"
-    """gaussian, squashed (its draws through tanh), deterministic, greedy (the best by its value). auto: what the algorithm is for."""
+    """gaussian, squashed (its draws through tanh), deterministic, greedy (the best by its value), mixture, squashed_mixture. auto: what
+    the algorithm is for."""
+    components: int | None = None
+    """Gaussians of a mixture. null: the algorithm's own, or 4."""
+    evaluated: Evaluated | None = None
+    """Whose mean evaluations of a mixture play: that of the router's best component, or of one that it draws. null: best."""
     init: Literal["orthogonal", "torch"] | None = None
     """Weights at the start: orthogonal with biases 0, or as torch makes linear layers. null: the algorithm's own, or orthogonal."""
 
@@ -543,6 +570,8 @@ class ActorCriticRecipe(CheckedArguments):
             raise InputError(f"controller.hidden is {self.hidden}; accepted: a list of layer widths of at least 1")
         if self.activation is not None and self.activation not in ACTIVATIONS:
             raise InputError(f"controller.activation '{self.activation}' does not exist; {nearest(str(self.activation), ACTIVATIONS)}")
+        if self.components is not None and self.components < 1:
+            raise InputError(f"controller.components is {self.components}; accepted: 1 or more")
         if not math.isfinite(self.log_std):
             raise InputError(f"controller.log_std is {self.log_std}; accepted: a finite number")
 
@@ -573,7 +602,7 @@ class ActorCriticRecipe(CheckedArguments):
                 "in no saved model and not shared with evaluations; accepted: true, null, or an environment without that wrapper"
             )
         kind = wanted.kind_of(self.kind, action_space)
-        actions = actions_of(action_space, kind)
+        actions = actions_of(action_space, kind, **self._own(kind, wanted))
         networks = wanted.networks(isinstance(actions, DiscreteActions))
         if self.model is not None:
             asked = kind if wanted.who or kind != "auto" else None  # where no algorithm asks, the saved policy's own
@@ -599,6 +628,15 @@ class ActorCriticRecipe(CheckedArguments):
             seed=seed,
         )
 
+    def _own(self, kind: Kind, wanted: Wanted) -> dict[str, Any]:
+        """Settings of the kind of actions itself."""
+        if kind in ("mixture", "squashed_mixture"):
+            return {"components": self.components or wanted.components, "evaluated": self.evaluated or "best"}
+        for name in ("components", "evaluated"):
+            if self.model is None and (value := getattr(self, name)) is not None:
+                raise InputError(f"controller.{name} is {value}, which is of mixtures; accepted: kind mixture or squashed_mixture, or null")
+        return {}
+
     def _saved(
         self,
         folder: Path,
@@ -614,7 +652,10 @@ class ActorCriticRecipe(CheckedArguments):
         policy = ActorCritic.load(folder / "model" if (folder / "model").is_dir() else folder, networks)
         if (folder / "critic").is_dir():
             policy.load_critic(folder / "critic")
-        actions = actions_of(space, kind or policy.actions.kind)
+        kind, own = kind or policy.actions.kind, policy.actions
+        mixed = own if isinstance(own, MixtureActions) and kind == own.kind else None
+        same = {"components": mixed.components, "evaluated": self.evaluated or mixed.evaluated} if mixed else {}
+        actions = actions_of(space, kind, **same)
         if not alike(policy.observation, observation) or policy.actions != actions:
             raise InputError(
                 f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
@@ -626,11 +667,14 @@ class ActorCriticRecipe(CheckedArguments):
                 "and the members that it was trained with, or no controller.model"
             )
         default = ActorCriticRecipe()
-        has = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
+        has: dict[str, Any] = {"hidden": list(policy.hidden), "activation": policy.activation, "normalize_observations": policy.normalizes}
+        has["components"] = getattr(policy.actions, "components", None)
         for name, value in {**has, "log_std": default.log_std}.items():
             given = getattr(self, name)
             if given not in (None, getattr(default, name), value):
                 raise InputError(f"controller.{name} is {given}, but that of the model in '{folder}' counts; accepted: leave it out")
+        if mixed:
+            policy.actions, policy.how_evaluated = actions, actions.how_evaluated
         if normalized and not policy.normalizes:
             raise InputError(
                 f"the environment is wrapped by NormalizeObservation, but the model in '{folder}' keeps no statistics; accepted: one that "

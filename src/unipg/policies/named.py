@@ -10,13 +10,16 @@ from torch import Tensor, nn
 
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
+from unipg.networks.perceptron import Routed
 from unipg.policies.actions import Actions, BoxActions
+from unipg.policies.mixtures import MixtureNow
 from unipg.policies.now import Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
-ACTOR, VALUES = "actor", "q"
-"""Names that a controller's own networks have beside `CRITIC`: what acts, and values of actions where these are what acts."""
+ACTOR, VALUES, ROUTER = "actor", "q", "router"
+"""Names that a controller's own networks have beside `CRITIC`: what acts, values of actions where these are what acts, and
+what chooses among the components of a mixture."""
 LOG_STD = "log_std"
 
 
@@ -36,6 +39,8 @@ def build_networks(
             source = made.get(network.of) or own.get(network.of)
             if source is None:
                 raise InputError(f"network '{name}' lags behind '{network.of}', which does not exist; {nearest(network.of, [*made, *own])}")
+            if isinstance(source, Routed):
+                raise InputError(f"network '{name}' is a copy of the actor, which is a mixture here; accepted: another controller.kind")
             made[name] = network.copy(source)
             if network.of == ACTOR and log_std is not None:
                 made[name].register_parameter(LOG_STD, nn.Parameter(log_std.detach().clone(), requires_grad=False))
@@ -88,7 +93,8 @@ class NamedNetworks:
     def weights_of(self, name: str) -> list[nn.Parameter]:
         """A network's parameters, the log_std beside it last: in a copy's order as in the original's."""
         log_std = self.log_std_of(name)
-        inside = [p for p in self.network(name).parameters() if p is not log_std]
+        module = self.network(name)
+        inside = [p for p in (module.network if isinstance(module, Routed) else module).parameters() if p is not log_std]
         return inside if log_std is None else [*inside, cast("nn.Parameter", log_std)]
 
     @torch.no_grad()
@@ -110,7 +116,7 @@ class NamedNetworks:
         return list(self.network(network).buffers())
 
     def now(self, batch: Trajectories, graphs: frozenset[str] = frozenset()) -> Evaluation:
-        return Now(self, batch, graphs)
+        return MixtureNow(self, batch, graphs) if ROUTER in self.modules else Now(self, batch, graphs)
 
     def distribution(self, observation: Tensor, of: str, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         """[N] log-probability of actions at observations as read, and their distributions' entropy if asked."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 CRITIC = "critic"
 """A controller's network of values of states."""
 NOISE = "noise/{}"
-"""Planned [B,T,A] standard normal numbers, what fresh actions at the named observations are drawn from."""
+"""Planned [B,T,…] standard normal numbers (`Actions.noises`), what fresh actions at the named observations are drawn from."""
 
 
 class Now(Evaluation):
@@ -142,20 +142,21 @@ class Now(Evaluation):
     def fresh(self, at: str, of: str = "actor", smoothing: float | None = None, limit: float | None = None) -> Elsewhere:
         """The point at one action of the network `of` at each of the named observations. See `critics.Drawn` for the others."""
 
-        def find() -> tuple[Tensor, Tensor | None, Tensor]:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and graph):
-                return self.policy.fresh(self.observed(at), of, self.noise(at), smoothing, limit)
-
-        graph = at in self.graphs and of == "actor"
-        if graph and not torch.is_grad_enabled():  # somebody in this step will want it with its graph
-            with torch.enable_grad():
-                found = self.once(("fresh", at, of, smoothing, limit), (of,), find)
-        else:
-            found = self.once(("fresh", at, of, smoothing, limit), (of,), find)
+        found = self.graphed(
+            ("fresh", at, of, smoothing, limit), at, lambda: self.policy.fresh(self.observed(at), of, self.noise(at), smoothing, limit), of
+        )
         return Elsewhere(self, at, found, of)
 
+    def graphed(self, key: tuple[Any, ...], at: str, find: Callable[[], Any], of: str = "actor") -> Any:
+        """`once`, of the network `of` at the named observations: with its graph if somebody in this step will differentiate that."""
+        graph = at in self.graphs and of == "actor"
+        if graph == torch.is_grad_enabled():
+            return self.once(key, (of,), find)
+        with torch.set_grad_enabled(graph):
+            return self.once(key, (of,), find)
+
     def noise(self, at: str) -> Tensor:
-        """[N,A] what fresh actions at the named observations are drawn from."""
+        """[N,…] what fresh actions at the named observations are drawn from."""
         noise = self.batch.planned.get(NOISE.format(at))
         if noise is None:
             raise InputError(f"a fresh action at '{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")

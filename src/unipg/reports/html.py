@@ -101,6 +101,7 @@ def _body(runs: Sequence[Run], charts: page.Charts, films: str) -> tuple[str, st
         ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
         ("critic", "Critic"): charts.grid(panels.critic_charts(runs)),
         ("replay", "Replay"): charts.grid(panels.replay_charts(runs)),
+        ("components", "Components"): charts.grid(panels.component_charts(runs)),
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),
         ("tools", "Tool calls"): charts.grid(panels.tool_charts(runs)),
         ("strata", "Strata"): charts.grid(panels.strata_charts(runs)),

@@ -6,7 +6,7 @@ Metrics that are named nowhere here are drawn too, by `other_charts`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
 
@@ -304,6 +304,25 @@ SETS = (
     ),
 )
 WAYS = "vines/share_"
+MIXTURE = {
+    "router/share_": (
+        "Weights of the components",
+        "Mean over states of what the router gives each component. Healthy: follows who wins. One near 100 % and the others near 0 mean "
+        "that the mixture has become a single Gaussian.",
+        True,
+    ),
+    "router/won_": (
+        "Components whose action was best",
+        "Share of states in which each component's drawn action was worth most to the critics: what the router is trained on.",
+        True,
+    ),
+    "router/action_": (
+        "Mean action of the components",
+        "By component and number of the action, in the policy's units. Curves that lie on each other are components that do the same.",
+        False,
+    ),
+}
+"""The same of a mixture's components."""
 
 SAMPLING = (
     Panel(
@@ -605,12 +624,24 @@ def tool_charts(runs: Sequence[Run]) -> list[Chart]:
 def strata_charts(runs: Sequence[Run]) -> list[Chart]:
     """What each stratum is worth, and everything else that is measured of strata."""
     found = sorted({key for run in runs for key in run.metrics if key.startswith("strata/")})
-    charts = []
-    for prefix, (title, caption, share) in STRATA.items():
-        keys = {key: key.removeprefix(prefix).replace("_", " ") for key in found if key.startswith(prefix)}
-        charts += line_charts(runs, curves(runs, keys), Panel(title, keys, caption, percent=share)) if keys else []
     rest = [key for key in found if not key.startswith(tuple(STRATA))]
-    return charts + _panels(runs, [Panel(_spelled(key), {key: _spelled(key)}, "", percent=is_percent(key)) for key in rest])
+    panels = [Panel(_spelled(key), {key: _spelled(key)}, "", percent=is_percent(key)) for key in rest]
+    return _families(runs, STRATA) + _panels(runs, panels)
+
+
+def component_charts(runs: Sequence[Run]) -> list[Chart]:
+    """What the router of a mixture makes of its components, and where they are."""
+    return _families(runs, MIXTURE, "component ")
+
+
+def _families(runs: Sequence[Run], families: Mapping[str, tuple[str, str, bool]], label: str = "") -> list[Chart]:
+    """A chart for each family that has been measured; `label`: what the names of its curves begin with."""
+    charts = []
+    for prefix, (title, caption, share) in families.items():
+        found = sorted({key for run in runs for key in run.metrics if key.startswith(prefix)})
+        keys = {key: label + key.removeprefix(prefix).replace("_", " · " if label else " ") for key in found}
+        charts += line_charts(runs, curves(runs, keys), Panel(title, keys, caption, percent=share)) if keys else []
+    return charts
 
 
 def set_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -698,7 +729,7 @@ def other_charts(runs: Sequence[Run]) -> list[Chart]:
     shown |= {f"mask/{term}/{side}" for term in _terms(runs, "mask", SIDES) for side in SIDES}
     shown |= {f"advantage/{term}/{moment}" for term in _terms(runs, "advantage", MOMENTS) for moment in MOMENTS}
     shown |= {key for leaf in LEARNERS for key in _of_learners(runs, leaf)} | {STEPS, "critic/loss"}
-    rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/", WAYS))} - shown
+    rest = {key for run in runs for key in run.metrics if not key.startswith(("time/", "tools/", "strata/", WAYS, *MIXTURE))} - shown
     rest -= {key for key in rest if key.endswith(("rows/active_fraction", "tokens/update")) and _is_constant(runs, key)}
     panels = [Panel(key, {key: key}, "", percent=is_percent(key)) for key in sorted(rest)]
     return [chart for panel in panels for chart in line_charts(runs, curves(runs, panel.keys), panel, height=220)]

@@ -260,6 +260,6 @@ def _result(item: Any, place: str) -> EvaluationResult:
         samples = [dict(sample) for sample in item.get("samples") or ()]
         if any("value" not in metric for metric in metrics.values()):
             raise ValueError("a metric without 'value'")
-        return EvaluationResult(task=str(item["task"]), metrics=metrics, samples=samples)
+        return EvaluationResult(str(item["task"]), metrics, samples, how=str(item.get("how") or ""))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{place}: 'results' must be a list of {{'task', 'metrics': {{name: {{'value', …}}}}}} ({error})") from error

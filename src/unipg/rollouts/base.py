@@ -85,6 +85,8 @@ class EvaluationResult:
     """Why answers could not be scored, where there were any: to be read by a person."""
     broken: bool = False
     """Whether the verifier raised an error for every answer."""
+    how: str = ""
+    """How actions were chosen, of policies for which there are several ways."""
 
 
 class Experience(ABC):

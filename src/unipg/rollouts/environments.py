@@ -518,11 +518,20 @@ def evaluate_controller(
         rows = min(episodes, SIDE_BY_SIDE) if film is None else 1
         environments, normalized = made(recipe, rows, own_rewards=True, pictures=film is not None)
         controller, seed = _controller(policy, recipe.id, normalized), derived_seed(seed, "evaluation") % _SEEDS
-        source = generator(seed, "evaluation", "act") if sample else None
+        source = generator(seed, "evaluation", "act")
         seen = None if film is None else lambda: film.add(environments, recipe.id)
         try:
             found = play(
-                environments, controller, episodes, seed, tell, name=recipe.id, most_steps=_most_steps(recipe), source=source, seen=seen
+                environments,
+                controller,
+                episodes,
+                seed,
+                tell,
+                name=recipe.id,
+                most_steps=_most_steps(recipe),
+                source=source,
+                sample=sample,
+                seen=seen,
             )
         except (Interrupted, InputError):
             raise
@@ -534,7 +543,8 @@ def evaluate_controller(
     intervals = {"return": student_interval(found.returns), "length": student_interval(found.lengths)}
     if any(found.cut):
         intervals["cut fraction"] = wilson_interval(round(sum(found.cut)), len(found.cut))
-    return EvaluationResult(recipe.id, {name: interval.as_metric() for name, interval in intervals.items()})
+    metrics = {name: interval.as_metric() for name, interval in intervals.items()}
+    return EvaluationResult(recipe.id, metrics, how="" if sample else controller.how_evaluated)
 
 
 def _most_steps(recipe: EnvironmentRecipe) -> float:

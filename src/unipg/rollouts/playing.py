@@ -45,11 +45,13 @@ def play(
     *,
     name: str,
     most_steps: float,
-    source: torch.Generator | None = None,
+    source: torch.Generator,
+    sample: bool = False,
     seen: Callable[[], None] | None = None,
 ) -> Played:
-    """`episodes` episodes with the most likely actions, or with those that `source` draws, shared out evenly among the environments
-    before they start: the first to finish would be the short ones.
+    """`episodes` episodes with the policy's actions of an evaluation (`Controller.noise_of_evaluation`), or with `sample` those of
+    training, whichever `source` draws. They are shared out evenly among the environments before they start: the first to finish would be
+    the short ones.
 
     An episode of `most_steps` steps is cut there, with what it earned; its environment then plays no more, and a warning says so.
     `progress` is told the finished share after every episode, and from time to time; what it raises ends the evaluation.
@@ -71,7 +73,7 @@ def play(
     if seen is not None:
         seen()
     while left.any():
-        noise = None if source is None else policy.noise(1, rows, source)[0]
+        noise = policy.noise(1, rows, source)[0] if sample else policy.noise_of_evaluation(rows, source)
         following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, noise)))
         if seen is not None:
             seen()

@@ -11,6 +11,7 @@ from unipg.critics import (
     Bootstrapped,
     Drawn,
     Exact,
+    Expectation,
     Lagged,
     Network,
     Number,
@@ -20,7 +21,7 @@ from unipg.critics import (
 )
 from unipg.critics.regression import REPLAYED
 from unipg.errors import InputError
-from unipg.estimator import Enumerated, Pathwise, PolicyGradient
+from unipg.estimator import Enumerated, Likelihood, Pathwise, PolicyGradient
 
 ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 
@@ -39,14 +40,14 @@ class SAC(KindOfCritic, SeveralSteps, Algorithm):
     equation = (
         "∇_theta E[min_k Q_k(s, a_theta) − alpha · log pi_theta(a_theta|s)],  Q_k → r + gamma · (min_k Q_lagged − alpha · log pi)(s', a')"
     )
-    deviations = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "The temperature is stepped before critic and policy, which read the new one; Stable-Baselines3 reads that of before the step.",
         "Only terminal states end a return: an episode that a time limit cuts is bootstrapped.",
         "Returns over several steps (n_step) have the entropy of their last state alone, as in Stable-Baselines3.",
     )
     bias = "The critics' values stand for returns, and the states are those of the buffer, not those that the policy comes to."
     replays = True
-    controllers = ("squashed", "auto")
+    controllers: ClassVar[tuple[str, ...]] = ("squashed", "auto")
     controller: ClassVar[Mapping[str, Any]] = {"hidden": (256, 256), "activation": "relu", "init": "torch"}
 
     rollouts: int = setting(1, "read of prompts alone; environments start each episode by themselves")
@@ -71,19 +72,20 @@ class SAC(KindOfCritic, SeveralSteps, Algorithm):
         return {"q": self.critic_of_actions().action_values(self.critics), "q_lagged": Lagged("q"), **learned}
 
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
-        over = Exact() if setting.counted else Drawn()
         alpha = "temperature" if self.temperature is None else self.temperature
-        critic = self.critic_of_actions()
-        target = Bootstrapped(critic.target_value("q_lagged") + Surprise(alpha), self.discount, over)
-        policy = PolicyGradient(
-            rows=REPLAYED, advantage=critic.value("q") + Surprise(alpha), likelihood=Enumerated() if setting.counted else Pathwise()
-        )
+        critic, (over, after, likelihood) = self.critic_of_actions(), self.actions(setting)
+        target = Bootstrapped(critic.target_value("q_lagged") + Surprise(alpha), self.discount, after)
+        policy = PolicyGradient(rows=REPLAYED, advantage=critic.value("q") + Surprise(alpha), likelihood=likelihood)
         temperature = TemperatureLoss(of="temperature", target_entropy=self._target(setting), over=over)
         return (
             *([Learner("temperature", ("temperature",), temperature, optimizer=ADAM)] if self.temperature is None else []),
             Learner("critic", ("q",), critic.regression("q", target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
             Learner("policy", ("actor",), policy, optimizer=ADAM),
         )
+
+    def actions(self, setting: Setting) -> tuple[Expectation, Expectation, Likelihood]:
+        """Over which of the policy's actions expectations are taken, here and in targets, and how they are differentiated."""
+        return (Exact(), Exact(), Enumerated()) if setting.counted else (Drawn(), Drawn(), Pathwise())
 
     def _target(self, setting: Setting) -> float:
         most = setting.highest_entropy

@@ -104,7 +104,7 @@ def _targets(
     for piece in index.split(PIECE):
         batch = _batch(ring, policy, piece)
         for at in regression.noise:
-            noise = torch.randn(len(piece), 1, policy.actions_per_step, generator=source)
+            noise = torch.randn(len(piece), 1, policy.actions.noises, generator=source)
             batch = batch.with_planned(**{NOISE.format(at): noise.to(policy.device)})
         found.append(regression.aim(policy.now(batch), batch, planning))
     return _flat(found)

@@ -269,7 +269,7 @@ class Replay(Feed):
         block, place = divmod(update, BLOCK)
         if self._block is None or self._block[0] != block:
             source = generator(self.run.seed, "replay", block)
-            rows, size = self.batch, self.policy.actions_per_step
+            rows, size = self.batch, self.policy.actions.noises
             uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
             normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
             self._block = block, uniform, normal

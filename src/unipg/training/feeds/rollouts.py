@@ -14,7 +14,9 @@ from unipg.errors import InputError
 from unipg.estimator import Objective, ValueLoss
 from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
+from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.base import Policy
+from unipg.policies.now import NOISE
 from unipg.rollouts.base import Demand
 from unipg.seeding import derived_seed, generator
 from unipg.training.collection import Collected, CollectionProcess, collect
@@ -178,7 +180,7 @@ class Rollouts(Feed):
         if self.run.policy.memoryless and not self._cuts_steps:
             batch = batch.as_episodes()  # its rows may be windows with several of them
             self._check_groups(batch)
-        batch = self._prepare(batch)
+        batch = self._prepare(self._with_noise(batch, number))
         metrics |= self.run.algorithm.metrics(batch)
         if self.critic is not None and bool(batch.mask.any()):
             metrics |= value_metrics(batch, self.critic)
@@ -234,6 +236,17 @@ class Rollouts(Feed):
             workers=self.run.workers.world,
             should_stop=lambda: self.run.stop_requested and self.run.workers.world == 1 and not self.run.brief,
         )
+
+    def _with_noise(self, batch: Trajectories, number: int) -> Trajectories:
+        """The batch with what fresh actions are drawn from, the same in all passes over it."""
+        if not self.objective.noise:
+            return batch
+        policy, run = self.run.policy, self.run
+        assert isinstance(policy, ActorCritic)
+        source = generator(run.seed, "noise", run.iteration, number, run.workers.rank)
+        size = (*batch.mask.shape, policy.actions.noises)
+        noise = {NOISE.format(at): torch.randn(size, generator=source) for at in sorted(self.objective.noise)}
+        return batch.with_planned(**{name: values.to(policy.device) for name, values in noise.items()})
 
     def _renew_proposal(self) -> None:
         assert self.proposal is not None
