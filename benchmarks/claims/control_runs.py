@@ -8,13 +8,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness import ROOT, Check, Runs, Told, by_seed, check, difference
 
 from unipg.algorithms.base import Algorithm
-from unipg.critics.kinds import Critic
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
@@ -46,7 +46,7 @@ class Progress(Observer):
 
 def settings_of(algorithm: Algorithm) -> dict[str, Any]:
     """What a stored run must have been made with, in plain values."""
-    return {"algorithm": algorithm.name} | {name: vars(v) if isinstance(v, Critic) else v for name, v in vars(algorithm).items()}
+    return {"algorithm": algorithm.name, **asdict(algorithm)}
 
 
 def trained(

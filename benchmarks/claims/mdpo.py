@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from control_runs import LAST, overlap, ratio, settings_of, trained
@@ -129,14 +129,6 @@ def off_policy(steps: int) -> Claim:
     )
 
 
-<<<<<<< HEAD
-def algorithm_settings(algorithm: Algorithm) -> dict[str, Any]:
-    """What a stored run must have been made with."""
-    return {"algorithm": algorithm.name, **asdict(algorithm)}
-
-
-=======
->>>>>>> 350a946 (Mixtures of Gaussians as a kind of actions, with a router; pmoe_sac and pmoe_ppo (arXiv 2104.09122) on them, with oracles, recipes, claims and a section of the report)
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--part", choices=("on_policy", "off_policy"), default="on_policy", help="of the claim (default %(default)s)")
 
