@@ -299,6 +299,15 @@ class KindOfCritic:
             )
         return self.critic
 
+    @property
+    def steps_ahead(self) -> tuple[int, float]:
+        ahead, discount = super().steps_ahead  # type: ignore[misc]
+        return ahead, self.critic.discount(discount)
+
+    def metrics(self, batch: Trajectories) -> dict[str, float]:
+        found: dict[str, float] = super().metrics(batch)  # type: ignore[misc]
+        return found | self.critic.metrics(batch, getattr(self, "gamma", 1.0))
+
     def critic_of_actions(self) -> Critic:
         self.critic.check("actions", self.name)  # type: ignore[attr-defined]
         return self.critic

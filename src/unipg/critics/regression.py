@@ -42,6 +42,10 @@ class Bootstrapped(Part):
     @torch.no_grad()
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
         """[B,T]; [K,B,T] where `value` says something of each of K members."""
+        return self.with_graph(now, batch, planning)
+
+    def with_graph(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
+        """The same, for whoever differentiates it."""
         after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")
         ended = batch.require("terminated", "Bootstrapped")
         factor = batch.planned.get(DISCOUNT, self.discount)

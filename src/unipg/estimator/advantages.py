@@ -346,6 +346,29 @@ def generalized_advantage(
     return torch.zeros_like(delta).scatter(1, order, discounted_sums(delta, decay))
 
 
+def values_after(
+    value: Float[Tensor, "B T"],
+    mask: Bool[Tensor, "B T"],
+    *,
+    terminated: Bool[Tensor, "B T"] | None = None,
+    truncated: Bool[Tensor, "B T"] | None = None,
+    bootstrap_value: Float[Tensor, "B T"] | None = None,
+) -> Float[Tensor, "B T"]:
+    """[B,T] V_{t+1} of each policy step, with its graph: that of the row's next policy step; 0 after a terminated step; `bootstrap_value`
+    after a truncated one and at the end of the row (0 if not given), as `generalized_advantage` has it. 0 where the policy did not act."""
+    order = policy_steps_first(mask)
+    zero, no = torch.zeros_like(value), torch.zeros_like(mask)
+
+    def ordered(tensor: Tensor | None, default: Tensor) -> Tensor:
+        return torch.where(mask, default if tensor is None else tensor, default).gather(1, order)
+
+    v, boot, live = ordered(value, zero), ordered(bootstrap_value, zero), mask.gather(1, order)
+    end, cut = ordered(terminated, no), ordered(truncated, no)
+    following = live & torch.cat([live[:, 1:], no[:, :1]], 1) & ~end & ~cut
+    after = torch.where(following, torch.cat([v[:, 1:], zero[:, :1]], 1), torch.where(end, zero, boot))
+    return torch.zeros_like(after).scatter(1, order, torch.where(live, after, 0))
+
+
 def discounted_sums(term: Float[Tensor, "B T"], decay: Float[Tensor, "B T"]) -> Float[Tensor, "B T"]:
     """A_t = x_t + d_t · A_{t+1} with A_T = 0, for every t at once: a scan by doubling, log2(T) steps instead of T.
 

@@ -6,5 +6,21 @@ Does not belong here: which algorithm trains a critic, how often and on which ro
 
 from unipg.critics.kinds.base import Critic, Squared, critic_of, kind_in, kinds, register_kind
 from unipg.critics.kinds.ensembles import Ensemble, Gaussian, GeneralizedGaussian
+from unipg.critics.kinds.martingale import CTD0, GMM, MSTDE, CTDLambda, Martingale
 
-__all__ = ["Critic", "Ensemble", "Gaussian", "GeneralizedGaussian", "Squared", "critic_of", "kind_in", "kinds", "register_kind"]
+__all__ = [
+    "CTD0",
+    "GMM",
+    "MSTDE",
+    "CTDLambda",
+    "Critic",
+    "Ensemble",
+    "Gaussian",
+    "GeneralizedGaussian",
+    "Martingale",
+    "Squared",
+    "critic_of",
+    "kind_in",
+    "kinds",
+    "register_kind",
+]

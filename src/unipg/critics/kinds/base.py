@@ -13,6 +13,7 @@ from unipg.critics.values import Greedy, Reduction, Value
 from unipg.errors import InputError, nearest, shown
 from unipg.estimator import GAE, Advantage, Term, ValueLoss
 from unipg.estimator.aggregation import Aggregate, TokenMean
+from unipg.trajectories import Trajectories
 
 Judged = Literal["states", "actions"]
 
@@ -43,6 +44,14 @@ class Critic(CheckedArguments):
                 f"algorithm.critic.kind is '{self.kind}', which judges {' and '.join(self.judges)}, but '{who}' has a critic of {judged}; "
                 f"accepted: {fitting}"
             )
+
+    def discount(self, gamma: float) -> float:
+        """Its discount per step, of the algorithm's."""
+        return gamma
+
+    def metrics(self, batch: Trajectories, gamma: float) -> dict[str, float]:
+        """What is worth plotting of it on a prepared batch; `gamma`: the algorithm's discount per step."""
+        return {}
 
     # ------------------------------------------------------------------------------------------------ of states, on rollouts
 
