@@ -107,12 +107,12 @@ class MomentLoss(IncrementLoss):
             return torch.zeros_like(delta)
         if not bool((size > 0).all()):
             raise InputError("a critic by moments compares two halves of the rows, but one row alone has steps; accepted: 2 rows or more")
-        means = [planning.reduce(torch.einsum("btl,bt->l", xi, torch.where(half, delta, 0))) for half in halves]
+        sums = [planning.reduce(torch.einsum("btl,bt->l", xi, torch.where(half, delta, 0))) for half in halves]
         a = torch.eye(xi.shape[-1], dtype=xi.dtype, device=xi.device)
         if self.weighting == "inverse":
             second = planning.reduce(torch.einsum("btl,btm->lm", xi, xi)) / count
             a = torch.linalg.inv(second + RIDGE * second.diagonal().mean() * a)
-        other = torch.where(first.unsqueeze(-1), a @ means[1], a @ means[0]) / (2 * size[0] * size[1] / count)
+        other = torch.where(first.unsqueeze(-1), a @ sums[1], a @ sums[0]) / (2 * size[0] * size[1] / count)
         return torch.where(mine, (xi * other).sum(-1), 0)
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:

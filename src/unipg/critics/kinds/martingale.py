@@ -168,5 +168,5 @@ class GMM(ContinuousCritic):
             raise InputError(f"algorithm.critic.tests is {self.tests}; accepted: 1 or more")
 
     def state_loss(self, gae: GAE, *, clip: float | None = None, aggregate: Aggregate = TokenMean()) -> Term:
-        kept = {"tests": self.tests, "weighting": self.weighting}
-        return MomentLoss(gae=self.target(gae, 0.0), clip=clip, aggregate=aggregate, name="value_loss", **kept)
+        gae = self.target(gae, 0.0)
+        return MomentLoss(gae=gae, clip=clip, aggregate=aggregate, tests=self.tests, weighting=self.weighting, name="value_loss")
