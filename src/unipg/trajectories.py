@@ -424,6 +424,10 @@ class Evaluation:
         """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)
 
+    def over(self, batch: Trajectories) -> Evaluation:
+        """The same networks on another batch of that shape."""
+        return self.fresh("observation")
+
     def action_value(self, network: str, members: int | None = None) -> Tensor:
         """[K,B,T] what each of a network's K members says of the action, or the first `members` of them alone."""
         return self.fresh(network).log_prob

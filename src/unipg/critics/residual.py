@@ -65,7 +65,7 @@ class ResidualLoss(IncrementLoss):
 
 @dataclass(frozen=True)
 class MomentLoss(IncrementLoss):
-    """½ m₁^T A m₂, m the means of xi(s) · delta over the steps of every other row each, A = (E xi xi^T)^{−1} or the identity.
+    """½ m₁^T A m₂, m the means of xi(s) · delta over the steps of every other group (a row each, by default), A = (E xi xi^T)^{−1} or 1.
 
     The halves are independent, so no variance of delta comes in. xi: 1 and `tests` random Fourier features cos(w·s + b) of the observation
     in units of its standard deviation, w ~ N(0, 1): functions of the state alone, which any value's increments must be orthogonal to.
@@ -99,8 +99,11 @@ class MomentLoss(IncrementLoss):
         b = 2 * math.pi * torch.rand(self.tests, generator=source, dtype=torch.float64).to(seen)
         xi = torch.cos((seen - mean) / torch.where(spread > 0, spread, 1) @ w + b)
         xi = torch.where(mine.unsqueeze(-1), torch.cat([torch.ones_like(xi[..., :1]), xi], -1), 0)
+        assert batch.group is not None
         live = mine.any(1)
-        first = (live & (live.cumsum(0) % 2 == 1)).unsqueeze(1)
+        first = torch.zeros_like(live)  # of groups by their number, so that the order of rows decides nothing
+        first[live] = batch.group[live].unique(return_inverse=True)[1] % 2 == 0
+        first = first.unsqueeze(1)
         halves = [mine & first, mine & ~first]
         size = planning.reduce(torch.stack([half.sum() for half in halves]).to(delta.dtype))
         if float(size.sum()) == 0:
@@ -127,7 +130,13 @@ class ResidualRegression(Regression):
     """sum_k ½ (q_k(s, a) − y)² of a critic of actions, with the gradient of y as well: its value must be of the network itself."""
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
-        target = self.target.with_graph(now, batch, planning)
+        ended = batch.require("terminated", "ResidualRegression")
+        if bool(ended.any()):  # what is seen there counts for nothing, but 0 times its gradient may be NaN
+            seen = batch.require("next_observation", "ResidualRegression")
+            batch = batch.replace(next_observation=seen.masked_fill(ended.view(*ended.shape, *[1] * (seen.ndim - 2)), 0))
+            target = self.target.with_graph(now.over(batch), batch, planning)
+        else:
+            target = self.target.with_graph(now, batch, planning)
         values = now.action_value(self.of)
         error = values - target
         loss = 0.5 * (error * error).sum(0)

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, Setting
+from unipg.algorithms.base import Algorithm, KindOfCritic, Setting
 from unipg.algorithms.learners import Learner
+from unipg.critics.kinds import Squared
 from unipg.critics.members import MEMBERS, MEMBERS_AFTER
 from unipg.estimator import Objective, Pathwise, Planning, PolicyGradient
 from unipg.laws.cases import LawBroken
@@ -130,7 +131,8 @@ class Rows:
 
 def applies(algorithm: Algorithm) -> bool:
     """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
-    return algorithm.replays or bool(algorithm.networks(True)) or algorithm.heads != (1, 1)
+    kind = algorithm.critic.kind if isinstance(algorithm, KindOfCritic) else Squared().kind
+    return algorithm.replays or bool(algorithm.networks(True)) or kind != Squared().kind
 
 
 def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
@@ -209,7 +211,7 @@ def on_learners(body: Law) -> Callable[..., None]:
 
 @on_learners
 def split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
-    """1. The gradient does not change with micro-batching, padding, row order, or steps as rows of their own."""
+    """1. The gradient does not change with micro-batching, padding, row order, or steps as rows of their own where none looks at others."""
     whole, example = step(made, learner, batch), case.describe(learner)
     _same(whole, step(made, learner, batch, [torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])]), "split: 2 micro-batches", example)
     _same(whole, step(made, learner, batch.select([5, 3, 0, 1, 4, 2])), "split: rows in another order", example)
@@ -218,7 +220,8 @@ def split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) 
     assert batch.source is not None
     filler = Trajectories(action=action, mask=wide, present=wide, source=batch.source[:1])
     _same(whole, step(made, learner, Trajectories.join([batch, filler])), "split: more columns of padding", example)
-    _same(whole, step(made, learner, batch, as_steps=True), "split: steps as rows of their own", example)
+    if learner.terms.reach == "step":
+        _same(whole, step(made, learner, batch, as_steps=True), "split: steps as rows of their own", example)
 
 
 @on_learners
@@ -319,17 +322,19 @@ def emptiness(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectori
 
 @on_learners
 def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
-    """8. The vectorised loss agrees with a naive one: step by step, each alone, with plain Python sums."""
+    """8. The vectorised loss agrees with a naive one: step by step, each alone (or within its row), with plain Python sums."""
     objective = learner.terms
     ready = planned(made, objective, batch)
     own = trained(made, learner)
+    ready = ready.as_steps() if objective.reach == "step" else ready
     total = torch.zeros((), dtype=torch.float64)
-    for row in ready.as_steps().select(torch.arange(int(batch.mask.sum()))).mask.nonzero()[:, 0].tolist():
-        piece = ready.as_steps().select([row])
+    for row in range(len(ready)):
+        piece = ready.select([row])
         now = made.now(piece, objective.differentiates)
         for name, term in objective.named():
             loss, _ = term.per_token(now, piece, name, Planning())
-            total = total + piece.planned[f"{name}/weight"][0, 0] * loss[0, 0]
+            for t in piece.mask[0].nonzero()[:, 0].tolist():
+                total = total + piece.planned[f"{name}/weight"][0, t] * loss[0, t]
     found = torch.cat([total.detach().reshape(1), *(g.flatten() for g in torch.autograd.grad(total, own))])
     _same(found, step(made, learner, batch), "second opinion: step by step, each alone", case.describe(learner))
 

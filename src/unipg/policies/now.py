@@ -66,6 +66,9 @@ class Now(Evaluation):
             self._read[at] = self.policy.read(self.flat(self.batch.require(at, "a network")))
         return self._read[at]
 
+    def over(self, batch: Trajectories) -> Now:
+        return Now(self.policy, batch, self.graphs)
+
     def detach(self) -> Evaluation:
         return self
 
