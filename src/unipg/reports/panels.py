@@ -177,6 +177,18 @@ CRITIC = (
         "below 0: worse. Healthy: rises towards 1.",
     ),
     Panel(
+        "Drift of the critic's increments",
+        {"critic/drift": "drift"},
+        "Mean of r dt + e^{−beta dt} V' − V over dt, of the values before the update. 0: nothing is gained or lost on average that the "
+        "values did not foresee; above 0: they are too low.",
+    ),
+    Panel(
+        "Variation of the critic's increments",
+        {"critic/variation": "variation"},
+        "Their mean square over dt: what noise and exploration move per unit of time. It belongs to right values too, and does not vanish "
+        "with dt; a critic that makes it small has become flat.",
+    ),
+    Panel(
         "Temperature",
         {"temperature_loss/temperature": "alpha"},
         "Weight of the entropy in the policy's aim, where it is learned. Healthy: falls, then settles. Growth without end means that the "
