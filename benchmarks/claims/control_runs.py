@@ -7,7 +7,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,17 @@ def trained(
     optimizer: OptimizerRecipe | None = None,
     replay: ReplayRecipe | None = None,
     of: str = "return/mean",
+    evaluates: bool = False,
+    more: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
 ) -> dict[str, Any]:
-    """A run of unipg that evaluates nothing on the way: what `returns` makes of its episodes, and its steps per CPU-second. `of`: the
-    metric that is told of episodes, such as their length where that is their return without noise.
+    """A run of unipg: what `returns` makes of its episodes, its steps per CPU-second, and what `more` makes of its rows of metrics. `of`:
+    the metric that is told of episodes, such as their length where that is their return without noise.
+
+    It evaluates nothing on the way but where it `evaluates`.
     """
     experience = environment.build(seed)
-    experience.evaluate = lambda *_: []  # type: ignore[method-assign]
+    if not evaluates:
+        experience.evaluate = lambda *_: []  # type: ignore[method-assign]
     spaces = experience.observation_space, experience.action_space
     policy = (controller or ActorCriticRecipe()).build(*spaces, seed, wanted=wanted_of(algorithm))
     with tempfile.TemporaryDirectory() as scratch:
@@ -87,7 +92,7 @@ def trained(
         rows = run.tracker.rows()
     ended = [(row["environment/steps"], row[of], row["return/episodes"]) for row in rows if row["return/episodes"]]
     steps = int(rows[-1]["environment/steps"])
-    return returns(ended, steps) | {"speed": steps / seconds}
+    return returns(ended, steps) | {"speed": steps / seconds} | more(rows)
 
 
 def sb3(python: str, algorithm: str, environment: str, steps: int, seed: int) -> dict[str, Any]:

@@ -352,7 +352,7 @@ class TrainedPolicy:
             self.policy.check_draws("sample is True")
             source = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             noise = self.policy.noise(1, len(rows), source)[0]
-        actions = self.policy.environment_action(self.policy.actor()(rows, noise))
+        actions = self.policy.outward()(rows, self.policy.actor()(rows, noise))
         return actions[0] if one else actions
 
     @overload

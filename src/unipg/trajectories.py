@@ -457,6 +457,14 @@ class Evaluation:
         """[] its logarithm, which is what is learned."""
         return self.fresh(network).log_prob
 
+    def denoised(self, network: str) -> Tensor:
+        """[B,T] mean squared error of a denoising network on the stored action, at planned noise."""
+        return self.fresh(network).log_prob
+
+    def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
+        """[B,T,A] mean and standard deviation of the Gaussian that a network's real actions are drawn from."""
+        return self.fresh(network).log_prob, self.fresh(network).log_prob
+
     def components(self, at: str, mixture: bool = False) -> Evaluation:
         """This evaluation at one fresh action of each of a mixture's K components, [B,T,K] everywhere. Its log-probability is that of the
         component alone, or with `mixture` of all. This and the three below: mixtures only."""

@@ -8,6 +8,7 @@ from unipg.algorithms.base import setting as setting
 from unipg.algorithms.control.a2c import A2C as A2C
 from unipg.algorithms.control.ddpg import DDPG as DDPG
 from unipg.algorithms.control.dqn import DQN as DQN
+from unipg.algorithms.control.gorl import GoRL as GoRL
 from unipg.algorithms.control.harpg import HARPG as HARPG
 from unipg.algorithms.control.harpg import NHARPG as NHARPG
 from unipg.algorithms.control.mdpo import MDPO as MDPO

@@ -13,6 +13,36 @@ from unipg.critics.lagged import Follows
 from unipg.errors import InputError
 from unipg.estimator import Objective, Term
 from unipg.estimator.directions import Direction, Plain
+from unipg.networks.denoisers import Schedule
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Pairs of observations and decoded actions (s, u) that the policy makes itself, in one iteration, and passes over them.
+
+    Of all pairs `most` are kept, by chance; the share `held_out` of these is for validation. Passes end after `epochs`, or once the
+    validation error has not fallen for `patience` of them; the weights with the least error are kept.
+    """
+
+    batches: int = 20
+    """Batches of rollouts that are collected."""
+    most: int = 10_000_000
+    batch: int = 8192
+    """Pairs of an update; the last one of a pass has what is left."""
+    draws: int = 8
+    """Of noise, for each pair."""
+    epochs: int = 50
+    patience: int = 20
+    held_out: float = 0.1
+    schedule: Schedule = "cosine"
+    """Of a diffusion's noise."""
+
+    def __post_init__(self) -> None:
+        for name in ("batches", "most", "batch", "draws", "epochs", "patience"):
+            if (value := getattr(self, name)) < 1:
+                raise InputError(f"generated pairs: {name} is {value}; accepted: 1 or more")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"generated pairs: held_out is {self.held_out}; accepted: a share between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -31,6 +61,16 @@ class Learner:
     """What follows each of its steps: networks that lag behind."""
     span: tuple[float, float] = (0, math.inf)
     """Iterations in which it is trained: from the first, up to but without the second."""
+    role: str = ""
+    """What its settings (`optimizer.learners`) and metrics go by: learners of several stages may share one. Its name, where nothing is
+    said."""
+    renews: bool = False
+    """Whether its networks are drawn anew, from a seed of its name, when its span begins: after the iteration's rows have been gathered
+    where it has `data`, else before the policy is evaluated."""
+    keeps_best: bool = False
+    """Whether its networks are put back, at the end of its span, to what they were at the best evaluation of it."""
+    data: Generated | None = None
+    """What the policy makes for it, and how long it is trained on that; None: it learns from the batches of rollouts."""
     epochs: int | None = None
     """Passes over each batch of rollouts; None: what the recipe says."""
     minibatches: int | None = None
@@ -39,6 +79,8 @@ class Learner:
     """Its own settings where the recipe's are `auto`: `learning_rate`, `kind`, `eps`, `clip_norm`."""
 
     def __post_init__(self) -> None:
+        if not self.role:
+            object.__setattr__(self, "role", self.name)
         if isinstance(self.objective, Term):
             object.__setattr__(self, "objective", Objective((self.objective,)))
         if self.every < 1:
@@ -55,9 +97,10 @@ class Learner:
 
 def told_apart(learners: Sequence[Learner]) -> tuple[Learner, ...]:
     """The same learners, with names for terms that would share theirs: what is planned and recorded of a term goes by its name."""
-    names = Counter(name for learner in learners for name, _ in learner.terms.named())
     found = []
     for learner in learners:
+        together = (other for other in learners if other.span[0] < learner.span[1] and learner.span[0] < other.span[1])
+        names = Counter(name for other in together for name, _ in other.terms.named())
         if any(names[name] > 1 for name, _ in learner.terms.named()):
             named = tuple(dataclasses.replace(term, name=f"{learner.name}_{name}") for name, term in learner.terms.named())
             learner = dataclasses.replace(learner, objective=Objective(named))

@@ -5,8 +5,8 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 """
 
 from unipg.critics.lagged import Copied, Follows, Polyak
-from unipg.critics.networks import ActionValues, Body, Lagged, Network, Number, StateValues
-from unipg.critics.regression import Bootstrapped, ExactKL, Regression, TemperatureLoss
+from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network, Number, StateValues
+from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Regression, TemperatureLoss
 from unipg.critics.values import Drawn, Exact, Expectation, Greedy, Likeliness, StateValue, Surprise, Value
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Body",
     "Bootstrapped",
     "Copied",
+    "Decoder",
     "Drawn",
     "Exact",
     "ExactKL",
@@ -21,6 +22,7 @@ __all__ = [
     "Follows",
     "Greedy",
     "Lagged",
+    "LatentPull",
     "Likeliness",
     "Network",
     "Number",

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError
-from unipg.networks.perceptron import Ensemble, HostFunction
-
-Activation = Literal["tanh", "relu"]
+from unipg.networks.denoisers import Denoiser, Process
+from unipg.networks.perceptron import Activation, Ensemble, HostFunction
 
 
 @dataclass(frozen=True)
@@ -125,3 +124,22 @@ class Lagged(Network):
     def copy(self, module: nn.Module) -> nn.Module:
         """The copy, with weights of its own."""
         return copy.deepcopy(module).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Decoder(Network):
+    """g(s, z): what a policy's actor draws, z [A], to what it means, u [A], by a denoising network (`networks.Denoiser`) that reads s too.
+
+    At the start it is the identity but for a factor, which is 1 of a flow. `steps`: of the sampler; levels of noise of a diffusion.
+    """
+
+    process: Process = "flow"
+    hidden: tuple[int, ...] = (64, 64, 64, 64)
+    steps: int = 10
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.discrete:
+            raise InputError("actions that can be counted have nothing that a decoder could change; accepted: real ones")
+        if body.encoder is not None:
+            raise InputError("a decoder reads observations that are vectors, but these are images; accepted: an environment without images")
+        return Denoiser(self.process, body.inputs, body.actions, self.hidden, self.steps)

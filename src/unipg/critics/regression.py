@@ -127,6 +127,33 @@ class ExactKL(Term):
 
 
 @dataclass(frozen=True)
+class LatentPull(Term):
+    """weight · (mean over dimensions of mu² + sigma²) of the Gaussian that latent actions are drawn from: pulls both towards 0.
+
+    It is on the distribution's parameters, not on draws: not a KL to N(0, I). An entropy bonus keeps sigma up. Source: arXiv 2512.02581,
+    released code.
+    """
+
+    joint: ClassVar[Joint] = "step"
+    of: str = field(default="actor", kw_only=True)
+
+    @property
+    def reads_log_prob(self) -> bool:
+        return False
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({"observation"})
+
+    def symbol(self) -> str:
+        return f"mu² + sigma² of {self.of}"
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        mean, std = now.gaussian(self.of)
+        return (mean.square() + std.square()).mean(-1), Record.of(name, mean=mean, std=std)
+
+
+@dataclass(frozen=True)
 class TemperatureLoss(Term):
     """−log(alpha) · (E[log pi(a|s)] + target_entropy), the expectation detached: alpha rises where the policy's entropy is too low.
 

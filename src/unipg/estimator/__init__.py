@@ -50,6 +50,7 @@ from unipg.estimator.aggregation import (
 )
 from unipg.estimator.divergences import DIVERGENCES, Divergence, FDivergence, alpha, divergence_named
 from unipg.estimator.likelihoods import (
+    Denoised,
     Enumerated,
     Likelihood,
     OneTokenRollout,
@@ -108,6 +109,7 @@ __all__ = [
     "Contrastive",
     "Corrected",
     "CurrentPolicy",
+    "Denoised",
     "Divergence",
     "EntropyBonus",
     "EntropyScaled",

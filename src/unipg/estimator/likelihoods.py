@@ -185,6 +185,13 @@ class Likelihood(Part):
     """Whether other actions stand in the place of the stored one, so that no ratio and no mask mean anything (`Substituted`)."""
     draws: ClassVar[bool] = False
     """Whether those actions are drawn, from planned noise."""
+    own: ClassVar[bool] = False
+    """Whether it stands in the place of the policy's log-probabilities, which are then not asked for."""
+
+    @property
+    def noise(self) -> frozenset[str]:
+        """What its planned noise is for (`noise/…`)."""
+        return frozenset({"observation"}) if self.draws else frozenset()
 
     @property
     def readings(self) -> tuple[Reading, ...]:
@@ -249,6 +256,28 @@ class Stepwise(Likelihood):
 
     def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
         return now.log_prob
+
+
+@dataclass(frozen=True)
+class Denoised(Likelihood):
+    """log g(u|s) by its denoising bound, up to a constant and a factor: −(mean over K draws) of the squared error of the network `of`.
+
+        flow        |v(s, x_t, t) − (e − u)|², x_t = t·e + (1 − t)·u          diffusion   |e(s, x_k, k) − e|²
+
+    u is the stored action; e and t are planned (`noise/<of>`, [B,T,K,A+1]), so the gradient does not depend on how a batch is cut, and
+    several policies can be asked at the same noise. Source: arXiv 2210.02747; 2006.11239.
+    """
+
+    joint: ClassVar[Joint] = "step"
+    own: ClassVar[bool] = True
+    of: str = "decoder"
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({self.of})
+
+    def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
+        return -now.denoised(self.of)
 
 
 @dataclass(frozen=True)

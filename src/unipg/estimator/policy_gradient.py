@@ -272,7 +272,7 @@ class PolicyGradient(Term):
 
     @property
     def reads_log_prob(self) -> bool:
-        return not self.likelihood.substitutes
+        return not (self.likelihood.substitutes or self.likelihood.own)
 
     @property
     def differentiates(self) -> frozenset[str]:
@@ -280,7 +280,7 @@ class PolicyGradient(Term):
 
     @property
     def noise(self) -> frozenset[str]:
-        return frozenset({"observation"}) if self.likelihood.draws else frozenset()
+        return self.likelihood.noise
 
     @property
     def reach(self) -> Joint:
@@ -491,7 +491,8 @@ class Objective:
         """
         planning = planning or Planning()
         # networks that are evaluated when they are asked are not asked for what no term reads
-        for read, wanted in (("log_prob", self.reads_log_prob), ("entropy", self.reads_entropy), ("value", self.reads_value)):
+        # the entropy first: it comes with the log-probabilities
+        for read, wanted in (("entropy", self.reads_entropy), ("log_prob", self.reads_log_prob), ("value", self.reads_value)):
             if wanted and (tensor := getattr(now, read)) is not None and tensor.shape != batch.mask.shape:
                 raise InputError(f"{read} is {list(tensor.shape)} but mask is {list(batch.mask.shape)}; they must be equal")
         quiet = silence(batch)

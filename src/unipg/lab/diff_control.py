@@ -124,14 +124,14 @@ def _transitions(experience: EnvironmentRollouts, policy: ActorCritic, first: Al
     policy.exploration = first.explores(Progress(1, 1))
     count, source = experience.recipe.count, generator(seed, "diff")
     steps = -(-TRANSITIONS // count)
-    stepper, act = experience.stepper(policy), policy.actor()
+    stepper, act, give = experience.stepper(policy), policy.actor(), policy.outward()
     noise, chance = policy.noise(steps, count, source), policy.actions.random(steps, count, source)
     action_columns = ((), "int64") if policy.counts_actions else ((policy.actions_per_step,), "float32")
     stored = policy.encoder.stored
     ring = Ring(None, transition_columns(tuple(stored.shape), str(stored.dtype), *action_columns), steps * count)
     for number in range(steps):
         action = chance[number] if number % 2 else act(stepper.observation, None if policy.exploration == 0 else noise[number])
-        found = stepper.step(policy.environment_action(action))
+        found = stepper.step(give(stepper.observation, action))
         fields = {name: value for name, value in vars(found).items() if name != "live"}
         ring.append(action=action if found.live is None else action[found.live], **fields)
     rows = {name: tensor.unsqueeze(1) for name, tensor in ring.draw(torch.arange(len(ring))).items() if name not in ("episode",)}

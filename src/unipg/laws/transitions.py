@@ -26,6 +26,7 @@ from unipg.estimator import Objective, Pathwise, Planning, PolicyGradient
 from unipg.laws.cases import LawBroken
 from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.policies.named import DECODER
 from unipg.policies.now import CRITIC, NOISE
 from unipg.seeding import generator
 from unipg.training.feeds.replay import ReplayRecipe
@@ -79,6 +80,8 @@ class Rows:
         actions = spaces.Discrete(ARMS) if self.counted else spaces.Box(-1.0, 1.0, (self.size,))
         recipe = ActorCriticRecipe(hidden=[5], activation="tanh", kind=self.kind)  # type: ignore[arg-type]
         made = recipe.build(spaces.Box(-9.0, 9.0, (2,)), actions, self.seed, wanted=wanted_of(self.algorithm))
+        if made.decoder is not None:  # at 0 it would have no gradient but in its last layer
+            made.decoder.draw(generator(self.seed, "decoder"))
         made.module.double()
         source = generator(self.seed, "lag")
         with torch.no_grad():
@@ -109,6 +112,8 @@ class Rows:
             source=torch.full((self.rows,), int(Source.REPLAY if kept else Source.ROLLOUT)),
             planned={NOISE.format(at): normal(self.policy().actions.noises) for at in ("observation", "next_observation")},
         )
+        if (decoder := self.policy().decoder) is not None:
+            batch = batch.with_planned(**{NOISE.format(DECODER): decoder.noise((*shape, 3), draw).double()})
         if kept:
             return batch
         with torch.no_grad():
@@ -131,8 +136,12 @@ class Rows:
 
 def applies(algorithm: Algorithm) -> bool:
     """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
+<<<<<<< HEAD
     kind = algorithm.critic.kind if isinstance(algorithm, KindOfCritic) else Squared().kind
     return algorithm.replays or bool(algorithm.networks(True)) or kind != Squared().kind
+=======
+    return algorithm.replays or any(algorithm.networks(counted) for counted in (True, False)) or algorithm.heads != (1, 1)
+>>>>>>> 2cbe570 (GoRL (gorl, arXiv 2512.02581): PPO in the latent space of a frozen flow or diffusion decoder, refitted between stages)
 
 
 def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
@@ -342,7 +351,9 @@ def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Traje
 # ---------------------------------------------------------------------------------------------------- in the loop
 
 
-def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, steps: int = 32, rate: float = 3e-3, every: int = 1) -> Any:
+def _trainer(
+    algorithm: Algorithm, kind: str, folder: Path, iterations: int, steps: int = 32, rate: float = 3e-3, every: int = 1, epochs: int = 1
+) -> Any:
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.training.trainer import Trainer
 
@@ -356,7 +367,7 @@ def _trainer(algorithm: Algorithm, kind: str, folder: Path, iterations: int, ste
         policy,
         experience,
         folder=folder,
-        training=TrainingRecipe(iterations=iterations, save_every=every),
+        training=TrainingRecipe(iterations=iterations, save_every=every, epochs=epochs),
         optimizer=OptimizerRecipe(learning_rate=rate),
         seed=3,
         replay=ReplayRecipe(64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0) if algorithm.replays else None,
@@ -372,7 +383,8 @@ class _UntilSolved(Observer):
     @property
     def share(self) -> float:
         """1 − |a − best| of the most likely real action; whether the best of several is taken."""
-        found = self.run.policy.environment_action(self.run.policy.actor()(np.ones((1, 1), np.float32), None))[0]
+        policy, state = self.run.policy, np.ones((1, 1), np.float32)
+        found = policy.outward()(state, policy.actor()(state, None))[0]
         return float(found == 2) if self.kind in ("auto", "greedy") else 1 - abs(float(found[0]) - 0.5)
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
@@ -385,10 +397,12 @@ def learning(algorithm: Algorithm, iterations: int = 24, goal: float = 0.9) -> f
 
     Of real actions the share is 1 − |a − best|, of counted ones whether the best is taken.
     """
-    shares = []
+    shares, case = [], cases_of(algorithm)[0]
+    whose = not algorithm.replays and all(learner.epochs is None for learner in case.learners())
+    epochs = 4 if whose else 1  # passes over each batch where the recipe says how many
     for kind in kinds_of(algorithm):
         with tempfile.TemporaryDirectory() as folder:
-            run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, every=iterations)
+            run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, every=iterations, epochs=epochs)
             run.observer = solved = _UntilSolved(run, kind, goal)
             try:
                 run.train()

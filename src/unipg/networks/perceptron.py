@@ -10,14 +10,18 @@ from typing import Literal, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import linear, silu
 
 from unipg.errors import InputError, nearest
 
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "silu"]
 Initialisation = Literal["torch", "orthogonal"]
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu}
-_ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {"tanh": np.tanh, "relu": lambda x: np.maximum(x, 0)}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "silu": silu}
+_ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "silu": lambda x: 0.5 * x * (1 + np.tanh(0.5 * x)),  # x · sigmoid(x), without an exp that overflows
+}
 
 
 def initialise(layer: nn.Linear | nn.Conv2d, init: Initialisation, gain: float, source: torch.Generator) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, softplus
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import (
@@ -25,10 +25,12 @@ from unipg.estimator.likelihoods import (
     log_slopes_of_tanh,
 )
 
+STD_MIN, STD_MAX = 1e-3, 10.0
+"""Of latent actions (arXiv 2512.02581, released code)."""
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Between these a log_std that a network gives is held (Haarnoja et al. 2018, the authors' code)."""
 
-Kind = Literal["auto", "gaussian", "squashed", "deterministic", "greedy", "mixture", "squashed_mixture"]
+Kind = Literal["auto", "gaussian", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
 """What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
 
 
@@ -369,10 +371,15 @@ class BoxActions(Actions):
         assert log_std is not None
         return gaussian_log_prob(output, log_std.expand_as(output), action.reshape(output.shape).to(output.dtype), entropy)
 
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        """[N,A] mean and log_std of what is drawn, before bounds squash it, with the graph."""
+        assert log_std is not None
+        return output, log_std.expand_as(output)
+
     def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
         """[N,A] what `fresh` draws, before bounds squash it, with the graph."""
-        assert log_std is not None
-        return output + log_std.exp() * noise
+        mean, log_std = self.moments(output, log_std)
+        return mean + log_std.exp() * noise
 
     def latent_of(self, action: Tensor) -> Tensor:
         """[N,A] the same of stored actions."""
@@ -469,16 +476,15 @@ class SquashedActions(BoxActions):
         mean, log_std = output.chunk(2, -1)
         return mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX)
 
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        return self.gaussian(output)
+
     def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
         if entropy:
             raise InputError("the entropy of squashed actions has no closed form; accepted: −log_prob of fresh actions in its place")
         mean, log_std = self.gaussian(output)
         u = atanh(action.reshape(mean.shape)).to(mean.dtype)
         return gaussian_log_prob(mean, log_std, u, entropy=False)[0] - log_slope_of_tanh(u), None
-
-    def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
-        mean, log_std = self.gaussian(output)
-        return mean + log_std.exp() * noise
 
     def latent_of(self, action: Tensor) -> Tensor:
         return atanh(action)
@@ -512,6 +518,68 @@ def atanh(action: Tensor) -> Tensor:
     most = 1 - torch.finfo(action.dtype).eps / 2
     action = action.clamp(-most, most)
     return 0.5 * (action.log1p() - (-action).log1p())
+
+
+@dataclass(frozen=True)
+class LatentActions(BoxActions):
+    """Real actions z [N,A] of a diagonal Gaussian, unbounded: the environment is given tanh(u) in units of its bounds, u = z, or what a
+    decoder makes of z (`ActorCritic`). Trajectories, log-probabilities and entropies are those of z, without any correction: given the
+    decoder, environment and tanh are one environment whose actions are z.
+
+    The actor's output are mean and x [N,2A]; std = softplus(x) + 1e-3, at most 10, where its gradient is 0. The most likely action is the
+    mean. Source: arXiv 2512.02581, released code.
+
+    Errors: `InputError` where a dimension has no two finite bounds.
+    """
+
+    type = "latent"
+    kind = "latent"
+    has_log_std = False
+
+    def __post_init__(self) -> None:
+        self._check_bounded("latent actions need")
+
+    @property
+    def outputs(self) -> int:
+        return 2 * self.size
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        mean = output[..., : self.size]
+        if noise is None:
+            return mean
+        return mean + (np.logaddexp(output[..., self.size :], 0) + STD_MIN).clip(STD_MIN, STD_MAX) * noise
+
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, x = output.chunk(2, -1)
+        return mean, (softplus(x) + STD_MIN).clamp_max(STD_MAX).log()
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.moments(output, None)
+        return gaussian_log_prob(mean, log_std, action.reshape(mean.shape).to(mean.dtype), entropy)
+
+    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
+        return gaussian_log_densities(*self.moments(output, None), latent)
+
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        return gaussian_kl(*self.moments(output, None), *self.moments(other, None))
+
+    def likeliest(self, output: Tensor) -> Tensor:
+        return self.moments(output, None)[0]
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.moments(output, None)
+        action = mean if noise is None else mean + log_std.exp() * noise
+        return action, gaussian_log_prob(mean, log_std, action, entropy=False)[0]
+
+    def for_environment(self, action: np.ndarray) -> np.ndarray:
+        return super().for_environment(np.tanh(action))
+
+    def given(self, action: Tensor) -> Tensor:
+        return super().given(action.tanh())
+
+    def from_environment(self, action: np.ndarray) -> np.ndarray:
+        """[N,A] float32; a bound itself is u of the next number inside."""
+        return atanh(torch.from_numpy(super().from_environment(action))).numpy()
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,18 @@ import torch
 from torch import Tensor, nn
 
 from unipg.arguments import CheckedArguments
-from unipg.critics.networks import ActionValues, Body, Lagged, Network
+from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
+from unipg.networks.denoisers import Denoiser
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, alike, encoder_from, observation_of
 from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron, Routed
-from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind
+from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, LatentActions
 from unipg.policies.base import Policy
 from unipg.policies.mixtures import COMPONENTS, Evaluated, MixtureActions
-from unipg.policies.named import ACTOR, ROUTER, VALUES, NamedNetworks, build_networks
+from unipg.policies.named import ACTOR, DECODER, ROUTER, VALUES, NamedNetworks, build_networks
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.now import CRITIC
 from unipg.policies.spaces import actions_from, actions_of, described
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
 Actor = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 """`actor(observation [N,O] float32, noise [N,…] or None)`: an action [N] or [N,A] for each observation; the most likely one for None."""
+
+
+Outward = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""`outward(observation [N,O] float32, action)`: the environments' own actions [N,…]."""
 
 
 class Controller(Policy):
@@ -74,6 +79,11 @@ class Controller(Policy):
     @abstractmethod
     def environment_action(self, action: np.ndarray) -> np.ndarray:
         """What the environments are given: `action` in their own shape, bounds and numbering."""
+
+    def outward(self) -> Outward:
+        """What the environments are given, as a function on the host of the policy as it is now: `environment_action`, and before it
+        whatever lies between the policy's actions and theirs."""
+        return lambda observation, action: self.environment_action(action)
 
     def value(self, observation: Tensor) -> Tensor:
         """[N] the critic's value of each observation [N,O], without graph. Only where `has_value`."""
@@ -117,9 +127,11 @@ class _Networks(nn.Module):
         flat: Flat | None,
         normalizer: RunningNormalizer | None,
         more: Mapping[str, nn.Module],
+        decoder: Denoiser | None = None,
     ) -> None:
         super().__init__()
         self.actor = actor
+        self.decoder = decoder
         self.critic = critic
         self.flat = flat
         self.normalizer = normalizer
@@ -151,6 +163,9 @@ class ActorCritic(NamedNetworks, Controller):
     (Huang et al. 2022, "The 37 implementation details of PPO", detail 2). `seed` decides the initial weights; the global generator is not
     touched.
 
+    `networks` may have a `decoder` (`critics.Decoder`) where actions are latent: it lies between them and the environment's, reads
+    observations in units of statistics of its own, and is saved with what acting needs.
+
     `normalize`: both read observations in units of their running statistics (`RunningNormalizer`), which follow the batches that the policy
     is trained on, one behind: within a collection and the updates on it they stand still, so that log-probabilities are of one policy.
     """
@@ -174,6 +189,15 @@ class ActorCritic(NamedNetworks, Controller):
         seed: int = 0,
     ) -> None:
         self.observation = observation if isinstance(observation, dict) else {"type": "vector", "shape": list(observation)}
+        self._sizes: dict[str, Any] = {
+            "hidden": tuple(hidden),
+            "activation": activation,
+            "log_std": log_std,
+            "critic": critic,
+            "heads": heads,
+        }
+        self._sizes |= {"init": init, "networks": networks}
+        """What it was made with, but for spaces and seed."""
         self.actions = actions
         self.hidden = tuple(hidden)
         self.activation = activation
@@ -212,6 +236,10 @@ class ActorCritic(NamedNetworks, Controller):
                 settings: dict[str, Any] = {"init": init, "gain": 0.01, "source": generator(seed, ROUTER)}
                 router = Perceptron([trunk.sizes[-2], actions.components], **settings)
             own |= {ACTOR: Routed(trunk, router, actions.router_reads), ROUTER: router}
+        if networks and DECODER in networks:
+            if not isinstance(actions, LatentActions):
+                raise InputError(f"a decoder reads what latent actions are, but these are '{actions.kind}'; accepted: kind latent")
+            own[DECODER] = networks[DECODER].build(body, generator(seed, DECODER))
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         more = build_networks(networks or {}, own, body, seed, spread)
         self.lags = {name: network.of for name, network in (networks or {}).items() if isinstance(network, Lagged)}
@@ -224,7 +252,8 @@ class ActorCritic(NamedNetworks, Controller):
         normalizer = RunningNormalizer(self.inputs) if normalize else None
         acting, judging = cast("tuple[Perceptron | Routed, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
         before = None if flat is None or flat.plain else flat
-        self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more)
+        self._decoder = cast("Denoiser | None", own.get(DECODER))
+        self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more, self._decoder)
         self.exploration: float | None = None
         """What `Actions.draw` reads as its `std`, of kinds whose exploration is no part of the distribution; None for their own."""
 
@@ -374,6 +403,48 @@ class ActorCritic(NamedNetworks, Controller):
     def environment_action(self, action: np.ndarray) -> np.ndarray:
         return self.actions.for_environment(action)
 
+    def outward(self) -> Outward:
+        """See `Controller.outward`. Errors: `InputError` where a decoder gives what is not finite, which bounds would hide."""
+        if self._decoder is None:
+            return super().outward()
+        decode = self._decoder.on_the_host()
+        encode = None if self.module.flat is None else self.module.flat.on_the_host()
+
+        def give(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
+            with np.errstate(over="ignore", invalid="ignore"):  # told below, of what comes out
+                decoded = decode(observation if encode is None else encode(observation), action)
+            if not np.isfinite(decoded).all():
+                row = int(np.argwhere(~np.isfinite(decoded))[0][0])
+                raise InputError(f"the decoder gives {decoded[row].tolist()} for the latent action {action[row].tolist()} (row {row})")
+            return self.actions.for_environment(decoded)
+
+        return give
+
+    @property
+    def decoder(self) -> Denoiser | None:
+        """What lies between its actions and the environment's, where anything does."""
+        return self._decoder
+
+    def condition(self, observation: Tensor) -> Tensor:
+        """[N,O] stored observations as the decoder reads them, in their own units."""
+        flat = observation.reshape(len(observation), *self.encoder.stored.shape)
+        return flat if self.module.flat is None else self.module.flat(flat)
+
+    @torch.no_grad()
+    def renew(self, names: Sequence[str], seed: int) -> None:
+        """Draws networks anew by their names, as another seed makes them; with the actor what is known of observations is forgotten."""
+        twin = type(self)(self.observation, self.actions, **self._sizes, normalize=self.normalizes, seed=seed)
+        for name in names:
+            if name == DECODER and self._decoder is not None:
+                self._decoder.draw(generator(seed, DECODER))
+                continue
+            theirs = [*twin.weights_of(name), *twin.buffers_of(name)]
+            for own, their in zip([*self.weights_of(name), *self.buffers_of(name)], theirs, strict=True):
+                own.copy_(their)
+        if ACTOR in names and self.module.normalizer is not None:
+            for buffer in self.module.normalizer.buffers():
+                buffer.zero_()
+
     def save(self, folder: Path) -> None:
         """Writes `model.safetensors` (the weights) and `config.json` (spaces, sizes, activation). `null` in a bound is no bound."""
         from safetensors.torch import save_file
@@ -392,6 +463,8 @@ class ActorCritic(NamedNetworks, Controller):
         if isinstance(self.actions, GreedyActions):
             shape = next((m.members, m.channels) for m in self.module.actor.modules() if isinstance(m, Ensemble))
             config |= {} if shape == (1, 1) else {"values": list(shape)}
+        if (decoder := self._decoder) is not None:
+            config["decoder"] = {"process": decoder.process, "hidden": list(decoder.network.sizes[1:-1]), "steps": decoder.steps}
         weights = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(_MORE)}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -440,7 +513,13 @@ class ActorCritic(NamedNetworks, Controller):
         if not is_controller(folder):
             raise InputError(f"{folder / _CONFIG} does not describe an actor_critic policy")
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+        networks = dict(networks or {})
+        learns = DECODER in networks
         try:
+            if "values" in config:
+                networks = {VALUES: ActionValues(*config["values"]), **networks}
+            if "decoder" in config:
+                networks[DECODER] = Decoder(**{**config["decoder"], "hidden": tuple(config["decoder"]["hidden"])})
             policy = cls(
                 config["observation_shape"] if "observation_shape" in config else config["observation"],
                 actions_from(**config["actions"]),
@@ -449,12 +528,15 @@ class ActorCritic(NamedNetworks, Controller):
                 normalize=config.get("normalize_observations", False),
                 critic=config.get("critic", True),
                 heads=tuple(config.get("heads", (1, 1))),
-                networks={VALUES: ActionValues(*config["values"]), **(networks or {})} if "values" in config else networks,
+                networks=networks,
             )
             weights = load_file(folder / _WEIGHTS)
-            new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(_MORE)}
+            more = (_MORE,) if "decoder" in config else (_MORE, f"{DECODER}.")
+            new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(more)}
             policy.module.load_state_dict(weights | new)
             policy.copy_lagged()
+            if policy.decoder is not None and not learns:
+                policy.decoder.requires_grad_(False)  # whoever goes on with it acts through it as it is
         except KeyError as error:
             raise InputError(
                 f"{folder / _CONFIG} has no {error}: it was written before actions were in units of their bounds; accepted: a newer model"
@@ -521,7 +603,7 @@ class Wanted:
                     f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
                 )
             return asked
-        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "deterministic", "mixture", "squashed_mixture")
+        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -542,7 +624,7 @@ class ActorCriticRecipe(CheckedArguments):
     hidden: list[int] | None = None
     """Width of each hidden layer, of the actor and of critics; an empty list makes them linear. null: the algorithm's own, or [64, 64]."""
     activation: Activation | None = None
-    """tanh or relu between the layers. null: the algorithm's own, or tanh."""
+    """tanh, relu or silu between the layers. null: the algorithm's own, or tanh."""
     log_std: float = 0.0
     """Logarithm of the Gaussian's initial standard deviation; read for real actions only. In units of half the distance between an
     action's bounds, where these are finite."""
@@ -554,8 +636,8 @@ class ActorCriticRecipe(CheckedArguments):
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
     kind: Kind = "auto"
-    """gaussian, squashed (its draws through tanh), deterministic, greedy (the best by its value), mixture, squashed_mixture. auto: what
-    the algorithm is for."""
+    """gaussian, squashed (its draws through tanh), latent (unbounded: tanh is the environment's), deterministic, greedy (the best by its
+    value), mixture, squashed_mixture. auto: what the algorithm is for."""
     components: int | None = None
     """Gaussians of a mixture. null: the algorithm's own, or 4."""
     evaluated: Evaluated | None = None

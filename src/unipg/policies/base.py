@@ -92,6 +92,10 @@ class Policy(ABC):
             pieces[-1] += size
         return list(order.split(pieces))
 
+    def renew(self, names: Sequence[str], seed: int) -> None:
+        """Draws the named networks anew, in place."""
+        raise InputError(f"{type(self).__name__} cannot draw its networks anew; accepted: a controller")
+
     def twin(self) -> Self:
         """The same policy with parameters of its own."""
         return copy.deepcopy(self)

@@ -45,16 +45,18 @@ class Acting(nn.Module):
         self.flat = networks.flat
         self.normalizer = None if networks.normalizer is None else networks.normalizer.frozen()
         self.actor = networks.actor
+        self.decoder = networks.decoder
         self.leaves: list[Leaf] = policy.encoder.leaves()
 
     def forward(self, *observation: Tensor) -> Tensor:
         seen = self.encoder.stack(observation)
-        for stage in (self.flat, self.normalizer):
-            seen = seen if stage is None else stage(seen)
+        condition = seen = seen if self.flat is None else self.flat(seen)
+        seen = seen if self.normalizer is None else self.normalizer(seen)
         output = self.actor(seen)
         if output.ndim == 3:  # an ensemble of values, whose mean chooses
             output = cast("Ensemble", self.actor).mean_value(output)
-        return self.actions.given(self.actions.likeliest(output))
+        action = self.actions.likeliest(output)
+        return self.actions.given(action if self.decoder is None else self.decoder.decode(condition, action))
 
     def examples(self, rows: int) -> tuple[Tensor, ...]:
         return tuple(torch.zeros(rows, *leaf.shape, dtype=getattr(torch, leaf.dtype)) for leaf in self.leaves)

@@ -182,6 +182,9 @@ class MixtureActions(BoxActions):
         latent = self.latent_of(action.reshape(len(output), self.size)).to(output.dtype)
         return self.log_mixture(output, log_std, latent), None
 
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        raise InputError("a mixture is drawn from several Gaussians; accepted here: real actions that are drawn from one")
+
     def latent(self, output: Tensor, noise: Tensor, log_std: Tensor | None) -> Tensor:
         index = self.drawn(output, noise)
         mean, own = self.chosen(output, log_std, index)

@@ -17,9 +17,9 @@ from unipg.policies.now import Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
-ACTOR, VALUES, ROUTER = "actor", "q", "router"
-"""Names that a controller's own networks have beside `CRITIC`: what acts, values of actions where these are what acts, and
-what chooses among the components of a mixture."""
+ACTOR, VALUES, ROUTER, DECODER = "actor", "q", "router", "decoder"
+"""Names that a controller's own networks have beside `CRITIC`: what acts, values of actions where these are what acts, what chooses among
+the components of a mixture, and what lies between its actions and the environment's."""
 LOG_STD = "log_std"
 
 
@@ -68,6 +68,9 @@ class NamedNetworks:
 
         def read(self, observation: Tensor) -> Tensor:
             """[N,O] observations, flattened, as networks read them."""
+
+        def condition(self, observation: Tensor) -> Tensor:
+            """[N,O] stored observations as networks with statistics of their own read them."""
 
         def members_values(self, observation: Tensor) -> Tensor:
             """[N,K,C] all that the critic of states says of observations as networks read them."""
@@ -126,6 +129,12 @@ class NamedNetworks:
         """[N] the exact KL(of ‖ other) in nats of two networks' distributions at observations as read."""
         outputs = (self.network(of)(observation), self.log_std_of(of), self.network(other)(observation), self.log_std_of(other))
         return self.actions.kl(*outputs)
+
+    def gaussian(self, observation: Tensor, of: str) -> tuple[Tensor, Tensor]:
+        """[N,A] mean and log_std of a network's real actions, before bounds squash them, at observations as read."""
+        if not self.draws or not isinstance(self.actions, BoxActions):
+            raise InputError(f"{self.actions.type} actions are drawn from no Gaussian; accepted here: real actions that are drawn")
+        return self.actions.moments(self.network(of)(observation), self.log_std_of(of))
 
     def log_prob_of(self, output: Tensor, of: str, latent: Tensor, each: Callable[[Tensor], Tensor] | None) -> Tensor:
         """[N] log-probability, by a network's output, of real actions `latent` [N,A], as they are before bounds squash them."""

@@ -16,12 +16,14 @@ from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     from unipg.critics.networks import PositiveNumber
+    from unipg.networks.denoisers import Denoiser
     from unipg.policies.named import NamedNetworks
 
 CRITIC = "critic"
 """A controller's network of values of states."""
 NOISE = "noise/{}"
-"""Planned [B,T,…] standard normal numbers (`Actions.noises`), what fresh actions at the named observations are drawn from."""
+"""Planned [B,T,…] standard normal numbers (`Actions.noises`), what fresh actions at the named observations are drawn from; of a denoising
+network [B,T,K,A+1], see `Denoiser.noise`."""
 
 
 class Now(Evaluation):
@@ -36,6 +38,7 @@ class Now(Evaluation):
         self.everywhere = batch.full
         self._live = None if self.everywhere else batch.mask.reshape(-1)
         self._kept: dict[Any, tuple[int, Any]] = {}
+        self._entropy = False
         self._read: dict[str, Tensor] = {}
 
     def flat(self, tensor: Tensor) -> Tensor:
@@ -84,10 +87,11 @@ class Now(Evaluation):
 
     @property
     def log_prob(self) -> Tensor:  # type: ignore[override]
-        return self._taken(False)[0]
+        return self._taken(self._entropy)[0]
 
     @property
     def entropy(self) -> Tensor | None:  # type: ignore[override]
+        self._entropy = True  # from here on one pass gives both
         return self._taken(True)[1]
 
     @property
@@ -134,6 +138,15 @@ class Now(Evaluation):
         """[K,B,T]"""
         return self.states_of(network, "observation")
 
+    def denoised(self, network: str) -> Tensor:
+        condition = self.policy.condition(self.flat(self.batch.require("observation", "a denoising network")))
+        error = cast("Denoiser", self.policy.network(network)).error
+        return self.placed(error(condition, self.action.to(condition.dtype), self.noise(network)))
+
+    def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
+        mean, log_std = self.policy.gaussian(self.observed("observation"), network)
+        return self.placed(mean), self.placed(log_std.exp())
+
     def number(self, network: str) -> Tensor:
         return self.policy.network(network)()
 
@@ -159,10 +172,10 @@ class Now(Evaluation):
             return self.once(key, (of,), find)
 
     def noise(self, at: str) -> Tensor:
-        """[N,…] what fresh actions at the named observations are drawn from."""
+        """[N,…] what fresh actions at the named observations are drawn from, or what a denoising network is tried at."""
         noise = self.batch.planned.get(NOISE.format(at))
         if noise is None:
-            raise InputError(f"a fresh action at '{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")
+            raise InputError(f"'{at}' needs planned noise, '{NOISE.format(at)}', which this batch does not carry")
         return self.flat(noise)
 
     def every(self, at: str, of: str = "actor") -> Elsewhere:

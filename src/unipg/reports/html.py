@@ -100,6 +100,7 @@ def _body(runs: Sequence[Run], charts: page.Charts, films: str) -> tuple[str, st
         ("distributions", "Distributions"): charts.grid(panels.distribution_charts(runs)),
         ("ratios", "Importance ratios and masks"): charts.grid(panels.ratio_charts(runs)),
         ("critic", "Critic"): charts.grid(panels.critic_charts(runs)),
+        ("decoder", "Decoder"): charts.grid(panels.decoder_charts(runs)),
         ("replay", "Replay"): charts.grid(panels.replay_charts(runs)),
         ("components", "Components"): charts.grid(panels.component_charts(runs)),
         ("optimisation", "Optimisation"): charts.grid(panels.optimisation_charts(runs)),

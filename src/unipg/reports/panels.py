@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from html import escape
+from itertools import pairwise
+from typing import Any
 
 from unipg.reports.charts import (
     Chart,
@@ -18,9 +20,12 @@ from unipg.reports.charts import (
     colour,
     curves,
     evaluation_chart,
+    faded,
     fan_charts,
+    finite,
     heat_maps,
     line_charts,
+    one_each,
     stacked_bars,
 )
 from unipg.reports.run import Run, Series
@@ -421,6 +426,27 @@ CURVATURE = (
 )
 """What only some runs measure: a section of its own each."""
 
+DECODER = (
+    Panel(
+        "Decoder: validation error",
+        {"decoder/validation": "error"},
+        "Mean squared error on held-out pairs, of the weights that were kept. Its least possible value is not 0: noise cannot be foretold.",
+        smoothed=False,
+    ),
+    Panel(
+        "Decoder: saturated data",
+        {"decoder/saturated": "beyond 0.99"},
+        "Share of the decoder's data within 1 % of a bound, where tanh is flat. Near 100 % it is fitted to differences that hardly matter.",
+        percent=True,
+        smoothed=False,
+    ),
+    Panel(
+        "Latent standard deviation",
+        {"latent_pull/std": "sigma", "latent_pull/mean": "mu"},
+        "Of the Gaussian that latent actions are drawn from, over states and dimensions. Healthy: sigma falls within a stage. At 0.001 or "
+        "10 it is at its limits and no longer moves.",
+    ),
+)
 GATE = {"gate/offline_fraction": "offline fraction"}
 EFFECTIVE = {"ratio/ess": "effective sample size"}
 QUANTILES = ("ratio/q01", "ratio/q25", "ratio/q50", "ratio/q75", "ratio/q99", "ratio/max")
@@ -474,9 +500,54 @@ def return_charts(runs: Sequence[Run]) -> list[Chart]:
                 if len(runs) == 1:
                     trace["line"] = trace["line"] | {"color": colour(1)}
             chart.data += evaluated
+        chart.data += _stage_marks(runs, chart)
         chart.layout["yaxis"]["title"] = {"text": "return of an episode"}
         chart.layout["showlegend"] = True
     return charts
+
+
+def _stage_marks(runs: Sequence[Run], chart: Chart) -> list[dict[str, Any]]:
+    """A vertical line where a run began a new stage, as high as the chart's curves."""
+    heights = [y for trace in chart.data for y in trace["y"] if y is not None]
+    marks = []
+    for index, run in enumerate(runs):
+        begun = [i for i, more in _growth(run.metrics.get("stage", Series())) if more > 0]
+        if begun and heights:
+            middle, half = (max(heights) + min(heights)) / 2, (max(heights) - min(heights)) / 2
+            line = {"type": "constant", "value": half, "thickness": 1.2, "width": 0, "color": faded(colour(index), 0.7)}
+            name = f"{run.label}, new stage" if len(runs) > 1 else "new stage"
+            place = {"x": begun, "y": [middle] * len(begun), "error_y": line, "meta": {"run": index, "clock": "metrics"}}
+            look = {
+                "mode": "markers",
+                "marker": {"symbol": "line-ns-open", "size": 8, "color": colour(index)},
+                "hovertemplate": "new stage",
+            }
+            marks.append({"type": "scatter", "name": escape(name), **place, **look})
+    return marks
+
+
+def decoder_charts(runs: Sequence[Run]) -> list[Chart | Group]:
+    """What a generative decoder was fitted to, beside what it makes of noise, at the last fit of each run; and how the fits went."""
+    drawn: dict[int, Chart] = {}
+    for index, run in enumerate(runs):
+        data: list[dict[str, Any]] = []
+        for name in sorted(name for name in run.histograms if name.startswith(("decoder/data/", "decoder/samples/"))):
+            _, what, number = name.split("/")
+            last = run.histograms[name][-1]
+            total = sum(last.counts) or 1
+            line = {"shape": "hvh", "color": colour(int(number)), "width": 2, "dash": "solid" if what == "data" else "dot"}
+            middles = [(a + b) / 2 for a, b in pairwise(last.edges)]
+            trace = {"x": finite(middles), "y": finite(count / total for count in last.counts), "mode": "lines", "line": line}
+            data.append({"type": "scatter", "name": f"{what}, dimension {number}", "hovertemplate": "%{y:.1%} at %{x:.2f}", **trace})
+        if data:
+            axes = {"yaxis": {"tickformat": ".3~p", "rangemode": "tozero"}, "xaxis": {"title": {"text": "action, in units of its bounds"}}}
+            at = run.histograms[next(name for name in run.histograms if name.startswith("decoder/data/"))][-1].iteration
+            drawn[index] = Chart("", f"Fitted in iteration {at}.", data, {**axes, "showlegend": True})
+    caption = (
+        "Solid: the actions that the decoder was fitted to, over all states that were visited. Dotted: what it makes of N(0, I) in the "
+        "same states. Healthy: one covers the other, all peaks included; mass between two peaks is what the fit has blurred."
+    )
+    return [*one_each(runs, "Decoder: samples against data", caption, drawn), *_panels(runs, DECODER)]
 
 
 def critic_charts(runs: Sequence[Run]) -> list[Chart]:
@@ -733,7 +804,11 @@ def _is_constant(runs: Sequence[Run], key: str) -> bool:
 def other_charts(runs: Sequence[Run]) -> list[Chart]:
     """Every metric that no other section shows, those of one prefix together."""
     shown = (
-        {key for panel in (RETURN, *LEARNING, *OPTIMISATION, *CRITIC, *REPLAY, RATIO, *SAMPLING, *CURVATURE, *SETS) for key in panel.keys}
+        {
+            key
+            for panel in (RETURN, *LEARNING, *OPTIMISATION, *CRITIC, *REPLAY, RATIO, *SAMPLING, *CURVATURE, *SETS, *DECODER)
+            for key in panel.keys
+        }
         | GATE.keys()
         | EFFECTIVE.keys()
         | set(QUANTILES)

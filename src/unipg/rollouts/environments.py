@@ -207,7 +207,7 @@ class EnvironmentRollouts(Experience):
         actions: list[np.ndarray] = []
         finals: list[tuple[int, int, np.ndarray]] = []  # row, step, observation after it
         noise = policy.noise(steps, rows, generator(demand.seed, "act", demand.iteration, demand.round, demand.worker))
-        act, flatten = policy.actor(), policy.flatten
+        act, give, flatten = policy.actor(), policy.outward(), policy.flatten
         same_step = resets_in_same_step(self._environments)
         t = 0
         try:
@@ -216,7 +216,7 @@ class EnvironmentRollouts(Experience):
                     stop()
                     observation[t] = current
                     actions.append(act(current, noise[t]))
-                    given = policy.environment_action(actions[-1])
+                    given = give(current, actions[-1])
                     following, reward[t], terminated[t], truncated[t], infos = self._environments.step(given)
                     current = flatten(following)
                     if same_step and truncated[t].any():

@@ -62,7 +62,7 @@ def play(
     rows = environments.num_envs
     left = np.full(rows, episodes // rows)
     left[: episodes % rows] += 1
-    act = policy.actor()
+    act, give = policy.actor(), policy.outward()
     same_step = resets_in_same_step(environments)
     total, length = np.zeros(rows), np.zeros(rows)
     resetting = np.zeros(rows, bool)
@@ -74,7 +74,7 @@ def play(
         seen()
     while left.any():
         noise = policy.noise(1, rows, source)[0] if sample else policy.noise_of_evaluation(rows, source)
-        following, reward, terminated, truncated, _ = environments.step(policy.environment_action(act(observation, noise)))
+        following, reward, terminated, truncated, _ = environments.step(give(observation, act(observation, noise)))
         if seen is not None:
             seen()
         observation = policy.flatten(following)

@@ -140,8 +140,9 @@ class Vineyard:
         """The environment of a row at its step `index`: its start, and the same actions again."""
         environment = self._back(saved)
         observation: Any = None
-        for action in row.actions[:index]:
-            observation = environment.step(policy.environment_action(action[None])[0])[0]
+        give = policy.outward()
+        for before, action in zip(row.before, row.actions[:index], strict=False):
+            observation = environment.step(give(before[None], action[None])[0])[0]
         if not np.array_equal(policy.flatten_one(observation), row.before[index]):
             raise self._unrestorable(f"the same {index} actions led somewhere else")
         found = self._saved(environment)
@@ -150,13 +151,13 @@ class Vineyard:
 
     def _play(self, rows: Sequence[_Row], policy: Controller, source: torch.Generator, place: Any, stop: Callable[[], None]) -> None:
         """All rows to their ends, side by side."""
-        act = policy.actor()
+        act, give = policy.actor(), policy.outward()
         going = [row for row in rows if row.began < self.limit]
         while going:
             stop()
             current = np.stack([row.observation for row in going])
             actions = act(current, policy.noise(1, len(going), source)[0])
-            given = policy.environment_action(actions)
+            given = give(current, actions)
             for row, observation, action, theirs in zip(going, current, actions, given, strict=True):
                 row.before.append(observation)
                 row.actions.append(action)

@@ -68,7 +68,7 @@ class Learning:
         self.objective = learner.terms
         self.training, self.recipe, self.workers, self.seed, self.folder = training, recipe, workers, seed, folder
         self.name = learner.name
-        self.prefix = "" if learner.name == "policy" else f"{learner.name}/"
+        self.prefix = "" if learner.role == "policy" else f"{learner.role}/"
         """What its metrics begin with."""
         self._vectors = weights.vectors(learner.trains)
         held = {id(p) for vector in self._vectors for p in vector.parameters}

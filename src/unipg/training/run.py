@@ -92,7 +92,7 @@ def run_recipe(
         if control:
             observer = Observers([observer, BestModel("return")])
         learned = algorithm.learned(_setting(experience))
-        recipe.optimizer.check_learners({made.name for made in learned})
+        recipe.optimizer.check_learners({made.role for made in learned})
         own = [made.optimizer for made in learned if not made.direction.owns_step]
         if not algorithm.replays and all(settings == own[0] for settings in own):
             settings = own[0] if own else None

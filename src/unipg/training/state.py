@@ -32,6 +32,7 @@ def state_of(run: Trainer) -> dict[str, Any]:
         "learners": {learner.name: learner.state_dict() for learner in run.learners},
         "memory": run.workers.gather(dict(run.memory)),
         "feed": run.feed.state_dict(),
+        "stages": run.stages.state_dict(),
         "experience": run.workers.gather(run.experience.state_dict()),
         "random": random_states(),
         "world": run.workers.world,
@@ -55,6 +56,7 @@ def restore(run: Trainer, state: dict[str, Any], *, trust: bool = False) -> None
         setattr(run, name, state[name])
     run.row = dict(state["row"])
     run.feed.load_state_dict(state["feed"])
+    run.stages.load_state_dict(state.get("stages", {"best": {}}))  # of a run from before there were any
     if state["diagnostics"] is not None:
         run.diagnostics.load_state_dict(state["diagnostics"], run.policy.device)
     if state["iterations"] != run.training.iterations:

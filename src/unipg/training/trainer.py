@@ -25,12 +25,14 @@ from unipg.training.collapse import Finding, Watch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.feeds.base import Feed
+from unipg.training.feeds.generated import Staged
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 from unipg.training.feeds.rollouts import Rollouts
 from unipg.training.folder import check_free, locked, untouched
 from unipg.training.learner import Learning, NonFinite
 from unipg.training.observer import Observer, Observers, Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
+from unipg.training.stages import Stages
 from unipg.training.state import restore, state_of
 from unipg.training.tracking import Tracker
 from unipg.training.weights import Weights
@@ -92,7 +94,7 @@ class Trainer:
             self.learned = tuple(dataclasses.replace(made, objective=corrected(made.terms, limit)) for made in self.learned)
         recipe = optimizer or OptimizerRecipe()
         self._check_needs(Objective(tuple(term for made in self.learned for term in made.terms.terms)), recipe)
-        recipe.check_learners({made.name for made in self.learned})
+        recipe.check_learners({made.role for made in self.learned})
         self.workers.share([*policy.module.parameters(), *policy.module.buffers()])
         self.weights = Weights(policy)
         self.memory: dict[str, Any] = {}
@@ -106,7 +108,7 @@ class Trainer:
                 policy,
                 self.weights,
                 training=self.training,
-                recipe=recipe.of(made.name).settled(algorithm, policy, controller=not experience.has_prompts, own=made.optimizer),
+                recipe=recipe.of(made.role).settled(algorithm, policy, controller=not experience.has_prompts, own=made.optimizer),
                 workers=self.workers,
                 seed=seed,
                 folder=folder,
@@ -118,6 +120,7 @@ class Trainer:
             self.learners.append(learning)
         self.learner = next((found for found in self.learners if found.name == "policy"), self.learners[0])
         """The one whose objective is the policy's, where there are several."""
+        self.stages = Stages(self)
         self.watch = Watch.of(algorithm, policy)
         self.watch.listeners.append(self.observer.warning)
         self.iteration = self.round = self.position = self.step = 0
@@ -187,7 +190,7 @@ class Trainer:
                 raise InputError(
                     f"replay is given, but algorithm '{self.algorithm.name}' uses each batch of rollouts once; accepted: leave it out"
                 )
-            return Rollouts(self)
+            return Staged(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
         return Replay(self, replay or ReplayRecipe())
 
     # ------------------------------------------------------------------------------------------------ the loop
@@ -236,9 +239,11 @@ class Trainer:
         while self.iteration < self.training.iterations and not self._ending():
             began = time.perf_counter()
             if not self.feed.begun:
+                self.stages.begin()
                 self._evaluate_if_due()
                 if self._ending():
                     break
+                self.stages.restore()
                 # where this iteration can be repeated from, should its collection be stopped: a copy of running environments may cost as
                 # much as a short window of them, which is waited for instead
                 state = None if self.brief else state_of(self)
@@ -333,10 +338,13 @@ class Trainer:
     def _finish_iteration(self, seconds: float) -> dict[str, Any]:
         self.seconds += seconds
         self.row |= self.diagnostics.metrics()
-        self.row |= self.feed.finish()
+        self.row |= self.feed.finish() | self.stages.metrics()
         skipped: dict[str, int] = {}
         for learner in self.learners:
-            skipped |= {f"{learner.prefix}steps/skipped_{why}": count for why, count in learner.skipped.items() if count}
+            for why, count in learner.skipped.items():
+                if count:
+                    key = f"{learner.prefix}steps/skipped_{why}"
+                    skipped[key] = skipped.get(key, 0) + count
         row = {"iteration": self.iteration, "step": self.step, "seconds": self.seconds, **self.row, **skipped}
         if self.tracker:
             self.tracker.metrics(row)
@@ -356,6 +364,7 @@ class Trainer:
     def _evaluate_if_due(self) -> None:
         ends = self.iteration in (0, self.training.iterations) or bool(self.ended)
         due = ends or (self.training.evaluate_every > 0 and self.iteration % self.training.evaluate_every == 0)
+        due = due or self.stages.ends
         if not due or self.evaluated_at == self.iteration or not self.workers.leads:
             return
         began = time.perf_counter()
@@ -366,6 +375,7 @@ class Trainer:
             raise Stopped from None
         self.seconds += time.perf_counter() - began
         self.evaluated_at = self.iteration
+        self.stages.evaluated(results)
         if results and self.tracker:
             self.tracker.evaluation(self.iteration, self.step, time.perf_counter() - began, results)
             self.observer.evaluation(results)

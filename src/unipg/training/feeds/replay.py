@@ -194,7 +194,7 @@ class Replay(Feed):
             self._random = policy.actions.random(self.rounds, self.count, source)
         # a live actor follows the weights, not the statistics of observations
         self._live = not policy.normalizes and policy.device.type == "cpu" and next(policy.module.parameters()).dtype == torch.float32
-        self._act = policy.actor(live=self._live)
+        self._act, self._give = policy.actor(live=self._live), policy.outward()
         self._tell_every = max(1, self.recipe.updates(10**9) * self.rounds * self.count // 10**9 // RECORDS)
         self.seconds = 0.0
         self._begun = True
@@ -212,7 +212,7 @@ class Replay(Feed):
                 self._act = policy.actor()
             policy.exploration = self.run.algorithm.explores(self._progress(steps))
             action = self._act(stepper.observation, None if policy.exploration == 0 else self._noise[round])
-        found = stepper.step(policy.environment_action(action))
+        found = stepper.step(self._give(stepper.observation, action))
         self.ring.append(
             observation=found.observation,
             next_observation=found.next_observation,

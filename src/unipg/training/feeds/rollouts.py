@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import Objective, ValueLoss
+from unipg.estimator import GAE, Objective, ValueLoss
 from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import ActorCritic
@@ -39,11 +39,6 @@ class Rollouts(Feed):
     def __init__(self, run: Trainer) -> None:
         super().__init__(run)
         self.batch: Trajectories | None = None
-        self.objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
-        """All terms of all learners: what a batch is prepared for."""
-        regressions = (term.gae for term in self.objective.terms if isinstance(term, ValueLoss))
-        self.critic = next(regressions, None) if run.policy.memoryless else None
-        """What a controller's critic of states is trained on."""
         self._shuffled: tuple[tuple[str, int], Trajectories, list[Trajectories]] | None = None
         self.proposal: Policy | None = None
         if run.algorithm.proposes or run.training.overlap:
@@ -52,7 +47,8 @@ class Rollouts(Feed):
         self.proposed_at = 0
         self.ahead: CollectionProcess | None = None
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
-        self._schedule: list[tuple[Learning, int, int, int]] = []
+        self._objectives: dict[tuple[str, ...], Objective] = {}
+        self._schedules: dict[tuple[str, ...], list[tuple[Learning, int, int, int]]] = {}
         self._check_passes()
 
     def _check_passes(self) -> None:
@@ -74,18 +70,40 @@ class Rollouts(Feed):
             raise InputError(f"{why}, but {who} says with which weights each batch is collected; accepted: training.overlap: false")
 
     @property
+    def _on(self) -> list[Learning]:
+        """The learners that this iteration's batch is for."""
+        return [learner for learner in self.run.learners if learner.is_on(self.run.iteration)]
+
+    @property
+    def objective(self) -> Objective:
+        """All terms of all of them: what a batch is prepared for."""
+        names = tuple(learner.name for learner in self._on)
+        if names not in self._objectives:
+            self._objectives[names] = Objective(tuple(term for learner in self._on for term in learner.objective.terms))
+        return self._objectives[names]
+
+    @property
+    def critic(self) -> GAE | None:
+        """What a controller's critic of states is trained on."""
+        regressions = (term.gae for term in self.objective.terms if isinstance(term, ValueLoss))
+        return next(regressions, None) if self.run.policy.memoryless else None
+
+    @property
     def schedule(self) -> list[tuple[Learning, int, int, int]]:
         """The updates on a batch: the learner, its pass, the part of that pass, and how many parts one has."""
-        if not self._schedule:
-            training = self.run.training
-            for learner in self.run.learners:
-                epochs, parts = learner.spec.epochs or training.epochs, learner.spec.minibatches or training.minibatches
-                self._schedule += [(learner, epoch, part, parts) for epoch in range(epochs) for part in range(parts)]
-        return self._schedule
+        on, training = self._on, self.run.training
+        names = tuple(learner.name for learner in on)
+        if names not in self._schedules:
+            passes = [(a, a.spec.epochs or training.epochs, a.spec.minibatches or training.minibatches) for a in on]
+            self._schedules[names] = [
+                (a, epoch, part, parts) for a, epochs, parts in passes for epoch in range(epochs) for part in range(parts)
+            ]
+        return self._schedules[names]
 
     def steps(self, learner: Learner) -> int:
         training = self.run.training
-        return training.iterations * (learner.epochs or training.epochs) * (learner.minibatches or training.minibatches)
+        iterations = max(1, min(training.iterations, learner.span[1]) - learner.span[0])
+        return int(iterations) * (learner.epochs or training.epochs) * (learner.minibatches or training.minibatches)
 
     @property
     def begun(self) -> bool:
@@ -95,8 +113,7 @@ class Rollouts(Feed):
         return len(self.schedule)
 
     def due(self, round: int, number: int) -> list[Learning]:
-        learner = self.schedule[number][0]
-        return [learner] if learner.is_on(self.run.iteration) else []
+        return [self.schedule[number][0]]
 
     def finish(self) -> dict[str, Any]:
         run, batch = self.run, self.batch
@@ -194,7 +211,7 @@ class Rollouts(Feed):
 
     @property
     def _cuts_steps(self) -> bool:
-        return all(learner.cuts_steps for learner in self.run.learners)
+        return all(learner.cuts_steps for learner in self._on)
 
     def _fresh(self, number: int) -> Collected:
         """Fresh batch `number` of this iteration; with `overlap` that of the process that collected it during the last one."""
