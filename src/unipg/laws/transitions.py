@@ -136,12 +136,8 @@ class Rows:
 
 def applies(algorithm: Algorithm) -> bool:
     """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
-<<<<<<< HEAD
     kind = algorithm.critic.kind if isinstance(algorithm, KindOfCritic) else Squared().kind
-    return algorithm.replays or bool(algorithm.networks(True)) or kind != Squared().kind
-=======
-    return algorithm.replays or any(algorithm.networks(counted) for counted in (True, False)) or algorithm.heads != (1, 1)
->>>>>>> 2cbe570 (GoRL (gorl, arXiv 2512.02581): PPO in the latent space of a frozen flow or diffusion decoder, refitted between stages)
+    return algorithm.replays or any(map(algorithm.networks, (True, False))) or kind != Squared().kind
 
 
 def cases_of(algorithm: Algorithm, seed: int = 0) -> list[Rows]:
