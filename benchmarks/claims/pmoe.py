@@ -163,7 +163,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def build(chosen: argparse.Namespace) -> Claim:
     if chosen.part == "pendulum":
-        return pendulum(2000 if chosen.quick else 10_000)
+        return pendulum(2000 if chosen.quick else 6000)
     return bandit(60 if chosen.quick else 1500)
 
 
