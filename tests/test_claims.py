@@ -159,6 +159,11 @@ def test_several_toys_have_a_base_model_each(strings: ModuleType) -> None:
     assert not claim.methods["hard/sft"].always
 
 
+def test_a_number_is_found_by_its_key_or_a_path(harness: ModuleType) -> None:
+    run = {"error_0.1": 1.0, "operations": {"copy": 2.0}}
+    assert [harness.number(run, name) for name in ("error_0.1", "operations.copy", "operations.shift")] == [1.0, 2.0, None]
+
+
 def test_a_table_of_any_numbers(harness: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The harness knows nothing of training: any function of method and seed will do, with or without curves."""
 

@@ -104,9 +104,9 @@ class Claim:
 
 
 def number(run: Run, name: str) -> Any:
-    """A number of a run; None where it has none."""
+    """A number of a run, by its key or by a path of keys with dots between them; None where it has none."""
     value: Any = run
-    for part in name.split("."):
+    for part in [name] if name in run else name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
 

@@ -317,3 +317,28 @@ def test_a_singular_system_is_solved_by_least_squares_and_said() -> None:
         solution = linear.clstd(found.paths, doubled)
     assert solution.condition > linear.SINGULAR
     torch.testing.assert_close(solution.theta.sum(), linear.clstd(found.paths, found.features).theta[0])
+
+
+# ------------------------------------------------------------------------------------------------------------------------- claims
+
+
+def test_a_family_without_the_truth_shows_what_each_method_projects() -> None:
+    """Reward x², Brownian motion from 1, J = theta x (T − t). Martingale loss: ∫τ²(1 + 3t) + τ³/2 over ∫τ²(1 + t), 1.7, the projection
+    under the occupation measure; CTD(0) stands still at ∫τ(1 + 3t) over ∫τ(1 + t), 1.5."""
+    found = draw(BrownianMotion(x0=1.0), Times.even(1.0, 0.01), 8000, generator(0, "misfit"))
+    paths = Paths(found.paths.times, found.state[:, :-1] ** 2, found.paths.payoff)
+    assert float(linear.martingale_fit(paths, found.features).theta) == pytest.approx(1.7, abs=0.06)
+    assert float(linear.clstd(paths, found.features).theta) == pytest.approx(1.5, abs=0.06)
+
+
+def test_the_truth_by_martingale_methods_alone() -> None:
+    """Claim A at 8,000 paths: Brownian motion, reward x, also discounted."""
+    for process, most in ((BrownianMotion(), 0.05), (BrownianMotion(beta=1.0, x0=1.0), 0.05)):
+        found = draw(process, Times.even(1.0, 0.01, process.beta), 8000, generator(1, "claim", process.beta))
+        thetas = [
+            linear.martingale_fit(found.paths, found.features).theta,
+            linear.clstd(found.paths, found.features).theta,
+            linear.clstd(found.paths, found.features, lam=0.5).theta,
+        ]
+        assert all(abs(float(theta) - 1) < most for theta in thetas)
+        assert float(linear.mean_square_td_fit(found.paths, found.features).theta) < 0.1
