@@ -44,16 +44,16 @@ UNIMODAL, MULTIMODAL, MOST = 0.05, 0.1, 0.5
 def pendulum(steps: int) -> Claim:
     def run(method: str, seed: int, told: Told) -> dict[str, Any]:
         _, algorithm, components = PENDULUM[method]
-        training = TrainingRecipe(iterations=steps // 1000, save_every=steps // 1000)
+        training = TrainingRecipe(iterations=steps // 200, save_every=steps // 200)
         return trained(
             algorithm,
-            EnvironmentRecipe("Pendulum-v1", 1, 1000),
+            EnvironmentRecipe("Pendulum-v1", 1, 200),
             training,
             seed,
             told,
             controller=ActorCriticRecipe(hidden=[32, 32], components=components),
             optimizer=OptimizerRecipe(learning_rate=1e-3),
-            replay=ReplayRecipe(batch=128, warmup=1000, updates_per_step=1.0),
+            replay=ReplayRecipe(batch=128, warmup=200, updates_per_step=1.0),
         )
 
     def checks(runs: Runs) -> list[Check | None]:
@@ -72,7 +72,7 @@ def pendulum(steps: int) -> Claim:
         checks=checks,
         columns={"score": "return over the run", "last": f"in the last {LAST:.0%} of the steps", "speed": "steps per CPU-second"},
         about=(
-            f"Pendulum-v1, {steps:,} steps of one environment, the first 1,000 uniform, an update of 128 transitions after all others; "
+            f"Pendulum-v1, {steps:,} steps of one environment, the first 200 uniform, an update of 128 transitions after all others; "
             "32-32 ReLU networks, Adam at 1e-3. K = 1 is SAC to the bit. Returns of training episodes, whose actions are drawn."
         ),
         setup={"steps": steps},
@@ -171,7 +171,7 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 def build(chosen: argparse.Namespace) -> Claim:
     if chosen.part == "pendulum":
-        return pendulum(2000 if chosen.quick else 5000)
+        return pendulum(2000 if chosen.quick else 3000)
     return bandit(60 if chosen.quick else 1500)
 
 
