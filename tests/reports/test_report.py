@@ -570,14 +570,19 @@ def test_the_page_is_replaced_and_folders_are_made(tmp_path: Path) -> None:
 
 
 def test_the_report_draws_the_components_of_a_mixture(tmp_path: Path) -> None:
-    shares = {f"router/share_{k}": 0.5 for k in range(2)} | {f"router/won_{k}": 0.5 for k in range(2)} | {"router/action_1_0": -0.3}
+    shares = {"environment/steps": 9.0, "return/mean": -9.0, "return/episodes": 1.0, "return/last_100": -9.0}
+    shares |= {f"router/share_{k}": 0.5 for k in range(2)} | {f"router/won_{k}": 0.5 for k in range(2)} | {"router/action_1_0": -0.3}
     (tmp_path / "metrics.jsonl").write_text("\n".join(json.dumps({"iteration": i, **shares}) for i in (1, 2)) + "\n")
+    evaluated = {"task": "Pendulum-v1", "metrics": {"return": {"value": -9.0, "n": 4}}, "how": "the router's best component"}
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps({"iteration": 2, "step": 2, "results": [evaluated]}) + "\n")
     page = write_report([tmp_path], tmp_path / "report.html").read_text()
     for title in ("Components", "Weights of the components", "Components whose action was best", "Mean action of the components"):
         assert re.search(rf"<h[23][^>]*>{title}</h", page), title
     assert "<h3>router/" not in page
     charts = json.loads(page.split('id="charts">')[1].split("</script>")[0])
-    assert {"component 0", "component 1", "component 1 · 0"} <= {line.get("name") for chart in charts for line in chart["data"]}
+    names = {line.get("name") for chart in charts for line in chart["data"]}
+    assert {"component 0", "component 1", "component 1 · 0"} <= names
+    assert any("evaluation on Pendulum-v1, the router" in str(name) and "best component" in str(name) for name in names)
 
 
 def test_the_report_draws_tools_and_strata_and_shows_calls(tmp_path: Path) -> None:

@@ -496,7 +496,7 @@ def return_charts(runs: Sequence[Run]) -> list[Chart]:
         for task in tasks_of(runs):
             evaluated = evaluation_chart(runs, task, "return", False, "").data
             for trace in evaluated:
-                trace["name"] = f"{trace['name']}, evaluation" if len(runs) > 1 else f"evaluation on {escape(task)}"
+                trace["name"] = f"{trace['name']}, evaluation" if len(runs) > 1 else f"evaluation on {escape(task)}{_how(runs[0], task)}"
                 if len(runs) == 1:
                     trace["line"] = trace["line"] | {"color": colour(1)}
             chart.data += evaluated
@@ -548,6 +548,12 @@ def decoder_charts(runs: Sequence[Run]) -> list[Chart | Group]:
         "same states. Healthy: one covers the other, all peaks included; mass between two peaks is what the fit has blurred."
     )
     return [*one_each(runs, "Decoder: samples against data", caption, drawn), *_panels(runs, DECODER)]
+
+
+def _how(run: Run, task: str) -> str:
+    """How actions were chosen in evaluations of a task, where there are several ways."""
+    told = dict.fromkeys(result.how for e in run.evaluations for result in e.results if result.task == task and result.how)
+    return f", {escape(' and '.join(told))}" if told else ""
 
 
 def critic_charts(runs: Sequence[Run]) -> list[Chart]:
