@@ -153,16 +153,6 @@ def test_an_observation_that_only_a_value_is_taken_of_is_named_too() -> None:
         rollouts.collect(policy, Demand(iteration=0, value=True))
 
 
-def test_an_environment_that_fails_by_itself_is_named_beside_its_error() -> None:
-    rollouts, policy = made(options={"what": "reward", "bad": "much", "at": 2})
-    with pytest.raises(ValueError, match="could not convert string to float") as failed:
-        rollouts.collect(policy, Demand(iteration=0))
-    assert failed.value.__notes__ == ["in environment 'Odd-v0', at step 2 of the window"]
-    with pytest.raises(ValueError, match="could not convert string to float") as failed:
-        rollouts.evaluate(policy, 0)
-    assert failed.value.__notes__ == ["in environment 'Odd-v0', in an evaluation"]
-
-
 # ------------------------------------------------------------------------------------------------ episodes without an end
 
 

@@ -77,6 +77,14 @@ class Encoder(nn.Module):
         stored = self.flatten(_mapped(lambda leaf: np.asarray(leaf)[None] if alone else np.asarray(leaf), observation))
         return stored, alone
 
+    def outside(self, stored: np.ndarray) -> np.ndarray | None:
+        """[…] of […,O] as stored: observations that count beyond what their space has; None where there are none."""
+        return None
+
+    def told(self, stored: np.ndarray) -> str:
+        """Of an observation [O] that is `outside`: the first number that is, and what is accepted."""
+        raise ValueError(f"{type(self).__name__} counts nothing")
+
     @abstractmethod
     def stack(self, leaves: Sequence[Tensor]) -> Tensor:
         """`flatten` of tensors, for any N: the space's leaves [N,…], in the order of `leaves`."""
@@ -164,6 +172,7 @@ class Flat(Encoder):
         self.size = sum(max(1, n) for n in counts)
         self.plain = not any(counts)
         """Whether every number is read as it is."""
+        self._limits = np.array([n or np.inf for n in counts], np.float32)
         starts = [np.array(entry.start, np.int64) for entry in self._entries]
         self._starts = [start if start.any() else None for start in starts]
         column = [k for k, n in enumerate(counts) for _ in range(max(1, n))]
@@ -183,6 +192,20 @@ class Flat(Encoder):
             flat = np.asarray(part).reshape(len(part), -1)
             parts.append(flat if start is None else flat - start)
         return np.concatenate(parts, 1, dtype=np.float32, casting="unsafe")
+
+    def outside(self, stored: np.ndarray) -> np.ndarray | None:
+        if self.plain:
+            return None
+        bad = self._beyond(stored)
+        return np.asarray(bad.any(-1)) if bad.any() else None
+
+    def _beyond(self, stored: np.ndarray) -> np.ndarray:
+        return (stored >= self._limits) | ((stored < 0) & (self._limits < np.inf))
+
+    def told(self, stored: np.ndarray) -> str:
+        at = int(self._beyond(stored).nonzero()[0][0])
+        first = np.concatenate([entry.start for entry in self._entries])[at]
+        return f"{stored[at] + first:g}; accepted: {first} to {first + self._limits[at] - 1:g}"
 
     def stack(self, leaves: Sequence[Tensor]) -> Tensor:
         parts = []

@@ -64,6 +64,14 @@ class Controller(Policy):
         """[…] an observation by itself."""
         return self.flatten(np.array(observation)[None])[0]
 
+    def outside(self, observation: np.ndarray) -> np.ndarray | None:
+        """[…] of […,O] as stored: observations that their space does not have, as far as numbers that count say; None where none are."""
+        return None
+
+    def told(self, observation: np.ndarray) -> str:
+        """Of one that is `outside`: which number is, and what is accepted."""
+        raise ValueError(f"{type(self).__name__} counts nothing")
+
     @abstractmethod
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,…] everything random in that many steps of an `Actor`, drawn at once."""
@@ -377,6 +385,12 @@ class ActorCritic(NamedNetworks, Controller):
 
     def flatten_one(self, observation: Any) -> np.ndarray:
         return self.encoder.flatten_one(observation)
+
+    def outside(self, observation: np.ndarray) -> np.ndarray | None:
+        return self.encoder.outside(observation)
+
+    def told(self, observation: np.ndarray) -> str:
+        return self.encoder.told(observation)
 
     @torch.no_grad()
     def value(self, observation: Tensor) -> Tensor:

@@ -20,8 +20,9 @@ from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
+from unipg.rollouts.blame import blame
 from unipg.rollouts.making import first_line, made, step_limit
-from unipg.rollouts.playing import at_once, not_finite, play, resets_in_same_step
+from unipg.rollouts.playing import at_once, check_counts, not_finite, play, resets_in_same_step
 from unipg.rollouts.recording import Film
 from unipg.rollouts.rewards import RewardScale
 from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
@@ -197,9 +198,8 @@ class EnvironmentRollouts(Experience):
                 raise Interrupted
 
         if self._observation is None:
-            seed = derived_seed(self.seed, "environments", demand.worker, self._steps) % _SEEDS
             with at_once(stop):
-                self._observation = policy.flatten(self._environments.reset(seed=seed)[0])
+                self._observation = self._started(policy, demand.worker)
         current = self._observation
         observation = np.empty((steps, *current.shape), current.dtype)
         reward = np.empty((steps, rows), np.float32)
@@ -224,9 +224,9 @@ class EnvironmentRollouts(Experience):
                         finals += [(row, t, policy.flatten_one(last[row])) for row in np.flatnonzero(cut).tolist()]
         except Interrupted:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._check_finite(observation[: t + 1], reward[:t], [])  # what follows from NaN may be refused: NaN came before
-            error.add_note(f"in environment '{self.recipe.id}', at step {t} of the window")
+            blame(error, self.recipe.id, f"at step {t} of the window")
             raise
         ended = terminated | truncated
         truncated &= ~terminated  # an end is an end, also at the limit
@@ -239,6 +239,11 @@ class EnvironmentRollouts(Experience):
         finals += [(row, steps - 1, current[row]) for row in np.flatnonzero(mask[-1] & ~ended[-1]).tolist()]
         self._observation = current
         self._check_finite(observation, reward, finals, mask)
+        check_counts(policy, self.recipe.id, observation, mask, lambda step, row: f"row {row} at step {step} of the window")
+        for row, step, after in finals:
+            check_counts(
+                policy, self.recipe.id, after[None], None, lambda _, row=row, step=step: f"row {row} after step {step} of the window"
+            )
         metrics = self._count_episodes(reward, ended, mask)
         if self._scale is not None:
             reward = self._scale(reward, ended, mask)
@@ -307,13 +312,21 @@ class EnvironmentRollouts(Experience):
         self.recipe.check_kept("whoever steps environments one by one")
         if self._stepper is None:
             if self._observation is None:
-                seed = derived_seed(self.seed, "environments", worker, self._steps) % _SEEDS
-                self._observation = policy.flatten(self._environments.reset(seed=seed)[0])
+                self._observation = self._started(policy, worker)
             episodes = Episodes(self.recipe.count, RECENT)
             self._stepper = Stepper(self._environments, self.recipe.id, policy, self._observation, episodes)
             if self._kept:
                 self._stepper.load_state_dict(self._kept)
         return self._stepper
+
+    def _started(self, policy: Controller, worker: int) -> np.ndarray:
+        """Where the environments stand after a reset."""
+        seed = derived_seed(self.seed, "environments", worker, self._steps) % _SEEDS
+        try:
+            return policy.flatten(self._environments.reset(seed=seed)[0])
+        except (Exception, SystemExit) as error:
+            blame(error, self.recipe.id, "at a reset")
+            raise
 
     def _check_finite(
         self, observation: np.ndarray, reward: np.ndarray, finals: list[tuple[int, int, np.ndarray]], mask: np.ndarray | None = None
@@ -533,10 +546,8 @@ def evaluate_controller(
                 sample=sample,
                 seen=seen,
             )
-        except (Interrupted, InputError):
-            raise
-        except Exception as error:
-            error.add_note(f"in environment '{recipe.id}', in an evaluation")
+        except (Exception, SystemExit) as error:
+            blame(error, recipe.id, "in an evaluation")
             raise
         finally:
             environments.close()

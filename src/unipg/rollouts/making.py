@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from unipg.errors import InputError, missing_package, nearest
 from unipg.loading import module_named
+from unipg.rollouts.blame import blame
 from unipg.rollouts.recording import PICTURES, check_drawn
 from unipg.rollouts.wrappers import show_own_rewards, take_normalizers, wraps
 from unipg.settings import unknown_key
@@ -135,6 +136,9 @@ def _refusing(recipe: EnvironmentRecipe, entry: Any) -> Iterator[None]:
         if isinstance(error, TypeError):
             _check_options(recipe, entry)
         raise InputError(f"environment '{recipe.id}' with options {recipe.options} cannot be made: {first_line(error)}") from error
+    except (Exception, SystemExit) as error:
+        blame(error, recipe.id, f"which is made with options {recipe.options}")
+        raise
 
 
 def _check_options(recipe: EnvironmentRecipe, entry: Any) -> None:

@@ -70,6 +70,7 @@ def play(
     told = time.monotonic()
     observation = policy.flatten(environments.reset(seed=seed)[0])
     _check(name, "observation", observation, left > 0, length)
+    check_counts(policy, name, observation, left > 0, lambda row: f"row {row} at the first step of the evaluation")
     if seen is not None:
         seen()
     while left.any():
@@ -90,7 +91,11 @@ def play(
             played.lengths.append(float(length[row]))
             played.cut.append(float(cut[row]))
             progress(len(played.returns) / episodes)
-        _check(name, "observation", observation, left > 0, np.where(ended, 0, length) if same_step else length)
+        at = np.where(ended, 0, length) if same_step else length
+        _check(name, "observation", observation, left > 0, at)
+        check_counts(
+            policy, name, observation, left > 0, lambda row, at=at: f"row {row} at step {at[row]:.0f} of an episode of the evaluation"
+        )
         total[ended] = length[ended] = 0
         if not same_step:
             resetting = ended
@@ -124,6 +129,18 @@ def not_finite(environment: str, what: str, values: Any, where: str) -> InputErr
     return InputError(
         f"environment '{environment}' gave {article} {what} that is not finite, in {where}: {several[~np.isfinite(several)][0]}"
     )
+
+
+def check_counts(policy: Controller, environment: str, values: np.ndarray, live: np.ndarray | None, where: Callable[..., str]) -> None:
+    """Refuses observations […,O] as stored that their space does not have, where `live` […]; `where` is told the place of the first."""
+    bad = policy.outside(values)
+    if bad is not None and live is not None:
+        bad = bad & live
+    if bad is not None and bad.any():
+        at = tuple(np.argwhere(bad)[0].tolist())
+        raise InputError(
+            f"environment '{environment}' gave an observation that its space does not have, in {where(*at)}: {policy.told(values[at])}"
+        )
 
 
 def resets_in_same_step(environments: gymnasium.vector.VectorEnv) -> bool:

@@ -14,6 +14,8 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode
 from gymnasium.vector.async_vector_env import AsyncState
 
 from unipg.errors import InputError, one_line
+from unipg.rollouts.blame import check_given, check_shape, number
+from unipg.rollouts.rows import shape_of
 from unipg.rollouts.snapshots import NotNumbers, pickled
 
 LAST_SECONDS = 5.0
@@ -22,6 +24,15 @@ LAST_SECONDS = 5.0
 
 class Held(gymnasium.Wrapper):
     """An environment in a process of its own, which can be asked for and replaced."""
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        try:
+            observation, reward, terminated, truncated, infos = self.env.step(action)
+        except Exception as error:
+            check_given(error)
+            raise
+        check_shape(observation, shape_of(self.observation_space))
+        return observation, number(reward), terminated, truncated, infos
 
     def held(self) -> bytes | str:
         """Pickled; or why it cannot be: an error would end its process."""
@@ -77,7 +88,10 @@ class Processes(AsyncVectorEnv):
         try:
             return call(*values, **named)
         except (EOFError, ConnectionError) as error:
-            multiprocessing.connection.wait([process.sentinel for process in self.processes], LAST_SECONDS)
+            ended = multiprocessing.connection.wait([process.sentinel for process in self.processes], LAST_SECONDS)
+            for process in self.processes:
+                if process.sentinel in ended:  # its pipe is gone a moment before it is
+                    process.join(LAST_SECONDS)
             dead = {row: process.exitcode for row, process in enumerate(self.processes) if not process.is_alive()}
             which = ", ".join(f"{row} (exit code {code})" for row, code in dead.items())
             self.terminate()

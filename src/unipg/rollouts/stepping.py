@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from unipg.rollouts.playing import not_finite, resets_in_same_step
+from unipg.rollouts.blame import blame
+from unipg.rollouts.playing import check_counts, not_finite, resets_in_same_step
 
 if TYPE_CHECKING:
     import gymnasium
@@ -110,7 +111,7 @@ class Stepper:
         self, environments: gymnasium.vector.VectorEnv, name: str, policy: Controller, observation: np.ndarray, episodes: Episodes
     ) -> None:
         self.environments, self.name, self.episodes = environments, name, episodes
-        self._flatten, self._flatten_one = policy.flatten, policy.flatten_one
+        self._policy, self._flatten, self._flatten_one = policy, policy.flatten, policy.flatten_one
         self.observation = observation.copy()
         """[N,O] where they stand; a copy, since environments may write over theirs."""
         self.resetting = np.zeros(len(observation), bool)
@@ -120,8 +121,12 @@ class Stepper:
     def step(self, given: np.ndarray) -> Step:
         """One step with the environments' own actions [N,…]."""
         before, resetting = self.observation, self.resetting
-        following, reward, terminated, truncated, infos = self.environments.step(given)
-        after = np.array(self._flatten(following))  # a copy: environments may write over theirs
+        try:
+            following, reward, terminated, truncated, infos = self.environments.step(given)
+            after = np.array(self._flatten(following))  # a copy: environments may write over theirs
+        except (Exception, SystemExit) as error:
+            blame(error, self.name, f"at step {self.episodes.steps} of the run")
+            raise
         reward = np.asarray(reward, np.float64)
         ended = terminated | truncated
         rows = ended.nonzero()[0].tolist()
@@ -143,6 +148,7 @@ class Stepper:
                 live = None
         if not math.isfinite(float(final.sum()) + float(reward.sum())):
             self._refuse(final, reward, live)
+        check_counts(self._policy, self.name, final, live, self._place)
         step = Step(before, final, reward, terminated, truncated, self.episodes.number.copy(), live)
         self.episodes.add(reward, rows, live)
         self.observation = after
@@ -177,5 +183,7 @@ class Stepper:
                 bad &= live
             if bad.any():
                 row = int(bad.nonzero()[0][0])
-                where = f"row {row} at step {self.episodes.lengths[row]} of its episode (step {self.episodes.steps} of the run)"
-                raise not_finite(self.name, what, values[row], where)
+                raise not_finite(self.name, what, values[row], self._place(row))
+
+    def _place(self, row: int) -> str:
+        return f"row {row} at step {self.episodes.lengths[row]} of its episode (step {self.episodes.steps} of the run)"
