@@ -313,6 +313,56 @@ def test_a_file_that_cannot_be_gone_on_with_is_refused_and_left_alone(harm, says
     assert_holds(again, 3)
 
 
+@pytest.mark.parametrize(("before", "after"), [(900, 0), (2500, 0), (3500, 700), (9000, 2000)])
+def test_one_bit_that_has_changed_is_noticed_wherever_it_is(before, after, tmp_path) -> None:
+    """Checkpoints on the way, each of which takes in no more than is new; the rows that the last one needs, and those that it does not."""
+    ring = filled(tmp_path, before // 3, 2000, 4000, piece=97)
+    ring.state_dict()
+    go_on(ring, before - ring.position, 97)
+    state = ring.state_dict()
+    go_on(ring, after, 97)
+    ring.close()
+    begin = (tmp_path / "replay.bin").stat().st_size - ring._bytes(6000)
+    wide = sum(c.width for c in COLUMNS if c.dtype == "float32") * 4
+    oldest = before - min(before, 2000)
+    for row in {oldest, oldest + 1, (oldest + before) // 2, before - 1}:
+        place = begin + row % 6000 * wide + 2
+        flip(tmp_path / "replay.bin", place)
+        again = Ring(tmp_path, COLUMNS, 2000, slack=4000)
+        with pytest.raises(InputError, match=r"replay.bin' is damaged: transitions \d+ to \d+ are not what the run had written"):
+            again.load_state_dict(state)
+        assert len(again) == 0
+        flip(tmp_path / "replay.bin", place)
+    flip(tmp_path / "replay.bin", begin + before % 6000 * wide)  # of a row that comes later
+    again.load_state_dict(state)
+    assert_holds(again, before)
+    go_on(again, 300)
+    more = again.state_dict()
+    again.close()
+    again.load_state_dict(more)
+    assert_holds(again, before + 300)
+
+
+def flip(path: Path, place: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ 1]))
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_gone_on_with(tmp_path) -> None:
+    ring = filled(tmp_path, 1500, 2000, 4000)
+    state = {name: value for name, value in ring.state_dict().items() if name != "sums"}
+    ring.close()
+    ring.load_state_dict(state)
+    go_on(ring, 100)
+    state = ring.state_dict()
+    ring.close()
+    ring.load_state_dict(state)
+    assert_holds(ring, 1600)
+
+
 def test_a_file_older_than_the_checkpoint_is_refused(tmp_path) -> None:
     ring = filled(tmp_path, 33, 10, 4)
     early = (tmp_path / "replay.bin").read_bytes()

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import struct
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,8 @@ _MAGIC = b"unipg replay 1\n\0"
 _FIXED = len(_MAGIC) + 16
 """Bytes before the header's JSON: the magic, how many rows were ever written, and the length of the JSON."""
 _PAGE = 4096
+_BLOCK = 1024
+"""Rows of a checksum."""
 _LARGEST = 2**63 - 1
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -105,6 +108,9 @@ class Ring:
         """Rows ever appended: the number of the next one."""
         self._token = secrets.token_hex(16)
         self._closed = False
+        self._sums: dict[int, list[int]] = {}
+        """Of each block of rows, by its number, a checksum of each table; up to the row `_summed`."""
+        self._summed = 0
         self._kinds = [(column.name, column.shape, np.dtype(column.dtype)) for column in columns]
         self._names = dict.fromkeys(names).keys()
         self._forget()
@@ -219,10 +225,54 @@ class Ring:
         state = {"position": self.position, "token": self._token, **self._layout()}
         if self.path is None and self._views:
             state["rows"] = self.draw(torch.arange(len(self)))
+        elif self._views:
+            self._sum()
+            state["sums"] = {"first": min(self._sums, default=0), "of": list(self._sums.values())}
         return state
 
+    def _sum(self) -> None:
+        """Takes the rows that were appended since the last call into the checksums of their blocks, and forgets those of rows that are
+        gone. Reads nothing else: a checkpoint costs what was written since the one before."""
+        oldest = self.position - len(self)
+        start = max(self._summed, oldest - oldest % _BLOCK)
+        while start < self.position:
+            block = start // _BLOCK
+            stop = min((block + 1) * _BLOCK, self.position)
+            self._sums[block] = self._checksums(start, stop, self._sums.get(block))
+            start = stop
+        self._summed = self.position
+        for block in [block for block in self._sums if (block + 1) * _BLOCK <= oldest]:
+            del self._sums[block]
+
+    def _checksums(self, start: int, stop: int, before: list[int] | None = None) -> list[int]:
+        """Of rows number `start` to `stop` in each table, going on from those of the rows before them."""
+        found = before or [0] * len(self._tables)
+        first, count = start % self._rows, stop - start
+        for piece in (slice(first, first + count), slice(0, max(0, first + count - self._rows))):
+            found = [zlib.crc32(table[piece].data, sum) for (table, _), sum in zip(self._tables, found, strict=True)]
+        return found
+
+    def _verify(self, sums: dict[str, Any] | None, position: int) -> None:
+        """Refuses rows that are not those that a checkpoint at `position` knew, but for a block that the run has begun to write over since.
+
+        The state of an earlier version has none: they are taken anew.
+        """
+        self._sums, self._summed = {}, 0
+        if sums is None:
+            return
+        self._summed = position
+        alive = int(self._written[0]) - self._rows
+        for block, known in enumerate(sums["of"], sums["first"]):
+            start, stop = block * _BLOCK, min((block + 1) * _BLOCK, position)
+            if start >= alive and self._checksums(start, stop) != known:
+                raise InputError(
+                    f"'{self.path}' is damaged: transitions {start} to {stop - 1} are not what the run had written; accepted: a copy "
+                    "of the file as it was, or a new run"
+                )
+            self._sums[block] = known
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from where `state` was taken, with the rows that the file held then.
+        """Goes on from where `state` was taken, with the rows that the file held then, which are compared with their checksums.
 
         Errors: `InputError`, with nothing changed, for a state of other columns, capacity or identity; and for a file that is missing, cut
         off, damaged, another run's, older than the state, or that has gone on by more than the slack.
@@ -230,9 +280,10 @@ class Ring:
         self._compare(state, "the checkpoint's replay buffer")
         position, token = int(state["position"]), str(state["token"])
         if self.path is not None and position:
-            self._open(position, token)
+            self._open(position, token, state.get("sums"))
         else:
             self._forget()
+            self._sums, self._summed = {}, 0
         if "rows" in state:
             self.position = position - min(position, self.capacity)
             self.append(**{name: rows.numpy() for name, rows in state["rows"].items()})
@@ -323,7 +374,7 @@ class Ring:
         need = f"{self._rows} transitions of {self.row_bytes} bytes need {_gigabytes(size)}"
         return f"; {need}: make room, or lower the buffer's capacity (replay.capacity)"
 
-    def _open(self, position: int, token: str) -> None:
+    def _open(self, position: int, token: str, sums: dict[str, Any] | None) -> None:
         """Takes the file of a checkpoint, once everything about it is as it must be."""
         path = self._file()
         if not path.is_file():
@@ -351,9 +402,15 @@ class Ring:
                     "needs are overwritten"
                 )
             mapped = mmap.mmap(file.fileno(), size)
+        before = dict(vars(self))
         self._forget()
         self._rows = rows
         self._use_map(mapped, begin)
+        try:
+            self._verify(sums, position)
+        except InputError:
+            vars(self).update(before)
+            raise
 
     def _read_header(self, file: BinaryIO, size: int) -> tuple[int, int, dict[str, Any]]:
         """How many rows were ever written, where the tables begin, and what the header says."""
