@@ -43,7 +43,7 @@ class PolychromicPPO(ScoresSets, Algorithm):
     deviations = (
         "States of vines are at steps 0, L/p, 2L/p …; the paper does not say which. A vine in several sets gets their mean.",
         "Signatures are of a vine from its state on. d of a set whose members coincide is 1/n; `diversity: none_if_alike` has 0.",
-        "GAE is whitened over its own steps alone, never together with the set advantage; the paper does not say how they compare.",
+        "GAE is not whitened, so that it has the unit of the set advantage; or over its own steps alone. The paper does not say.",
         "Learning rate 2.5e-4 for small networks; 1e-5 in the paper (CNN and GRU).",
     )
     claim = "benchmarks/claims/polychromic.py"
@@ -64,7 +64,7 @@ class PolychromicPPO(ScoresSets, Algorithm):
     )
     gamma: float = setting(1.0, "discount per step", "arXiv 2509.25424")
     lam: float = setting(0.95, "GAE's lambda", "arXiv 2509.25424")
-    normalize_advantage: bool = setting(True, "whiten GAE over the steps on which it holds", "library's choice")
+    normalize_advantage: bool = setting(False, "whiten GAE over the steps on which it holds; then poly_scale must grow", "library's choice")
     clip_low: float = setting(0.2, "distance below 1 that the ratio may go", "arXiv 2509.25424")
     clip_high: float = setting(0.2, "distance above 1 that the ratio may go", "arXiv 2509.25424")
     kl: float = setting(0.01, "weight of KL(pi_b ‖ pi), exact; 0 for none", "arXiv 2509.25424: 0.005 to 0.1")
