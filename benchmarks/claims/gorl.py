@@ -72,11 +72,11 @@ def fitted(u: Tensor, seed: int, steps: int, prior: str = "fixed", z: Tensor | N
     made.draw(source)
     optimizer = torch.optim.Adam(made.parameters(), 1e-3)
     for _ in range(steps):
-        index = torch.randint(len(u), (512,), generator=source)
-        noise = made.noise((len(index), 8), source)
+        index = torch.randint(len(u), (256,), generator=source)
+        noise = made.noise((len(index), 4), source)
         if z is not None:
-            others = index.unsqueeze(1) if prior == "pairs" else torch.randint(len(u), (len(index), 8), generator=source)
-            noise[..., :1] = z[others.expand(-1, 8)]
+            others = index.unsqueeze(1) if prior == "pairs" else torch.randint(len(u), (len(index), 4), generator=source)
+            noise[..., :1] = z[others.expand(-1, 4)]
         optimizer.zero_grad()
         made.error(torch.ones(len(index), 1), u[index], noise).mean().backward()
         optimizer.step()
