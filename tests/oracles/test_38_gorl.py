@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg import InputError, Planning, Trajectories
 from unipg.algorithms import PPO, GoRL, Setting
-from unipg.critics import Decoder
+from unipg.critics import Decoder, LatentPull
 from unipg.networks import Denoiser, alpha_bars, ddim, euler, time_features
 from unipg.policies.actions import BoxActions, DiscreteActions, LatentActions
 from unipg.policies.actor_critic import ActorCritic
@@ -20,6 +20,7 @@ from unipg.policies.now import NOISE
 from unipg.policies.spaces import actions_from, actions_of, described
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.seeding import generator
+from unipg.training.collapse import Watch
 from unipg.training.observer import Stopped
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.run import wanted_of
@@ -249,6 +250,21 @@ def test_the_pull_is_on_the_distributions_parameters() -> None:
     std = torch.nn.functional.softplus(output[:, 2:]) + 1e-3
     expected = (output[:, :2] ** 2 + std**2).mean(1, keepdim=True)
     torch.testing.assert_close(term.per_token(made.now(batch), batch, "latent_pull", Planning())[0], expected)
+
+
+def test_a_standard_deviation_at_its_limit_is_warned_of() -> None:
+    made = policy_of(GoRL())
+    with torch.no_grad():
+        made.module.actor.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, 50.0, 0.0]))
+    batch = rows(made)
+    record = LatentPull().per_token(made.now(batch), batch, "latent_pull", Planning())[1]
+    share = float(record.facts["at_limit"].mean())
+    assert share == 0.5  # of one dimension of the two
+    watch = Watch(compares=False)
+    found = [watch.read({"iteration": i, "latent_pull/at_limit": share}) for i in range(12)]
+    told = [finding for each in found for finding in each]
+    assert [finding.kind for finding in told] == ["latent"]
+    assert "50%" in told[0].text
 
 
 # ------------------------------------------------------------------------------------------------ latent actions

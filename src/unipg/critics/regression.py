@@ -11,6 +11,7 @@ from torch import Tensor
 from unipg.critics.values import Drawn, Expectation
 from unipg.errors import InputError
 from unipg.estimator.advantages import Advantage, Planning
+from unipg.estimator.likelihoods import STD_MAX, STD_MIN
 from unipg.estimator.parts import Joint, Part, furthest
 from unipg.estimator.policy_gradient import Record, Term
 from unipg.shapes import Float
@@ -150,7 +151,8 @@ class LatentPull(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         mean, std = now.gaussian(self.of)
-        return (mean.square() + std.square()).mean(-1), Record.of(name, mean=mean, std=std)
+        at_limit = ((std < 1.1 * STD_MIN) | (std >= STD_MAX)).to(std.dtype)
+        return (mean.square() + std.square()).mean(-1), Record.of(name, mean=mean, std=std, at_limit=at_limit)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,8 @@ from unipg.trajectories import Evaluation, Trajectories
 
 POSITION_KEY = "position_key"
 """The planned tensor from which readings draw."""
+STD_MIN, STD_MAX = 1e-3, 10.0
+"""Of latent actions, between which the standard deviation that a network gives is held (arXiv 2512.02581, released code)."""
 
 
 @dataclass(frozen=True)

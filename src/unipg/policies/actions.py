@@ -16,6 +16,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import (
+    STD_MAX,
+    STD_MIN,
     categorical_kl,
     categorical_log_prob,
     gaussian_kl,
@@ -25,8 +27,6 @@ from unipg.estimator.likelihoods import (
     log_slopes_of_tanh,
 )
 
-STD_MIN, STD_MAX = 1e-3, 10.0
-"""Of latent actions (arXiv 2512.02581, released code)."""
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Between these a log_std that a network gives is held (Haarnoja et al. 2018, the authors' code)."""
 

@@ -32,6 +32,8 @@ RATIO, LEFT = 10.0, 0.05
 """99th percentile of pi_theta / pi_old, and share of the samples that count (`ratio/ess`)."""
 GRADIENT, LONG = 100.0, 50.0
 """Times the usual length, and the length itself, from which a gradient is said to explode."""
+STUCK = 0.05
+"""Share of the latent actions' standard deviations at a limit."""
 SKIPPED = 0.2
 """Share of the optimiser steps that were not applied."""
 OFTEN, RECENT = 3, 5
@@ -45,7 +47,7 @@ class Finding:
     """What was found, and where."""
 
     kind: str
-    """no_signal, solved, entropy, length, reward, ratio, gradient, or verifier: answers that could not be scored."""
+    """no_signal, solved, entropy, length, reward, ratio, gradient, latent, or verifier: answers that could not be scored."""
     iteration: int
     text: str
     """In one line, with what usually helps."""
@@ -89,7 +91,7 @@ class Watch:
                 self._series.setdefault(name, []).append(float(value))
         known = {finding.kind for finding in self.found}
         fresh = []
-        for judge in (self._reward, self._no_signal, self._entropy, self._length, self._ratio, self._gradient):
+        for judge in (self._reward, self._no_signal, self._entropy, self._length, self._ratio, self._gradient, self._latent):
             shown = judge(row)
             if shown is not None and shown[0] not in known:
                 kind, text = shown
@@ -188,6 +190,15 @@ class Watch:
         return "length", (
             f"{share:.0%} of the answers end at the limit of new tokens. What usually helps: a larger rollouts.max_new_tokens, "
             f"demonstrations of answers that end, a penalty on length (algorithm dapo); {LOWER} where answers ended before"
+        )
+
+    def _latent(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
+        share = self._last("latent_pull/at_limit")
+        if share is None or share < STUCK:
+            return None
+        return "latent", (
+            f"{share:.0%} of the latent actions' standard deviations are at a limit (0.001 or 10), where they hardly move. What usually "
+            f"helps: another weight of the entropy bonus (algorithm.entropy) or of the pull to 0 (algorithm.pull), {LOWER}"
         )
 
     def _ratio(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
