@@ -144,8 +144,10 @@ def test_an_interrupted_window_can_be_repeated() -> None:
     assert_same(expected, windows(environments, policy, range(1, 2)))
 
 
-def test_a_process_that_dies_is_one_line_with_the_environment() -> None:
-    environments, policy = made(2, options={"dies": 5})
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_process_that_dies_is_one_line_with_the_environment(at_once) -> None:
+    """Also where it had the turn that another one waits for."""
+    environments, policy = made(at_once, options={"dies": 5})
     with pytest.raises(
         InputError, match=r"a process of environment 'Walk-v0' has ended by itself, out of memory or killed: row [012]"
     ) as told:

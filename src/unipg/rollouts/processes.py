@@ -69,6 +69,28 @@ class Processes(AsyncVectorEnv):
     def step(self, actions: Any) -> Any:
         return self._asked(super().step, actions)
 
+    def reset_wait(self, *values: Any, **named: Any) -> Any:
+        self._wait()
+        return super().reset_wait(*values, **named)
+
+    def step_wait(self, *values: Any, **named: Any) -> Any:
+        self._wait()
+        return super().step_wait(*values, **named)
+
+    def call_wait(self, *values: Any, **named: Any) -> Any:
+        self._wait()
+        return super().call_wait(*values, **named)
+
+    def _wait(self) -> None:
+        """Until every process has answered. One that dies takes its turn (`at_once`) with it, and others would wait for that for ever."""
+        silent = {*self.parent_pipes}
+        ends = [process.sentinel for process in self.processes]
+        while silent:
+            ready = multiprocessing.connection.wait([*silent, *ends])
+            if any(end in ready for end in ends):
+                raise ConnectionError("a process has ended")
+            silent -= {*ready}
+
     def fetch(self) -> list[gymnasium.Env]:
         """Copies of the environments as they stand. `NotNumbers` where they cannot be pickled."""
         found = self._asked(self.call, "held")
