@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from control_runs import LAST, Progress, trained
+from control_runs import LAST, Progress, settings_of, trained
 from gymnasium import spaces
 from harness import Check, Claim, Method, Runs, Told, by_seed, check, difference, main
 from torch import Tensor
@@ -244,7 +244,7 @@ def stages(quick: bool) -> Claim:
         name="gorl-stages",
         title="GoRL over stages: no collapse, beside Gaussian PPO and a decoder that stays the identity",
         source=SOURCE,
-        methods={name: Method(title, {"algorithm": made.name, **vars(made)}) for name, (title, made) in algorithms.items()},
+        methods={name: Method(title, settings_of(made)) for name, (title, made) in algorithms.items()},
         run=run,
         checks=checks,
         columns={"last": f"return in the last {LAST:.0%} of the steps", "score": "over the run", "speed": "steps per CPU-second"},

@@ -364,7 +364,7 @@ def test_a_run_resumes_to_the_bit_across_stages_and_inside_the_decoders_training
     settings = {"iterations": 7, "evaluate_every": 2}
     expected = trained(algorithm, ONE, tmp_path / "straight", **settings).policy.module.state_dict()
     # 4 updates an iteration, 3 a pass of the decoder: in stage 0, at its end, inside and at the end of the decoder's training, after it
-    for stop in (3, 8, 10, 12, 14, 20, 21):
+    for stop in (3, 8, 10, 14, 21) if process == "flow" else (10, 14):
         first = trained(algorithm, ONE, tmp_path / f"{stop}", stop=stop, **settings)
         assert first.iteration < 7
         again = trained(algorithm, ONE, tmp_path / f"{stop}", resume=True, **settings).policy.module.state_dict()
