@@ -9,12 +9,12 @@ import math
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
 from unipg.algorithms.learners import Learner, told_apart
 from unipg.algorithms.rates import REWARDED, LearningRate
 from unipg.arguments import CheckedArguments
-from unipg.critics.kinds import Critic, Squared
+from unipg.critics.kinds import Critic, Squared, critic_of
 from unipg.critics.networks import Network
 from unipg.errors import InputError, nearest
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term, kl_in_reward
@@ -283,7 +283,16 @@ class KLInReward:
 class KindOfCritic:
     """A mixin, named before `Algorithm`, for one whose critic may be of another kind than a regression by the squared error."""
 
-    critic: Critic = setting(Squared(), "kind of the critic: what it is trained on, and its members; a name, or a section with `kind`")
+    if TYPE_CHECKING:
+        critic: Critic = Squared()
+    else:
+        critic: Critic | str | Mapping[str, Any] = setting(
+            Squared(), "kind of the critic: what it is trained on, and its members; a name, or a section with `kind`"
+        )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "critic", critic_of(self.critic))
+        super().__post_init__()  # type: ignore[misc]
 
     @property
     def heads(self) -> tuple[int, int]:
