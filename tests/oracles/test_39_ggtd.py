@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unipg import InputError
-from unipg.algorithms import A2C, DQN, PPO, SAC, Algorithm
+from unipg.algorithms import A2C, DQN, PPO, SAC, Algorithm, Setting
 from unipg.critics.kinds import Ensemble, Gaussian, GeneralizedGaussian
 from unipg.critics.kinds.ensembles import LEAST_SHAPE, MOST_SHAPE, likelihood_loss, raw_of
 from unipg.critics.kinds.epistemic import effective_size, error_variance, excess_kurtosis, inverse_variance_weights
@@ -208,10 +208,12 @@ def test_values_without_a_second_number_are_refused() -> None:
 
 
 def test_a_clipped_value_has_no_likelihood() -> None:
-    from unipg.algorithms.base import Setting
-
     with pytest.raises(InputError, match=r"algorithm.value_clip is given, but .* accepted: null"):
         PPO(value_clip=0.2, critic=Gaussian()).learned(Setting(acts=True))
+
+
+def test_one_member_of_squared_errors_is_what_everybody_has() -> None:
+    assert PPO(critic=Ensemble(members=1)).learned(Setting(acts=True)) == PPO().learned(Setting(acts=True))
 
 
 # ---------------------------------------------------------------------------------------------------- laws

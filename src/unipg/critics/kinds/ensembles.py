@@ -108,6 +108,8 @@ class EnsembleCritic(Critic):
         return self.members, self.channels
 
     def state_loss(self, gae: GAE, *, clip: float | None = None, aggregate: Aggregate = TokenMean()) -> Term:
+        if self.heads == (1, 1):  # one value, as everybody's
+            return super().state_loss(gae, clip=clip, aggregate=aggregate)
         return MembersValueLoss(gae=gae, clip=clip, aggregate=aggregate, cost=self, name="value_loss")
 
     def action_values(self, critics: int = 1) -> ActionValues:
