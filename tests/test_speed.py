@@ -159,9 +159,9 @@ def test_one_step_equals_that_of_the_plain_loop(script, order, tmp_path, dead) -
 def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     page = script("page")
     results = page.RESULTS
-    names = ("language", "control", "gpu", "overlap", "control-hopper")
-    language, control, gpu, overlap, hopper = (page.read(results / f"speed-{name}.json") for name in names)
-    found = page.page(language, control, tmp_path, gpu, overlap, hopper)
+    names = ("language", "control", "gpu", "overlap", "control-hopper", "replay")
+    language, control, *more = (page.read(results / f"speed-{name}.json") for name in names)
+    found = page.page(language, control, tmp_path, *more)
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
 
 

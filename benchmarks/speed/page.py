@@ -1,4 +1,4 @@
-"""Writes docs/speed.md and its charts from what language.py, control.py, overlap.py and gpu.py measured."""
+"""Writes docs/speed.md and its charts from what language.py, control.py, replay.py, overlap.py and gpu.py measured."""
 
 from __future__ import annotations
 
@@ -337,6 +337,7 @@ def page(
     found_gpu: Result | None = None,
     found_overlap: Result | None = None,
     found_hopper: Result | None = None,
+    found_replay: Result | None = None,
 ) -> str:
     """The whole page; a half that was not measured is said to be missing."""
     lines = [INTRODUCTION]
@@ -347,6 +348,7 @@ def page(
     lines += ["## Control", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
     lines += [] if found_hopper is None else ["### Physics", "", *control(found_hopper, images, "speed-hopper")]
+    lines += [] if found_replay is None else ["### Kept transitions", "", *kept_transitions(found_replay, images)]
     lines += ["## Collecting ahead", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_overlap is None else collecting_ahead(found_overlap)
     lines += ["## On a GPU", ""]
@@ -454,6 +456,71 @@ def control(result: Result, images: Path, picture: str = "speed-control") -> lis
     return [*lines, ""]
 
 
+def kept_transitions(result: Result, images: Path) -> list[str]:
+    """What replay.py measured."""
+    cases = result["cases"]
+    lines = [
+        f"SAC and TD3 on Pendulum-v1 (an update of 256 transitions after every step) and DQN on CartPole-v1 (64, after every fourth), at "
+        f"Stable-Baselines3's defaults otherwise, {result['seeds']} seeds; a name ends with the width of the two hidden layers. That "
+        "losses and gradients are equal on the same tensors is tested.",
+        "",
+    ]
+    rows, missed = [], []
+    for name, case in cases.items():
+        ratio, sides = case["ratio"], (case["ours"], case["stable_baselines3"])
+        speeds = [f"{side['steps_per_cpu_second']['median']:,.0f}" for side in sides]
+        ends = [f"{r['value']:.0f} ({r['low']:.0f} – {r['high']:.0f})" for r in (side["final_return"] for side in sides)]
+        overlap = case["returns_overlap"]
+        told = "reached" if case["reached"] else "**not reached**"
+        both = f"{_yes(overlap['mean_return'])}, {_yes(overlap['final_return'])}"
+        rows.append([name, *speeds, spread(ratio), f"{ratio['target']}", told, *ends, both])
+        missed += [] if case["reached"] else [f"{name} is {1 - ratio['median'] / ratio['target']:.0%} short"]
+    heading = [
+        "",
+        "unipg, steps per CPU-second",
+        "Stable-Baselines3's",
+        "times",
+        "aim",
+        "",
+        "return at the end, unipg",
+        "Stable-Baselines3's",
+    ]
+    lines += table([*heading, "intervals overlap over the run, at its end"], rows)
+    if missed:
+        lines += [
+            f"Of the aims, {'; '.join(missed)}. The products are the same on all sides; what is left to save is what stands around them, "
+            "and the smaller the networks the more of it there is.",
+            "",
+        ]
+    draw_kept(cases, images / "speed-replay.png")
+    lines += ["![learning curves of both sides](images/speed-replay.png)", ""]
+    machine = result["machine"]
+    lines += [*_made(result), f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
+    for name, side in SIDES.items():
+        found = next(iter(cases.values())).get(name)
+        lines += [f"- versions, {side}: {', '.join(f'{k} {v}' for k, v in found['versions'].items())}"] if found else []
+    return [*lines, ""]
+
+
+def draw_kept(cases: dict[str, Result], path: Path) -> None:
+    """Learning curves with intervals over seeds, a panel for each case."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.9 * len(cases), 3.0), layout="constrained")
+    for axis, (name, case) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
+        for colour, side in zip(COLOURS.values(), ("ours", "stable_baselines3"), strict=False):
+            curve = case[side]["curve"]
+            steps = sorted(curve, key=int)
+            middle, low, high = ([curve[s][part] for s in steps] for part in ("value", "low", "high"))
+            axis.plot([int(s) for s in steps], middle, color=colour, label=SIDES[side])
+            axis.fill_between([int(s) for s in steps], low, high, color=colour, alpha=0.2)
+        axis.set(title=name, xlabel="steps")
+    figure.axes[0].set_ylabel("return, interquartile mean over seeds")
+    figure.axes[0].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
@@ -492,12 +559,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--language", type=Path, default=RESULTS / "speed-language.json")
     parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
     parser.add_argument("--hopper", type=Path, default=RESULTS / "speed-control-hopper.json")
+    parser.add_argument("--replay", type=Path, default=RESULTS / "speed-replay.json")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "speed-gpu.json")
     parser.add_argument("--overlap", type=Path, default=RESULTS / "speed-overlap.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
     chosen = parser.parse_args(arguments)
     chosen.docs.mkdir(parents=True, exist_ok=True)
-    found = (read(path) for path in (chosen.gpu, chosen.overlap, chosen.hopper))
+    found = (read(path) for path in (chosen.gpu, chosen.overlap, chosen.hopper, chosen.replay))
     text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", *found)
     target = chosen.docs / "speed.md"
     target.write_text(text, encoding="utf-8")
