@@ -117,11 +117,7 @@ class CollectionProcess:
                     raise EOFError
             answer = pickle.loads(self._connection.recv_bytes())
         except (EOFError, ConnectionError):
-            self._process.join(1)
-            raise InputError(
-                f"the process that samples ended by itself (exit code {self._process.exitcode}): out of memory? Without training.overlap "
-                "nothing else is started"
-            ) from None
+            raise self._ended() from None
         self._busy = False
         if isinstance(answer, str):
             raise InputError(answer)
@@ -133,7 +129,14 @@ class CollectionProcess:
             # as bytes: what is sent must not be shared memory, which the sender would go on changing
             self._connection.send_bytes(pickle.dumps(message))
         except (BrokenPipeError, ConnectionError):
-            raise InputError(f"the process that samples has ended (exit code {self._process.exitcode})") from None
+            raise self._ended() from None
+
+    def _ended(self) -> InputError:
+        self._process.join(1)
+        return InputError(
+            f"the process that samples ended by itself (exit code {self._process.exitcode}): out of memory? Without training.overlap "
+            "nothing else is started"
+        )
 
     def close(self) -> None:
         self._connection.close()  # where it is idle, it ends by itself
