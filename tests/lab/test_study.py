@@ -210,7 +210,11 @@ def test_cases_follow_the_lists() -> None:
     assert told[-1] == 1
     assert told == sorted(told)
     again = run_study(instances(["grpo", "rloo", "sft"]), PROBLEM, conditions)
-    assert [r.as_json() for r in again] == [r.as_json() for r in results]
+    for one, other in zip(again, results, strict=True):  # but for the last bits: how arrays lie in memory decides the order of sums
+        for name, value in one.as_json().items():
+            theirs = other.as_json()[name]
+            number = isinstance(value, float | dict | tuple)
+            assert value == (pytest.approx(theirs, rel=1e-9, nan_ok=True) if number else theirs), name
     other = run_study(instances(["rloo"]), PROBLEM, conditions, seed=1)
     assert other[0].measured.norm != next(r for r in results if r.name == "rloo").measured.norm
 
