@@ -71,12 +71,9 @@ class Frequencies(Term):
     Of one state least where w_i is how often component i wins; ∂/∂logits = (2/K) · (diag(w) − w wᵀ) · (w − v).
     """
 
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     by: Value = field(kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
 
     @property
     def differentiates(self) -> frozenset[str]:
@@ -105,13 +102,10 @@ class ReturnOfActions(Term):
     """½ Σ_k (q_k(s, a) − target)² of the network `of` at the actions that were taken, target = raw GAE advantage + V_old; detached."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     of: str = field(kw_only=True)
     gae: GAE = field(default=GAE(), kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
 
     @property
     def reach(self) -> Joint:

@@ -57,19 +57,13 @@ class Bootstrapped(Part):
 class Regression(Term):
     """sum_k loss(q_k(s, a) − y) of the members of a network of action values, y the target: `squared` ½ d², `huber` of width 1."""
 
+    needs: ClassVar[frozenset[str]] = frozenset({"observation", "next_observation", "step_reward", "terminated"})
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     rows: tuple[Source, ...] = REPLAYED
     of: str = field(kw_only=True)
     target: Bootstrapped = field(kw_only=True)
     loss: Loss = field(default="squared", kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"observation", "next_observation", "step_reward", "terminated"})
 
     @property
     def noise(self) -> frozenset[str]:
@@ -107,17 +101,11 @@ class ExactKL(Term):
     Its gradient is 0 where the two are equal. Source: arXiv 2005.09814, eq. 4 (the new policy from the old one).
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"observation"})
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     of: str = field(default="actor", kw_only=True)
     to: str = field(kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"observation"})
 
     def symbol(self) -> str:
         return f"KL({self.of} ‖ {self.to})"
@@ -135,16 +123,10 @@ class LatentPull(Term):
     released code.
     """
 
+    needs: ClassVar[frozenset[str]] = frozenset({"observation"})
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     of: str = field(default="actor", kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({"observation"})
 
     def symbol(self) -> str:
         return f"mu² + sigma² of {self.of}"
@@ -162,15 +144,12 @@ class TemperatureLoss(Term):
     Source: arXiv 1812.05905, section 5, in the form of its released code (the logarithm instead of alpha: same sign, same fixed point).
     """
 
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     rows: tuple[Source, ...] = REPLAYED
     of: str = field(kw_only=True)
     target_entropy: float = field(kw_only=True)
     over: Expectation = field(default=Drawn(), kw_only=True)
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
 
     @property
     def noise(self) -> frozenset[str]:

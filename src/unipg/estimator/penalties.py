@@ -95,6 +95,7 @@ class ValueLoss(Term):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"value"})
+    needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     gae: GAE = field(default=GAE(), kw_only=True)
     clip: float | None = field(default=None, kw_only=True)
@@ -106,10 +107,6 @@ class ValueLoss(Term):
     @property
     def reads_value(self) -> bool:
         return True
-
-    @property
-    def reads_log_prob(self) -> bool:
-        return False
 
     @property
     def reach(self) -> Joint:

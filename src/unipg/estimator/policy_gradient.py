@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -105,6 +105,7 @@ class Term(Part):
     policy's. `name`: how it is called in metrics.
     """
 
+    needs_log_prob: ClassVar[bool] = True
     rows: tuple[Source, ...] = ROLLOUTS
     counted: tuple[Source, ...] | None = None
     aggregate: Aggregate = TokenMean()
@@ -131,7 +132,7 @@ class Term(Part):
     @property
     def reads_log_prob(self) -> bool:
         """Whether it looks at the probabilities of the actions that were taken."""
-        return True
+        return self.needs_log_prob
 
     @property
     def differentiates(self) -> frozenset[str]:
