@@ -442,7 +442,21 @@ class BoxActions(Actions):
 
 
 @dataclass(frozen=True)
-class SquashedActions(BoxActions):
+class SpreadActions(BoxActions):
+    """Base class of bounded real actions whose mean and spread are both the actor's output, [N,2A]."""
+
+    has_log_std = False
+
+    def __post_init__(self) -> None:
+        self._check_bounded(f"{self.kind} actions need")
+
+    @property
+    def outputs(self) -> int:
+        return 2 * self.size
+
+
+@dataclass(frozen=True)
+class SquashedActions(SpreadActions):
     """Real actions a = tanh(u) [N,A] in [-1,1], u from a diagonal Gaussian; the actor's output are its mean and log_std, [N,2A].
 
         log π(a) = log N(u; mean, std) − Σ 2·(log 2 − u − softplus(−2u)),  a density over [-1,1]^A
@@ -456,14 +470,6 @@ class SquashedActions(BoxActions):
 
     type = "squashed"
     kind = "squashed"
-    has_log_std = False
-
-    def __post_init__(self) -> None:
-        self._check_bounded("squashed actions need")
-
-    @property
-    def outputs(self) -> int:
-        return 2 * self.size
 
     def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
         mean = output[..., : self.size]
@@ -521,7 +527,7 @@ def atanh(action: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class LatentActions(BoxActions):
+class LatentActions(SpreadActions):
     """Real actions z [N,A] of a diagonal Gaussian, unbounded: the environment is given tanh(u) in units of its bounds, u = z, or what a
     decoder makes of z (`ActorCritic`). Trajectories, log-probabilities and entropies are those of z, without any correction: given the
     decoder, environment and tanh are one environment whose actions are z.
@@ -534,14 +540,6 @@ class LatentActions(BoxActions):
 
     type = "latent"
     kind = "latent"
-    has_log_std = False
-
-    def __post_init__(self) -> None:
-        self._check_bounded("latent actions need")
-
-    @property
-    def outputs(self) -> int:
-        return 2 * self.size
 
     def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
         mean = output[..., : self.size]
