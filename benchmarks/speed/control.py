@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,18 @@ def trainer(case: Case, seed: int, iterations: int, folder: Path, vectorized: bo
 
 
 def ours(case: Case, seed: int, iterations: int, vectorized: bool | None, envpool: bool) -> Run:
+    return clocked(lambda seed, length, folder: trainer(case, seed, length, folder, vectorized, envpool), seed, 1, iterations)
+
+
+def clocked(make: Callable[[int, int, Path], Any], seed: int, first: int, length: int) -> Run:
+    """A run of unipg, what it took and what its episodes returned; `make`: a trainer by seed, length and folder. One of length `first` and
+    of another seed is over before the clock starts."""
     from unipg.training.run import versions
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer(case, seed + 1000, 1, Path(scratch, "first"), vectorized, envpool).train()
+        make(seed + 1000, first, Path(scratch, "first")).train()
         (folder := Path(scratch, "run")).mkdir()
-        timed = trainer(case, seed, iterations, folder, vectorized, envpool)
+        timed = make(seed, length, folder)
         wall, cpu = time.perf_counter(), time.process_time()
         timed.train()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

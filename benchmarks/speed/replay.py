@@ -21,7 +21,6 @@ import shlex
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import control
-from control import ROOT, Run, curve, summary, told
+from control import ROOT, Run, clocked, curve, summary, told
 
 OUTPUT = ROOT / "benchmarks" / "results" / "speed-replay.json"
 
@@ -62,7 +61,7 @@ def ours(case: Case, seed: int, steps: int) -> Run:
     from unipg.policies.actor_critic import ActorCriticRecipe
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.training.feeds.replay import ReplayRecipe
-    from unipg.training.run import versions, wanted_of
+    from unipg.training.run import wanted_of
     from unipg.training.trainer import Trainer, TrainingRecipe
 
     def trainer(seed: int, steps: int, folder: Path) -> Trainer:
@@ -77,15 +76,7 @@ def ours(case: Case, seed: int, steps: int) -> Run:
         training = TrainingRecipe(iterations=steps // window, save_every=steps // window)
         return Trainer(algorithm, policy, experience, folder=folder, training=training, seed=seed, replay=replay)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        trainer(seed + 1000, FIRST, Path(scratch, "first")).train()
-        timed = trainer(seed, steps, folder := Path(scratch, "run"))
-        wall, cpu = time.perf_counter(), time.process_time()
-        timed.train()
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    ended = [(row["environment/steps"], row["return/mean"], row["return/episodes"]) for row in rows if row["return/episodes"]]
-    return {"steps": rows[-1]["environment/steps"], "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions()}
+    return clocked(trainer, seed, FIRST, steps)
 
 
 def stable_baselines3(case: Case, seed: int, steps: int) -> Run:
