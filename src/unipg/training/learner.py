@@ -461,9 +461,10 @@ class Learning:
     def _remedy(self, batch: Trajectories) -> str:
         """What to try against gradients without end; empty where nothing is known."""
         seen = batch.observation
-        if seen is None or getattr(self.policy, "normalizes", True) or not seen.is_floating_point() or float(seen.abs().max()) < LARGE:
+        if seen is None or getattr(self.policy, "normalizes", True) or not seen.is_floating_point():
             return ""
-        return f"; observations are as large as {float(seen.abs().max()):.3g}: controller.normalize_observations brings them to size"
+        most = float(seen.abs().max())
+        return "" if most < LARGE else f"; observations are as large as {most:.3g}: controller.normalize_observations brings them to size"
 
     def fit(self, length: float, name: str, batch: Trajectories) -> bool:
         """Whether the gradient of a model, of norm `length`, may be applied. `name`: what its metrics begin with."""

@@ -41,6 +41,8 @@ LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluatio
 """Sections that only language recipes have."""
 CONTROL = ("environment", "replay", "controller")
 """Sections that only control recipes have."""
+_INSTEAD = {"policy": "`controller`, which says what acts", "evaluation": "environment.evaluation_episodes"}
+"""What stands in a control recipe for a section of language recipes."""
 _FREE = frozenset({"output", "logging", "threads", "evaluation", "anchor_cache"})
 _FREE_IN = {
     "training": frozenset({"iterations", "save_every", "evaluate_every"}),
@@ -154,7 +156,7 @@ class Recipe(CheckedArguments):
         if self.environment is not None:
             self._check_control()
         language = self.policy is not None or self.task is not None
-        if language == (self.environment is not None):
+        if not language and self.environment is None:
             raise InputError("give either `policy` and `task` (language) or `environment` (control)")
         if language and (self.policy is None or self.task is None):
             raise InputError(f"a language recipe needs both `policy` and `task`; `{'task' if self.task is None else 'policy'}` is missing")
@@ -169,8 +171,7 @@ class Recipe(CheckedArguments):
             if f.name in LANGUAGE and f.name != "anchor_cache":
                 default = f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
                 if getattr(self, f.name) != default:
-                    instead = "environment.evaluation_episodes" if f.name == "evaluation" else "leave it out"
-                    raise InputError(f"{f.name} is of language recipes, but this one has an environment; accepted: {instead}")
+                    raise _of_language(f.name)
         if self.training.prompts != TrainingRecipe().prompts:
             raise InputError("training.prompts is of language recipes; accepted with an environment: environment.count and .steps")
 
@@ -236,6 +237,11 @@ class Recipe(CheckedArguments):
         return identity_of(self.as_dict())
 
 
+def _of_language(section: str) -> InputError:
+    instead = _INSTEAD.get(section, "leave it out")
+    return InputError(f"{section} is of language recipes, but this one has an environment; accepted: {instead}")
+
+
 def identity_of(recipe: dict[str, Any]) -> str:
     """`Recipe.identity` of what `Recipe.as_dict` gave, or a run's recipe.yaml holds."""
     plain = {name: value for name, value in recipe.items() if name not in _FREE}
@@ -282,7 +288,7 @@ def load_recipe(path: Path | str, overrides: list[str] | None = None) -> Recipe:
 def recipe_from(values: dict[str, Any]) -> Recipe:
     """A recipe from its sections: plain values, or the typed ones."""
     if values.get("environment") is not None and values.get("policy") is not None:  # before its own keys are looked at
-        raise InputError("policy is of language recipes, but this one has an environment; accepted: `controller`, which says what acts")
+        raise _of_language("policy")
     recipe = typed(Recipe, values, "")
     recipe.build_algorithm()
     return recipe

@@ -137,7 +137,6 @@ class Trainer:
         self.stop_requested = False
         self.brief = False
         """Whether the last batch was collected in next to no time: the next one is then waited for, also by who asks the run to stop."""
-        self._could_be_brief = not experience.has_prompts and not self.training.overlap
         self.ended = ""
         """Why the run ends before its last iteration (`finish`)."""
         self.stop_after_steps: int | None = None
@@ -253,7 +252,8 @@ class Trainer:
                     assert state is not None
                     self._write(state)
                     raise Stopped from None
-                self.brief = self._could_be_brief and time.perf_counter() - began < BRIEF
+                played = not (self.experience.has_prompts or self.training.overlap)
+                self.brief = played and time.perf_counter() - began < BRIEF
             self._update()
             last = self._finish_iteration(time.perf_counter() - began)
             if self._stopping():
