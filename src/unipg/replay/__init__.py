@@ -1,4 +1,4 @@
-"""Where transitions are kept and which of them are drawn again: ring buffers in files, priorities, returns over several steps.
+"""Where transitions are kept and which of them are drawn again: ring buffers in files, given data, priorities, returns over several steps.
 
 Belongs here: storage of rows and arithmetic on where they lie. Does not belong here: environments that rows come from (`rollouts/`), and
 losses of what is drawn (`estimator/`).
@@ -6,6 +6,8 @@ losses of what is drawn (`estimator/`).
 
 from unipg.replay.priorities import Priorities
 from unipg.replay.returns import Steps, n_step
-from unipg.replay.ring import Column, Ring, transition_columns
+from unipg.replay.ring import Ring
+from unipg.replay.tables import Column, transition_columns
+from unipg.replay.transitions import Transitions, open_data
 
-__all__ = ["Column", "Priorities", "Ring", "Steps", "n_step", "transition_columns"]
+__all__ = ["Column", "Priorities", "Ring", "Steps", "Transitions", "n_step", "open_data", "transition_columns"]

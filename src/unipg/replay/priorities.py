@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.replay.ring import Array
+from unipg.replay.tables import Array
 
 
 class Priorities:

@@ -16,7 +16,6 @@ import shutil
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
@@ -26,9 +25,9 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.files import writing
+from unipg.replay.tables import Array, Column, Tables, widths_of
 
 NAME = "replay.bin"
-DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 _MAGIC = b"unipg replay 1\n\0"
 _FIXED = len(_MAGIC) + 16
 """Bytes before the header's JSON: the magic, how many rows were ever written, and the length of the JSON."""
@@ -36,51 +35,6 @@ _PAGE = 4096
 _BLOCK = 1024
 """Rows of a checksum."""
 _LARGEST = 2**63 - 1
-
-Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Column:
-    """One value of every row, by name: its shape, and its type in NumPy's words."""
-
-    name: str
-    shape: tuple[int, ...] = ()
-    dtype: str = "float32"
-
-    def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InputError(f"column '{self.name}' has dtype '{self.dtype}'; {nearest(self.dtype, DTYPES)}")
-        if any(size < 1 for size in self.shape):
-            raise InputError(f"column '{self.name}' has shape {list(self.shape)}; accepted: sizes of at least 1")
-
-    @property
-    def width(self) -> int:
-        """Numbers in one row."""
-        width = 1
-        for size in self.shape:
-            width *= size
-        return width
-
-
-def transition_columns(
-    observation_shape: tuple[int, ...], observation_dtype: str, action_shape: tuple[int, ...], action_dtype: str
-) -> tuple[Column, ...]:
-    """What a transition of control holds.
-
-    `next_observation` is what the step led to, the final observation of an episode included; never the first one of the next episode.
-    `terminated` and `truncated` are kept apart: only after the former is there nothing to come. `episode` is a number that no other
-    episode has, in whichever environment.
-    """
-    return (
-        Column("observation", observation_shape, observation_dtype),
-        Column("next_observation", observation_shape, observation_dtype),
-        Column("action", action_shape, action_dtype),
-        Column("reward"),
-        Column("terminated", dtype="bool"),
-        Column("truncated", dtype="bool"),
-        Column("episode", dtype="int64"),
-    )
 
 
 class Ring:
@@ -158,7 +112,7 @@ class Ring:
             arrays[name] = array
         if count > self.capacity:
             raise InputError(f"{count} rows were appended at once; accepted: at most the capacity, {self.capacity}")
-        if not self._views:
+        if not self._laid.views:
             self._make()
         after = self.position + count
         if self._written[0] < after:  # before the rows: a kill between the two must not hide which rows are gone
@@ -167,12 +121,12 @@ class Ring:
         stop = start + count
         if stop <= self._rows:
             for name, array in arrays.items():
-                self._views[name][start:stop] = array
+                self._laid.views[name][start:stop] = array
         else:
             first = self._rows - start
             for name, array in arrays.items():
-                self._views[name][start:] = array[:first]
-                self._views[name][: count - first] = array[first:]
+                self._laid.views[name][start:] = array[:first]
+                self._laid.views[name][: count - first] = array[first:]
         self.position = after
 
     def draw(self, index: Tensor, *names: str) -> dict[str, Tensor]:
@@ -181,15 +135,7 @@ class Ring:
         Errors: `IndexError` for an index outside.
         """
         where = self._physical(index)
-        if names:
-            return {name: torch.from_numpy(self._views[name][where]) for name in names}
-        drawn = {}
-        for table, parts in self._tables:
-            taken = table.take(where, 0)
-            for name, place, shape in parts:
-                part = taken[:, place]
-                drawn[name] = torch.from_numpy(part.reshape(-1, *shape) if len(shape) > 1 else part)
-        return drawn
+        return self._laid.draw(where, names)
 
     def ages(self, index: Tensor) -> Tensor:
         """[N] how many rows were appended after each."""
@@ -198,7 +144,7 @@ class Ring:
     def _physical(self, index: Tensor) -> Array:
         """[N] where rows lie in the tables."""
         length = len(self)
-        if not self._views:
+        if not self._laid.views:
             raise IndexError("nothing can be drawn: the replay buffer is empty or closed")
         if index.dtype != torch.int64:
             raise IndexError(f"the index holds {index.dtype}; accepted: torch.int64")
@@ -223,9 +169,9 @@ class Ring:
     def state_dict(self) -> dict[str, Any]:
         """Plain values: where the ring stands and which file is its own; the rows too where there is no file."""
         state = {"position": self.position, "token": self._token, **self._layout()}
-        if self.path is None and self._views:
+        if self.path is None and self._laid.views:
             state["rows"] = self.draw(torch.arange(len(self)))
-        elif self._views:
+        elif self._laid.views:
             self._sum()
             state["sums"] = {"first": min(self._sums, default=0), "of": list(self._sums.values())}
         return state
@@ -246,10 +192,10 @@ class Ring:
 
     def _checksums(self, start: int, stop: int, before: list[int] | None = None) -> list[int]:
         """Of rows number `start` to `stop` in each table, going on from those of the rows before them."""
-        found = before or [0] * len(self._tables)
+        found = before or [0] * len(self._laid.tables)
         first, count = start % self._rows, stop - start
         for piece in (slice(first, first + count), slice(0, max(0, first + count - self._rows))):
-            found = [zlib.crc32(table[piece].data, sum) for (table, _), sum in zip(self._tables, found, strict=True)]
+            found = [zlib.crc32(table[piece].data, sum) for (table, _), sum in zip(self._laid.tables, found, strict=True)]
         return found
 
     def _verify(self, sums: dict[str, Any] | None, position: int) -> None:
@@ -333,18 +279,14 @@ class Ring:
 
     def _widths(self) -> list[tuple[str, int]]:
         """The tables in the order of the file: dtype, and numbers in a row."""
-        widths: dict[str, int] = {}
-        for column in self.columns:
-            widths[column.dtype] = widths.get(column.dtype, 0) + column.width
-        return list(widths.items())
+        return list(widths_of(self.columns).items())
 
     def _forget(self) -> None:
         self._map: mmap.mmap | None = None
         self._rows = self._needed
         """Physical rows."""
         self._written = np.zeros(1, np.int64)
-        self._views: dict[str, Array] = {}
-        self._tables: list[tuple[Array, list[tuple[str, int | slice, tuple[int, ...]]]]] = []
+        self._laid = Tables(self.columns, {})
 
     def _make(self) -> None:
         """Makes room for the rows: a file that takes its name once it is whole, or memory."""
@@ -433,18 +375,11 @@ class Ring:
 
     def _use(self, buffer: Any, begin: int) -> None:
         """Lays the tables and their columns over a buffer."""
+        tables: dict[str, Array] = {}
         for dtype, width in self._widths():
-            table = np.frombuffer(buffer, dtype, self._rows * width, begin).reshape(self._rows, width)
-            begin += _paged(table.nbytes)
-            parts: list[tuple[str, int | slice, tuple[int, ...]]] = []
-            start = 0
-            for column in self.columns:
-                if column.dtype == dtype:
-                    stop = start + column.width
-                    self._views[column.name] = table[:, start:stop].reshape(self._rows, *column.shape)
-                    parts.append((column.name, slice(start, stop) if column.shape else start, column.shape))
-                    start = stop
-            self._tables.append((table, parts))
+            tables[dtype] = np.frombuffer(buffer, dtype, self._rows * width, begin).reshape(self._rows, width)
+            begin += _paged(tables[dtype].nbytes)
+        self._laid = Tables(self.columns, tables)
 
     def _refuse_names(self, rows: dict[str, Array]) -> NoReturn:
         unknown = [name for name in rows if name not in self._names]
