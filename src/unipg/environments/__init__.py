@@ -9,3 +9,19 @@ register(id="unipg/Bandit-v0", entry_point="unipg.environments.bandit:Bandit")
 
 register(id="unipg/FourRooms-v0", entry_point="unipg.environments.four_rooms:FourRooms")
 """Two equally short ways: on which sets of episodes that differ can be told from ones that do not."""
+
+register(
+    id="unipg/LineWorld-v0",
+    entry_point="unipg.environments.line_world:LineWorld",
+    vector_entry_point="unipg.environments.line_world:LineWorlds",
+    max_episode_steps=40,
+)
+"""A line with a stretch in which a data set has only steps the wrong way (`line_world.collect`)."""
+
+register(
+    id="unipg/Road-v0",
+    entry_point="unipg.environments.road:RoadWorld",
+    vector_entry_point="unipg.environments.road:RoadWorlds",
+    max_episode_steps=60,
+)
+"""A quarter of a circle with a ditch on either side; `road.collect` has the driver's episodes."""
