@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 
 from unipg import InputError
-from unipg.environments import line_world, road
+from unipg.environments import line_world, lock, road
 from unipg.rollouts.snapshots import Snapshots, put
 from unipg.trajectories import Trajectories
 
 WORLDS = {
     "unipg/LineWorld-v0": (line_world.Line(), line_world.collect),
     "unipg/Road-v0": (road.Road(), road.collect),
+    "unipg/Lock-v0": (lock.Lock(), lock.collect),
 }
 
 
@@ -71,6 +72,69 @@ def test_the_driver_keeps_to_the_road() -> None:
     assert np.median(lengths) == pytest.approx((np.pi / 2 - np.arcsin(0.05)) / 0.04, abs=2)
 
 
+def test_the_lock_by_hand() -> None:
+    """Right actions keep to good states, each of them half the time; others lose for good; only the last step pays."""
+    world, draw = lock.Lock(steps=3, secret=4), np.random.default_rng(0)
+    n = 20_000
+    sure = 100 * np.eye(10)
+    state = world.begin(n, draw)
+    assert state[:, 0].mean() == pytest.approx(0.5, abs=0.02)
+    for step in range(3):
+        state, reward, ended = world.after(state, sure[world.right[state[:, 0].astype(int), step]], draw)
+        assert (reward == (step == 2)).all()
+        assert (ended == (step == 2)).all()
+        assert state[:, 0].mean() == pytest.approx(0.5, abs=0.02)
+        assert (state[:, 1] == step + 1).all()
+    wrong, consoled = np.zeros((n, 2)), []
+    for step in range(3):
+        action = sure[(world.right[0, 0] + 1) % 10] if step == 0 else sure[world.right[0, step]]
+        wrong, reward, _ = world.after(wrong, np.tile(action, (n, 1)), draw)
+        assert (wrong[:, 0] == lock.LOST).all()
+        consoled.append(reward)
+    assert np.unique(consoled[2]).tolist() == [0, 0.1]
+    assert np.mean(consoled, 1) == pytest.approx([0, 0, 0.05], abs=0.002)
+    shaped = lock.Lock(3, 4, shaped=True).after(np.zeros((n, 2)), np.tile(sure[(world.right[0, 0] + 1) % 10], (n, 1)), draw)[1]
+    assert shaped.mean() == pytest.approx(0.05, abs=0.002)
+
+
+@pytest.mark.parametrize(("steps", "size"), [(1, 8), (4, 8), (5, 16), (12, 16), (13, 32)])
+def test_what_is_seen_of_the_lock(steps: int, size: int) -> None:
+    """D = 2^ceil(log2(H + 4)); the Hadamard matrix is orthogonal, so the hidden vector can be read back: its marks, and noise of 0.1."""
+    world, draw = lock.Lock(steps), np.random.default_rng(0)
+    assert world.hadamard.shape == (size, size)
+    np.testing.assert_array_equal(world.hadamard @ world.hadamard.T, size * np.eye(size))
+    state = np.tile([1.0, steps], (4000, 1))
+    seen = world.seen(state, draw)
+    assert (seen[:, -1] == steps).all()
+    hidden = seen[:, :-1].astype(np.float64) @ world.hadamard / size
+    marks = np.zeros(size)
+    marks[[1, 3 + steps]] = 1
+    np.testing.assert_allclose(hidden.mean(0), marks, atol=0.01)
+    np.testing.assert_allclose(hidden.std(0), np.where(np.arange(size) < steps + 3, 0.1, 0), atol=0.01)
+
+
+def test_the_lock_and_those_who_know_it() -> None:
+    """Without lapses the optimum has probability 0.99959^H; with the lapse 1/H, 0.82^5 at H = 5; a policy that knows nothing has 10^-H."""
+    right = np.exp(10) / (np.exp(10) + 9)
+    assert right == pytest.approx(0.99959, abs=5e-6)
+
+    def optimal(data: dict[str, np.ndarray]) -> float:
+        return float((data["reward"] == 1).sum() / len(np.unique(data["episode"])))
+
+    assert optimal(lock.collect(20_000, 0, epsilon=0)) == pytest.approx(right**5, abs=1.5e-3)
+    lapses = optimal(lock.collect(20_000, 1, secret=7))
+    assert lapses == pytest.approx((0.8 * right + 0.2 * 0.1) ** 5, abs=0.012)
+    draw, world = np.random.default_rng(0), lock.Lock(2)
+    unknowing = lock.collected(world, lambda state, step, draw: draw.standard_normal((len(state), 10)), 40_000, 0)
+    assert optimal(unknowing) == pytest.approx(0.01, abs=0.0018)
+    with pytest.raises(InputError, match=r"epsilon is 2; accepted"):
+        lock.collect(3, epsilon=2)
+    with pytest.raises(InputError, match=r"a lock was given the action \[nan"):
+        world.after(world.begin(1, draw), np.full((1, 10), np.nan), draw)
+    with pytest.raises(InputError, match=r"a lock has 0 steps; accepted: 1 or more"):
+        lock.LockWorld(0)
+
+
 @pytest.mark.parametrize("name", WORLDS)
 def test_one_row_is_what_many_are(name: str) -> None:
     """With one generator, one environment by itself and rows of one give the same episodes, ends and starts included."""
@@ -122,7 +186,7 @@ def test_collected_episodes_are_whole_and_in_order(name: str) -> None:
     assert {values.dtype.name for values in data.values()} == {"float32", "bool", "int64"}
     for column, values in data.items():
         np.testing.assert_array_equal(values, again[column])
-    assert (collect(40, seed=6)["action"][0] != data["action"][0]).all()
+    assert (collect(40, seed=6)["observation"][0] != data["observation"][0]).any()
     np.testing.assert_array_equal(np.unique(data["episode"]), np.arange(40))
     last = np.append(np.diff(data["episode"]) != 0, True)
     np.testing.assert_array_equal(data["terminated"] | data["truncated"], last)

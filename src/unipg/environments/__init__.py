@@ -25,3 +25,10 @@ register(
     max_episode_steps=60,
 )
 """A quarter of a circle with a ditch on either side; `road.collect` has the driver's episodes."""
+
+register(
+    id="unipg/Lock-v0",
+    entry_point="unipg.environments.lock:LockWorld",
+    vector_entry_point="unipg.environments.lock:LockWorlds",
+)
+"""A combination lock that only its last step pays; `lock.collect` has episodes of one who knows it but for lapses."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -117,11 +118,11 @@ def collected(world: World, behaviour: Behaviour, episodes: int, seed: int) -> d
     draw = np.random.default_rng(seed)
     number, state = np.arange(episodes), world.begin(episodes, draw)
     seen, pieces = world.seen(state, draw), []
-    for step in range(world.horizon):
+    for step in itertools.count():
         action = behaviour(state, step, draw).astype(np.float32)
         state, reward, terminated = world.after(state, action.astype(np.float64), draw)
         following = world.seen(state, draw)
-        truncated = np.full(len(number), step + 1 == world.horizon) & ~terminated
+        truncated = np.full(len(number), step + 1 >= world.horizon) & ~terminated
         pieces.append(transitions(seen, following, action, reward, terminated, truncated, number))
         live = ~(terminated | truncated)
         number, state, seen = number[live], state[live], following[live]
