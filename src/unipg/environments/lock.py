@@ -51,7 +51,7 @@ class Lock(World):
     @cached_property
     def hadamard(self) -> Array:
         """[D,D] of ±1, not normalised: Sylvester's."""
-        found = np.ones((1, 1))
+        found: Array = np.ones((1, 1))
         while len(found) < self.steps + 4:
             found = np.kron([[1, 1], [1, -1]], found)
         return found
