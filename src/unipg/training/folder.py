@@ -23,6 +23,8 @@ except ModuleNotFoundError:  # not on Windows
 LOCK = "run.lock"
 CHECKPOINTS = ("checkpoint.pt", "checkpoint-previous.pt")
 BEST = "best"
+EVALUATED = "evaluated"
+"""Policies by the iteration that they were measured at."""
 LINES = ("metrics.jsonl", "histograms.jsonl", "evaluations.jsonl")
 
 

@@ -1,4 +1,4 @@
-"""Three observers that are ready: early stopping, the best model so far, and numbers to a tracker of one's own."""
+"""Observers that are ready: early stopping, the best model so far, every model that was measured, and numbers to a tracker of one's own."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from unipg.errors import InputError, nearest
 from unipg.files import write_folder
 from unipg.rollouts.base import EvaluationResult
+from unipg.training.folder import EVALUATED
 from unipg.training.observer import Observer
 
 if TYPE_CHECKING:
@@ -116,6 +117,17 @@ class BestModel(_Watching):
             write_folder(self.run.folder / self.name, self.run.policy.save)
 
 
+class EvaluatedModels(Observer):
+    """Keeps the policy of every evaluation in the run folder's `evaluated/`, in a folder that is called by the iterations before it."""
+
+    def start(self, run: Trainer) -> None:
+        self.run = run
+
+    def evaluation(self, results: list[EvaluationResult]) -> None:
+        if self.run.workers.leads:
+            write_folder(self.run.folder / EVALUATED / str(self.run.iteration), self.run.policy.save)
+
+
 class Track(Observer):
     """Passes numbers on: `log(numbers, step=…)` after every iteration and evaluation, as wandb.log and mlflow.log_metrics take them.
 
@@ -138,12 +150,18 @@ class Track(Observer):
 
 def last_and_best(folder: Path) -> dict[str, Any] | None:
     """Mean returns of a controller's evaluations in a run folder: the last, the best, and of how many; None where there are none."""
+    found = measured_returns(folder)
+    return {"last": found[-1], "best": max(found, key=lambda each: each["return"]), "n": len(found)} if found else None
+
+
+def measured_returns(folder: Path) -> list[dict[str, Any]]:
+    """`iteration` and mean `return` of each evaluation of a controller in a run folder, in order."""
     found = []
     for row in _rows(folder / "evaluations.jsonl", sys.maxsize):
         value = row["results"][0]["metrics"].get("return", {}).get("value") if row["results"] else None
         if value is not None:
             found.append({"iteration": row["iteration"], "return": value})
-    return {"last": found[-1], "best": max(found, key=lambda each: each["return"]), "n": len(found)} if found else None
+    return found
 
 
 def _flat(results: list[EvaluationResult]) -> dict[str, float]:

@@ -43,6 +43,8 @@ class TrainingRecipe(CheckedArguments):
     """Iterations between checkpoints: what a kill can lose."""
     evaluate_every: int = 0
     """Iterations between held-out evaluations; 0 for before and after only."""
+    keep_evaluated: bool = False
+    """Keep the policy of every evaluation in the run folder, in evaluated/ITERATION: `unipg data collect` plays those in between."""
     overlap: bool = False
     """Collect the next batch in a process of its own while this one is trained on: it is then one iteration old, and corrected for."""
     overlap_limit: float | None = 2.0

@@ -45,7 +45,7 @@ _INSTEAD = {"policy": "`controller`, which says what acts", "evaluation": "envir
 """What stands in a control recipe for a section of language recipes."""
 _FREE = frozenset({"output", "logging", "threads", "evaluation", "anchor_cache"})
 _FREE_IN = {
-    "training": frozenset({"iterations", "save_every", "evaluate_every"}),
+    "training": frozenset({"iterations", "save_every", "evaluate_every", "keep_evaluated"}),
     "environment": frozenset({"evaluation_episodes", "evaluation_steps"}),
 }
 """Keys that may be others when a run is continued."""

@@ -43,9 +43,9 @@ from unipg.tasks.verifiers import verifier_named
 from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.feeds.replay import ReplayRecipe, ring_of
-from unipg.training.folder import BEST, LOCK, holds_checkpoint, locked, trained, untouched
+from unipg.training.folder import BEST, EVALUATED, LOCK, holds_checkpoint, locked, trained, untouched
 from unipg.training.observer import Observer, Observers, Stopped
-from unipg.training.observers import BestModel, last_and_best
+from unipg.training.observers import BestModel, EvaluatedModels, last_and_best
 from unipg.training.recipe import DemonstrationsRecipe, Recipe, identity_of
 from unipg.training.state import difference
 from unipg.training.tracking import Tracker
@@ -91,6 +91,8 @@ def run_recipe(
         asked, control = recipe.optimizer.learning_rate, recipe.environment is not None
         if control:
             observer = Observers([observer, BestModel("return")])
+        if recipe.training.keep_evaluated:
+            observer = Observers([observer, EvaluatedModels()])
         learned = algorithm.learned(_setting(experience))
         recipe.optimizer.check_learners({made.role for made in learned})
         own = [made.optimizer for made in learned if not made.direction.owns_step]
@@ -137,7 +139,8 @@ def run_recipe(
             write_file(folder / "recipe.yaml", recipe.as_yaml(), untouched)
             if again:  # what a run that was killed before its first checkpoint has written
                 tracker.rewind(0, -1)
-                shutil.rmtree(folder / BEST, ignore_errors=True)
+                for kept in (BEST, EVALUATED):
+                    shutil.rmtree(folder / kept, ignore_errors=True)
             if not goes_on and recipe.policy is not None and recipe.policy.scratch is not None:
                 write_folder(folder / "initial", policy.save)
         stack.enter_context(_stopping(trainer))
