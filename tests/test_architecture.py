@@ -20,7 +20,7 @@ LAYERS = (
     {"training"},
     {"lab", "laws", "reports", "terminal", "interop"},
     {"front"},
-    {"cli"},
+    {"cli", "cli_data"},
 )
 RANK = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from unipg.cli_data import add_data
 from unipg.errors import InputError, command_line, nearest
 from unipg.files import Command, check_output, disk_is_full, generator, write_output
 from unipg.hub import check_place, in_home
 
-COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "export", "check-model", "keys", "lab", "report")
+COMMANDS = ("algorithms", "explain", "diff", "train", "evaluate", "export", "check-model", "keys", "lab", "report", "data")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -193,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=in_home, help="run folders")
     report.add_argument("--output", type=in_home, help="the page (default: report.html in the first run's folder)")
     report.set_defaults(run=_report)
+
+    add_data(commands)
     return parser
 
 

@@ -15,7 +15,7 @@ from unipg.errors import InputError, one_line
 
 Hint = str | Callable[[], str]
 """What ends the line of a file that cannot be written."""
-Command = Literal["report", "evaluate", "export", "lab", "diff"]
+Command = Literal["report", "evaluate", "export", "lab", "diff", "data"]
 HEAD = 4096
 """First bytes of a page, a JSON file or a PNG, or last ones of a film, among which it says what wrote it."""
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

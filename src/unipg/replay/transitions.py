@@ -142,22 +142,3 @@ def _followed(full: dict[str, Array]) -> dict[str, Array]:
     if not kept.any():
         raise InputError("a dataset of single steps without next_observation has no transition; accepted: next_observation, or episodes")
     return {name: array[kept] for name, array in full.items()} | {"next_observation": full["observation"][after][kept]}
-
-
-def open_data(place: str | Path) -> Transitions:
-    """A dataset by its place: a folder that `Transitions.save` has written, or an NPZ file with the columns' names."""
-    path = Path(place)
-    if path.is_dir():
-        return Transitions.open(path)
-    if not path.is_file():
-        raise InputError(f"the dataset '{place}' does not exist; accepted: an .npz file, or a dataset's folder")
-    try:
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError) as error:
-        raise InputError(f"the dataset '{place}' cannot be read: {error}") from None
-    card = json.loads(str(arrays.pop("card"))) if "card" in arrays else {}
-    try:
-        return Transitions.of(arrays, card)
-    except InputError as error:
-        raise InputError(f"the dataset '{place}': {error}") from None

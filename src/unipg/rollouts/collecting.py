@@ -82,8 +82,8 @@ def collect_episodes(
                 found = stepper.step(given)
                 at = np.arange(rows) if found.live is None else found.live.nonzero()[0]
                 wanted = left[at] > 0
-                flat = np.asarray(given).reshape(rows, -1) if policy.actions_per_step > 1 or not policy.counts_actions else given
-                columns = {"observation": found.observation, "next_observation": found.next_observation, "action": flat[at]}
+                taken = (given.reshape(rows, -1) if given.ndim > 1 else given)[at]
+                columns = {"observation": found.observation, "next_observation": found.next_observation, "action": taken}
                 columns |= {name: getattr(found, name) for name in ("reward", "terminated", "truncated", "episode")}
                 kept.append({name: values[wanted] for name, values in columns.items()})
                 ended = at[wanted & (found.terminated | found.truncated)]
