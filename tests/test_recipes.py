@@ -3,10 +3,14 @@
 import re
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 
 from unipg.algorithms import registered
 from unipg.cli import main
+from unipg.replay import Transitions
+from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training.recipe import load_recipe
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.yaml"))
@@ -23,6 +27,23 @@ def test_every_algorithm_has_an_oracle() -> None:
     assert missing == []
 
 
+def random_transitions(environment: EnvironmentRecipe, folder: Path) -> Path:
+    """A dataset of 64 steps with actions drawn uniformly."""
+    env = gymnasium.make(environment.id, **environment.options)
+    env.action_space.seed(0)
+    rows: dict[str, list] = {name: [] for name in ("observation", "next_observation", "action", "reward", "terminated", "truncated")}
+    ended, seen = True, None
+    for t in range(64):
+        seen = env.reset(seed=t)[0] if ended else seen
+        action = env.action_space.sample()
+        after, reward, terminated, truncated, _ = env.step(action)
+        for name, value in zip(rows, (seen, after, action, reward, terminated, truncated), strict=True):
+            rows[name].append(value)
+        ended, seen = terminated or truncated, after
+    Transitions.of({name: np.array(values) for name, values in rows.items()}).save(folder / "data")
+    return folder / "data"
+
+
 # what is said of Box2D's and MuJoCo's simulations
 @pytest.mark.filterwarnings("ignore:environment '.*' (cannot be saved|is more than its numbers):UserWarning")
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
@@ -31,7 +52,9 @@ def test_it_runs(path: Path, tmp_path) -> None:
     recipe = load_recipe(path)
     if recipe.environment is not None:
         small += ["environment.evaluation_episodes=1", "environment.steps=16"]
-        if recipe.build_algorithm().replays:
+        if recipe.dataset is not None:
+            small += [f"dataset.path={random_transitions(recipe.environment, tmp_path)}", "dataset.batch=8", "dataset.updates=8"]
+        elif recipe.build_algorithm().replays:
             small += ["replay.warmup=4", "replay.batch=8"]
     else:
         kind = "reasoning_gym" if recipe.task.multi_hop is None else "multi_hop"

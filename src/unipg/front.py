@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # torch is loaded when something is trained
     from unipg.rollouts.scoring import RewardRecipe
     from unipg.rollouts.text import SamplingRecipe
     from unipg.tasks.build import DataRecipe
+    from unipg.training.feeds.dataset import DatasetRecipe
     from unipg.training.feeds.replay import ReplayRecipe
     from unipg.training.observer import Observer
     from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
@@ -41,8 +42,8 @@ Reward = Callable[..., Any] | str
 
 KEYWORDS = (
     "model", "data", "reward", "environment", "iterations", "policy", "task", "demonstrations", "rollouts", "evaluation", "replay",
-    "controller", "training", "optimizer", "logging", "output", "seed", "threads", "device", "anchor_cache", "observers", "resume", "trust",
-    "progress",
+    "dataset", "controller", "training", "optimizer", "logging", "output", "seed", "threads", "device", "anchor_cache", "observers",
+    "resume", "trust", "progress",
 )  # fmt: skip
 
 
@@ -60,6 +61,7 @@ def train(
     rollouts: Section | SamplingRecipe | None = None,
     evaluation: Section | HeldOutRecipe | None = None,
     replay: Section | ReplayRecipe | None = None,
+    dataset: Section | DatasetRecipe | None = None,
     controller: Section | ActorCriticRecipe | None = None,
     training: Section | TrainingRecipe | None = None,
     optimizer: Section | OptimizerRecipe | None = None,
@@ -106,8 +108,8 @@ def train(
         raise InputError(f"{name}: this keyword does not exist; {nearest(name, KEYWORDS)}")
     sections: dict[str, Any] = {
         "policy": policy, "task": task, "demonstrations": demonstrations, "rollouts": rollouts, "evaluation": evaluation,
-        "environment": environment, "replay": replay, "controller": controller, "training": training, "optimizer": optimizer,
-        "logging": logging, "seed": seed, "threads": threads, "device": device, "anchor_cache": anchor_cache,
+        "environment": environment, "replay": replay, "dataset": dataset, "controller": controller, "training": training,
+        "optimizer": optimizer, "logging": logging, "seed": seed, "threads": threads, "device": device, "anchor_cache": anchor_cache,
     }  # fmt: skip
     with quiet():
         recipe = _recipe(algorithm, sections, model=model, data=data, reward=reward, iterations=iterations, output=output, resume=resume)

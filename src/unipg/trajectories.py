@@ -420,6 +420,10 @@ class Evaluation:
         """This evaluation at the actions that the network `of` would take at the named observations. This and below: controllers only."""
         raise InputError("a term asks for a network by name, or for other actions than those that were taken; only controllers offer that")
 
+    def fresh_action(self, at: str, of: str = "actor") -> Tensor:
+        """[B,T,A] the real actions themselves, in the policy's units; of a policy that draws none its only ones."""
+        return self.fresh(at, of).log_prob
+
     def every(self, at: str) -> Evaluation:
         """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)

@@ -118,6 +118,12 @@ class Algorithm(CheckedArguments):
     replays: ClassVar[bool] = False
     """Whether it learns from transitions that are kept (a recipe's `replay` section), rather than from each batch of rollouts once."""
 
+    offline: ClassVar[bool] = False
+    """Whether it is made for transitions that are given (a recipe's `dataset` section): it collects none unless a recipe says `replay`."""
+
+    imitates: ClassVar[bool] = False
+    """Whether it follows the actions of its data, whatever they earned."""
+
     acts: ClassVar[bool] = False
     """Whether it is for policies that act in environments alone."""
 
@@ -365,6 +371,21 @@ def check_above_zero(algorithm: Algorithm, *names: str, most: float = math.inf) 
             raise InputError(f"algorithm.{name} is {value}; accepted: a finite number above 0{limit}")
 
 
+def check_feed(algorithm: Algorithm, replay: bool, dataset: bool) -> None:
+    """Refuses sections of a recipe, `replay` and `dataset`, that an algorithm does not learn from, or that it lacks."""
+    who = f"algorithm '{algorithm.name}'"
+    for section, given in (("replay", replay), ("dataset", dataset)):
+        if given and not algorithm.replays:
+            names = ", ".join(name for name, kind in registered().items() if kind.replays)
+            raise InputError(
+                f"{section} is given, but {who} learns from each batch of rollouts once; accepted: leave it out, or one of {names}"
+            )
+    if replay and dataset:
+        raise InputError("both replay and dataset are given; accepted: one of them")
+    if algorithm.offline and not (replay or dataset):
+        raise InputError(f"{who} learns from transitions that are given; accepted: `dataset: {{path: FILE}}`, or `replay` to collect them")
+
+
 def check_without_prompts(algorithm: Algorithm) -> None:
     """Refuses an algorithm that environments have nothing for: no prompts, so no groups, demonstrations or completions, and no anchor."""
     why = _why_prompts(algorithm)
@@ -376,7 +397,7 @@ def check_without_prompts(algorithm: Algorithm) -> None:
 
 def _why_prompts(algorithm: Algorithm) -> str:
     """What it needs prompts for; empty where it does without."""
-    if algorithm.demonstrations != "none":
+    if algorithm.demonstrations != "none" and not algorithm.offline:
         return "learns from demonstrations, which environments do not give"
     if algorithm.completions != "none":
         return "learns from given completions, which environments do not have"

@@ -224,11 +224,18 @@ class Substituted(Likelihood):
 class Pathwise(Substituted):
     """∇_theta Â(s, a_theta(s, noise)): through the action, one draw for each row. The advantage is differentiated, not weighed.
 
-    The noise is planned (`noise/observation`, [B,T,A]), so the gradient does not depend on how a batch is cut. Source: arXiv 1312.6114;
-    1801.01290, eq. 12.
+    The noise is planned (`noise/observation`, [B,T,A]), so the gradient does not depend on how a batch is cut. `scale`: alpha of
+    alpha · Â / mean|Â|, the mean over the steps of an optimiser step and detached (arXiv 2106.06860, eq. 5): the advantage's own scale
+    then counts for nothing beside other terms. Source: arXiv 1312.6114; 1801.01290, eq. 12.
     """
 
     draws: ClassVar[bool] = True
+    minor: ClassVar[frozenset[str]] = frozenset({"scale"})
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.scale is not None and not (self.scale >= 0 and math.isfinite(self.scale)):
+            raise InputError(f"Pathwise.scale is {self.scale}; accepted: a finite number of 0 or more, or null for values as they are")
 
     def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
         return value(now.fresh(at))

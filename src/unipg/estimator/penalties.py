@@ -88,6 +88,35 @@ class EntropyBonus(Term):
 
 
 @dataclass(frozen=True)
+class ActionError(Term):
+    """weight · mean over dimensions of (a_theta(s) − a)²: the policy's own action beside the stored one, in the policy's units.
+
+    Behaviour cloning of a deterministic policy. Source: arXiv 2106.06860, eq. 3, as in its code (a mean over dimensions).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"observation"})
+    needs_log_prob: ClassVar[bool] = False
+    joint: ClassVar[Joint] = "step"
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({"observation"})
+
+    @property
+    def differentiates(self) -> frozenset[str]:
+        return frozenset({"observation"})
+
+    def aim(self, action: Tensor, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T A"]:
+        """What the policy's `action` [B,T,A], detached, is pulled to."""
+        return batch.action.reshape(action.shape).to(action.dtype)
+
+    def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
+        action = now.fresh_action("observation")
+        error = (action - self.aim(action.detach(), now, batch, planning)).square().mean(-1)
+        return torch.where(batch.mask, error, 0), Record.of(name, distance=error.sqrt())
+
+
+@dataclass(frozen=True)
 class ValueLoss(Term):
     """weight · ½ (V − target)², target = raw GAE advantage + V_old, the critic's regression.
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
 from unipg.estimator.aggregation import Aggregate, TokenMean
-from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Reading, Stepwise, Substituted, position_keys
+from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Pathwise, Reading, Stepwise, Substituted, position_keys
 from unipg.estimator.masks import Everything, Mask
 from unipg.estimator.parts import Joint, Part, Schedule, Weight, beyond_row, furthest, weight_at
 from unipg.estimator.references import Corrected, CurrentPolicy, Reference
@@ -38,6 +38,8 @@ LOG_RATIO_LIMIT = 20.0
 NOTHING = torch.empty(0)
 
 Surrogate = Literal["score", "ratio"]
+UNIT = "unit"
+"""Planned [B,T]: what substituted values are multiplied by (`Likelihood.scale`)."""
 
 
 def coefficient(
@@ -298,7 +300,14 @@ class PolicyGradient(Term):
     def prepared(self, batch: Trajectories, planning: Planning) -> dict[str, Tensor]:
         return {} if self.advantage.is_dynamic else {"advantage": self.advantage(batch, None, planning)}
 
+    @property
+    def spans(self) -> bool:
+        return isinstance(self.likelihood, Pathwise) and self.likelihood.scale is not None
+
     def planned_now(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> dict[str, Tensor]:
+        if isinstance(self.likelihood, Pathwise) and self.spans:
+            value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
+            return {UNIT: self._unit(value, batch, planning).expand(batch.mask.shape)}
         if not beyond_row(self.advantage.reach):
             return {}
         facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
@@ -313,10 +322,21 @@ class PolicyGradient(Term):
             return torch.zeros_like(batch.mask)
         return batch.require(f"{name}/advantage", "PolicyGradient") == 0
 
+    def _unit(self, value: Tensor, batch: Trajectories, planning: Planning) -> Tensor:
+        """[] what values are multiplied by, so that their mean size in the whole optimiser step is the likelihood's `scale`."""
+        assert isinstance(self.likelihood, Pathwise)
+        assert self.likelihood.scale is not None
+        mine = self.taken(batch) & batch.rows_from(*self.rows).unsqueeze(1)
+        sums = planning.reduce(torch.stack([torch.where(mine, value.detach(), 0).abs().sum(), mine.sum().to(value.dtype)]))
+        return self.likelihood.scale / (sums[0] / sums[1].clamp_min(1)).clamp_min(1e-8)
+
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if isinstance(self.likelihood, Substituted):
             value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
-            return -value, Record.of(name, advantage=value)
+            if not self.spans:
+                return -value, Record.of(name, advantage=value)
+            unit = batch.planned.get(f"{name}/{UNIT}")
+            return -value * (self._unit(value, batch, planning) if unit is None else unit), Record.of(name, advantage=value)
         log_prob = self.likelihood(now)
         lp = log_prob.detach()
         log_reference = self.reference(lp, batch)

@@ -28,7 +28,9 @@ from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.named import DECODER
 from unipg.policies.now import CRITIC, NOISE
+from unipg.replay import Transitions
 from unipg.seeding import generator
+from unipg.training.feeds.dataset import DatasetRecipe
 from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
@@ -354,9 +356,11 @@ def _trainer(
     from unipg.training.trainer import Trainer
 
     options = {"arms": ARMS, "best": 2} if kind in ("auto", "greedy") else {"best": 0.5}
+    collects = algorithm.replays and not algorithm.offline
     recipe = EnvironmentRecipe("unipg.environments:unipg/Bandit-v0", 2 if algorithm.replays else 16, steps, options, evaluation_episodes=16)
     experience = recipe.build(3)
     controller = ActorCriticRecipe(hidden=[16], kind=kind)  # type: ignore[arg-type]
+    given = _given(algorithm, kind, folder) if algorithm.offline else None
     policy = controller.build(experience.observation_space, experience.action_space, 3, wanted=wanted_of(algorithm))
     return Trainer(
         copy.deepcopy(algorithm),
@@ -366,8 +370,30 @@ def _trainer(
         training=TrainingRecipe(iterations=iterations, save_every=every, epochs=epochs),
         optimizer=OptimizerRecipe(learning_rate=rate),
         seed=3,
-        replay=ReplayRecipe(64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0) if algorithm.replays else None,
+        replay=ReplayRecipe(64 if every == 1 else 4096, batch=16, warmup=16, updates_per_step=1.0) if collects else None,
+        dataset=given,
     )
+
+
+def _given(algorithm: Algorithm, kind: str, folder: Path) -> DatasetRecipe:
+    """What is known of the bandit where nothing may be tried: actions of all kinds, or where an algorithm follows them, good ones."""
+    source = np.random.default_rng(3)
+
+    def write(name: str, good: bool) -> str:
+        if kind in ("auto", "greedy"):
+            action = np.where(source.random(256) < 0.9, 2, source.integers(ARMS, size=256)) if good else source.integers(ARMS, size=256)
+            reward = (action == 2).astype(np.float32)
+        else:
+            action = (0.5 + 0.1 * source.standard_normal((256, 1)) if good else source.uniform(-1, 1, (256, 1))).astype(np.float32)
+            reward = -((action[:, 0] - 0.5) ** 2)
+        state = np.ones((256, 1), np.float32)
+        rows = {"observation": state, "next_observation": state, "action": action, "reward": reward, "terminated": np.ones(256, bool)}
+        place = folder.with_name(f"{folder.name}-{name}")
+        Transitions.of(rows).save(place)
+        return str(place)
+
+    expert = write("expert", True) if algorithm.demonstrations != "none" else None
+    return DatasetRecipe(write("data", algorithm.imitates), expert, batch=16, updates=64)
 
 
 class _UntilSolved(Observer):
@@ -396,9 +422,10 @@ def learning(algorithm: Algorithm, iterations: int = 24, goal: float = 0.9) -> f
     shares, case = [], cases_of(algorithm)[0]
     whose = not algorithm.replays and all(learner.epochs is None for learner in case.learners())
     epochs = 4 if whose else 1  # passes over each batch where the recipe says how many
+    rate = 1e-3 if algorithm.offline else 3e-3  # nothing new is tried where a first guess went too far
     for kind in kinds_of(algorithm):
         with tempfile.TemporaryDirectory() as folder:
-            run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, every=iterations, epochs=epochs)
+            run = _trainer(algorithm, kind, Path(folder) / "run", iterations, steps=64, rate=rate, every=iterations, epochs=epochs)
             run.observer = solved = _UntilSolved(run, kind, goal)
             try:
                 run.train()

@@ -597,6 +597,8 @@ class Wanted:
     hidden: Sequence[int] = (64, 64)
     activation: Activation = "tanh"
     init: Initialisation = "orthogonal"
+    normalize: bool = False
+    """Whether it reads observations in units of their statistics."""
     components: int = COMPONENTS
     """Of a mixture."""
     critic: bool = True
@@ -643,8 +645,8 @@ class ActorCriticRecipe(CheckedArguments):
     """Logarithm of the Gaussian's initial standard deviation; read for real actions only. In units of half the distance between an
     action's bounds, where these are finite."""
     normalize_observations: bool | None = None
-    """Whether the policy reads observations in units of their running mean and standard deviation, which it keeps and saves. null: where
-    the environment is wrapped by NormalizeObservation, whose place it then takes."""
+    """Whether the policy reads observations in units of their mean and standard deviation, running ones or those of a dataset, which it
+    keeps and saves. null: as the algorithm does, and where the environment is wrapped by NormalizeObservation, in its place."""
     channels: Channels = "auto"
     """Where the channels of image observations (bytes with three axes) are: first, last, or auto, on the shorter one of these axes."""
     model: str | None = None
@@ -716,7 +718,7 @@ class ActorCriticRecipe(CheckedArguments):
             hidden=tuple(wanted.hidden if self.hidden is None else self.hidden),
             activation=self.activation or wanted.activation,
             log_std=self.log_std,
-            normalize=normalized if self.normalize_observations is None else self.normalize_observations,
+            normalize=(normalized or wanted.normalize) if self.normalize_observations is None else self.normalize_observations,
             critic=wanted.critic,
             heads=wanted.heads,
             init=self.init or wanted.init,

@@ -163,6 +163,11 @@ class Now(Evaluation):
         )
         return Elsewhere(self, at, found, of)
 
+    def fresh_action(self, at: str, of: str = "actor") -> Tensor:
+        action = self.fresh(at, of).action
+        assert action is not None
+        return self.placed(action)
+
     def graphed(self, key: tuple[Any, ...], at: str, find: Callable[[], Any], of: str = "actor") -> Any:
         """`once`, of the network `of` at the named observations: with its graph if somebody in this step will differentiate that."""
         graph = at in self.graphs and of == "actor"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.replay.ring import Ring
+from unipg.replay.transitions import Transitions
 
 
 class Steps(NamedTuple):
@@ -23,12 +24,12 @@ class Steps(NamedTuple):
     """[N] index of the last of the m rows, whose `next_observation` is the one to go on from."""
 
 
-def n_step(ring: Ring, index: Tensor, n: int, discount: float, streams: int = 1) -> Steps:
+def n_step(kept: Ring | Transitions, index: Tensor, n: int, discount: float, streams: int = 1) -> Steps:
     """Discounted sums over at most `n` steps from the rows at `index` [N].
 
     `streams`: environments whose rows were appended in turn, so that what follows a row is `streams` rows on. A window ends with a step
     that terminated or was truncated, before a row of another episode (an environment that was begun again, a row that was left out), and
-    with the ring's newest rows; it has m ≤ n steps then, and its factor is discount^m.
+    with the newest rows that are kept; it has m ≤ n steps then, and its factor is discount^m.
 
     Errors: `InputError` for n or streams below 1 and a discount outside [0, 1]; `IndexError` for an index outside. Source: Sutton 1988.
     """
@@ -38,8 +39,8 @@ def n_step(ring: Ring, index: Tensor, n: int, discount: float, streams: int = 1)
         )
     start = index.numpy()
     at = start[:, None] + streams * np.arange(n)
-    within = at < len(ring)
-    rows = ring.draw(torch.from_numpy(np.where(within, at, start[:, None]).reshape(-1)), "reward", "terminated", "truncated", "episode")
+    within = at < len(kept)
+    rows = kept.draw(torch.from_numpy(np.where(within, at, start[:, None]).reshape(-1)), "reward", "terminated", "truncated", "episode")
     reward, terminated, truncated, episode = (column.numpy().reshape(at.shape) for column in rows.values())
     goes_on = within & (episode == episode[:, :1])
     goes_on[:, 1:] &= ~(terminated | truncated)[:, :-1]

@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_without_prompts, recorded_name, registered
+from unipg.algorithms.base import Algorithm, Setting, algorithm_named, check_feed, check_without_prompts, recorded_name
 from unipg.arguments import CheckedArguments, type_name
 from unipg.critics.kinds import Critic, kind_in
 from unipg.errors import LARGEST, InputError, nearest, shown
@@ -31,7 +31,9 @@ from unipg.settings import numbers_in, read_settings, unknown_key
 from unipg.tasks.build import DataRecipe, ReasoningGymRecipe
 from unipg.tasks.multi_hop import MultiHopRecipe
 from unipg.tasks.tools import tools_named
-from unipg.training.feeds.replay import ReplayRecipe, check_once
+from unipg.training.feeds.dataset import DatasetRecipe
+from unipg.training.feeds.kept import check_once
+from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.tracking import check_trackers
 from unipg.trajectories import Source
@@ -39,7 +41,7 @@ from unipg.trajectories import Source
 T = TypeVar("T")
 LANGUAGE = ("policy", "task", "reward", "demonstrations", "rollouts", "evaluation", "anchor_cache")
 """Sections that only language recipes have."""
-CONTROL = ("environment", "replay", "controller")
+CONTROL = ("environment", "replay", "dataset", "controller")
 """Sections that only control recipes have."""
 _INSTEAD = {"policy": "`controller`, which says what acts", "evaluation": "environment.evaluation_episodes"}
 """What stands in a control recipe for a section of language recipes."""
@@ -138,6 +140,8 @@ class Recipe(CheckedArguments):
     environment: EnvironmentRecipe | None = None
     replay: ReplayRecipe | None = None
     """Of algorithms that learn from kept transitions; null: its defaults."""
+    dataset: DatasetRecipe | None = None
+    """Transitions that are given, in the place of those that are kept; null: the environment's own."""
     controller: ActorCriticRecipe = field(default_factory=ActorCriticRecipe)
     training: TrainingRecipe = field(default_factory=TrainingRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
@@ -199,12 +203,7 @@ class Recipe(CheckedArguments):
     def _check_replay(self, algorithm: Algorithm) -> None:
         if algorithm.replays and self.environment is None:
             raise InputError(f"algorithm '{algorithm.name}' learns from kept transitions of an environment; accepted: a control recipe")
-        if self.replay is not None and not algorithm.replays:
-            names = ", ".join(name for name, kind in registered().items() if kind.replays)
-            raise InputError(
-                f"replay is given, but algorithm '{algorithm.name}' learns from each batch of rollouts once; accepted: leave it out, or "
-                f"one of {names}"
-            )
+        check_feed(algorithm, self.replay is not None, self.dataset is not None)
         if algorithm.replays:
             assert self.environment is not None
             self.environment.check_kept(f"algorithm '{algorithm.name}'")

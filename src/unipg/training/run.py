@@ -99,7 +99,8 @@ def run_recipe(
         if not algorithm.replays and all(settings == own[0] for settings in own):
             settings = own[0] if own else None
             recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control, own=settings))
-        if algorithm.replays and not goes_on and isinstance(policy, ActorCritic) and isinstance(experience, EnvironmentRollouts):
+        kept = algorithm.replays and recipe.dataset is None
+        if kept and not goes_on and isinstance(policy, ActorCritic) and isinstance(experience, EnvironmentRollouts):
             ring_of(recipe.replay or ReplayRecipe(), folder, policy, experience, recipe.training).check_room()
         if workers.leads:
             _make_folder(folder)
@@ -127,6 +128,7 @@ def run_recipe(
             workers=workers,
             identity=recipe.identity(),
             replay=recipe.replay,
+            dataset=recipe.dataset,
         )
         used = None if trainer.learner.direction.owns_step else trainer.learner.recipe.rate
         record.content["learning_rate"] = {"used": used, "asked": asked}
@@ -222,7 +224,7 @@ def wanted_of(algorithm: Algorithm) -> Wanted:
 
 def _check_updates(recipe: Recipe, algorithm: Algorithm) -> None:
     """Warns where the warm-up is longer than the run."""
-    if not algorithm.replays or recipe.environment is None:
+    if not algorithm.replays or recipe.environment is None or recipe.dataset is not None:
         return
     replay, steps = (recipe.replay or ReplayRecipe()).settled(algorithm.replay), recipe.environment.count * recipe.environment.steps
     if replay.updates(total := steps * recipe.training.iterations) == 0:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from unipg.algorithms.base import Algorithm, Setting, check_without_prompts
+from unipg.algorithms.base import Algorithm, Setting, check_feed, check_without_prompts
 from unipg.errors import InputError
 from unipg.estimator import Objective
 from unipg.estimator.policy_gradient import corrected
@@ -25,6 +25,7 @@ from unipg.training.collapse import Finding, Watch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.feeds.base import Feed
+from unipg.training.feeds.dataset import Dataset, DatasetRecipe
 from unipg.training.feeds.generated import Staged
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 from unipg.training.feeds.rollouts import Rollouts
@@ -75,6 +76,7 @@ class Trainer:
         workers: Workers | None = None,
         identity: str = "",
         replay: ReplayRecipe | None = None,
+        dataset: DatasetRecipe | None = None,
     ) -> None:
         self.algorithm, self.policy, self.experience, self.anchor = algorithm, policy, experience, anchor
         self.training = training or TrainingRecipe()
@@ -100,7 +102,7 @@ class Trainer:
         self.memory: dict[str, Any] = {}
         self.diagnostics = UpdateDiagnostics()
         self.learners: list[Learning] = []
-        self.feed = self._build_feed(replay)
+        self.feed = self._build_feed(replay, dataset)
         for made in self.learned:
             learning = Learning(
                 self.feed.fitted(made),
@@ -183,14 +185,11 @@ class Trainer:
     def optimizer(self) -> torch.optim.Optimizer:
         return self.learner.optimizer
 
-    def _build_feed(self, replay: ReplayRecipe | None) -> Feed:
+    def _build_feed(self, replay: ReplayRecipe | None, dataset: DatasetRecipe | None) -> Feed:
+        check_feed(self.algorithm, replay is not None, dataset is not None)
         if not self.algorithm.replays:
-            if replay is not None:
-                raise InputError(
-                    f"replay is given, but algorithm '{self.algorithm.name}' uses each batch of rollouts once; accepted: leave it out"
-                )
             return Staged(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
-        return Replay(self, replay or ReplayRecipe())
+        return Replay(self, replay or ReplayRecipe()) if dataset is None else Dataset(self, dataset)
 
     # ------------------------------------------------------------------------------------------------ the loop
 

@@ -24,7 +24,7 @@ class TD3(KindOfCritic, SeveralSteps, Algorithm):
     title = "Twin delayed deterministic policy gradient"
     paper = "arXiv 1802.09477"
     equation = "∇_theta Q_1(s, a_theta(s)),  Q_k → r + gamma · min_k Q_lagged(s', a_lagged(s') + clip(noise, ±limit))"
-    deviations = (
+    deviations: ClassVar[tuple[str, ...]] = (
         "The critics' loss is the sum of squares, without the factor ½ of other methods here, as in the authors' code: Adam does not see "
         "the difference, optimizer.clip_norm does.",
         "Only terminal states end a return: an episode that a time limit cuts is bootstrapped.",

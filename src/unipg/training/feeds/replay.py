@@ -19,22 +19,18 @@ from unipg.critics.regression import DISCOUNT, Regression
 from unipg.errors import InputError
 from unipg.estimator import Objective, Progress
 from unipg.policies.actor_critic import ActorCritic
-from unipg.policies.now import NOISE
 from unipg.replay import Priorities, Ring, n_step, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
-from unipg.training.feeds.base import Feed
+from unipg.training.feeds.kept import DRAWN, Kept
 from unipg.training.feeds.promises import promised
 from unipg.training.learner import Learning
 from unipg.training.optimization import TrainingRecipe
-from unipg.trajectories import Evaluation, Source, Trajectories
+from unipg.trajectories import Source, Trajectories
 
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
 
-DRAWN = ("observation", "next_observation", "action", "reward", "terminated")
-BLOCK = 64
-"""Updates whose random numbers are drawn at once."""
 RECORDS = 32
 """Updates of an iteration whose terms are recorded for diagnostics."""
 
@@ -104,15 +100,6 @@ class ReplayRecipe(CheckedArguments):
         return math.floor(max(0, steps - self.warmup) * self.updates_per_step + 1e-9)
 
 
-def check_once(training: TrainingRecipe) -> None:
-    """Refuses what is said of batches of rollouts alone."""
-    for name, accepted in (("epochs", 1), ("minibatches", 1), ("overlap", False)):
-        if (value := getattr(training, name)) != accepted:
-            raise InputError(
-                f"training.{name} is {str(value).lower()}, which is of batches of rollouts; accepted with replay: {str(accepted).lower()}"
-            )
-
-
 def ring_of(recipe: ReplayRecipe, folder: Path, policy: ActorCritic, experience: EnvironmentRollouts, training: TrainingRecipe) -> Ring:
     """Where a run keeps its transitions; nothing is written yet."""
     stored, environment = policy.encoder.stored, experience.recipe
@@ -122,38 +109,26 @@ def ring_of(recipe: ReplayRecipe, folder: Path, policy: ActorCritic, experience:
     return Ring(folder, columns, recipe.capacity, slack=slack, identity=environment.id)
 
 
-class Replay(Feed):
+class Replay(Kept):
     """As many rounds as steps that each environment takes in an iteration (`environment.steps`); each may be followed by updates.
 
     Which rows an update draws, and the noise of its fresh actions, are decided by the seed and the number of the update.
     """
 
     def __init__(self, run: Trainer, recipe: ReplayRecipe) -> None:
-        super().__init__(run)
-        experience, policy = run.experience, run.policy
-        who = f"algorithm '{run.algorithm.name}'"
-        if not isinstance(experience, EnvironmentRollouts) or not isinstance(policy, ActorCritic):
-            raise InputError(f"{who} learns from transitions that are kept; accepted: an environment, and a controller such as ActorCritic")
-        if run.workers.world > 1:
-            raise InputError(f"{who} keeps its transitions in one place; accepted: one worker")
-        check_once(run.training)
-        if any(learner.direction.once for learner in run.learned):
-            raise InputError(f"{who} has a direction that uses each batch once, where it was collected; accepted: batches of rollouts")
-        self.recipe, self.experience, self.policy = recipe.settled(run.algorithm.replay), experience, policy
-        assert self.recipe.batch is not None
-        assert self.recipe.warmup is not None
-        self.batch, self.warmup = self.recipe.batch, self.recipe.warmup
+        settled = recipe.settled(run.algorithm.replay)
+        assert settled.batch is not None
+        assert settled.warmup is not None
+        super().__init__(run, {Source.REPLAY: settled.batch})
+        self.recipe, self.warmup, experience = settled, settled.warmup, self.experience
         self.rounds, self.count = experience.recipe.steps, experience.recipe.count
-        self.done = 0
-        """Updates so far."""
-        objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
-        self.graphs = objective.differentiates
-        self._drawn = sorted(objective.noise)
-        self.ring = ring_of(recipe, run.folder, policy, experience, run.training)
+        self.ring = ring_of(recipe, run.folder, self.policy, experience, run.training)
         self.ahead, self.discount = run.algorithm.steps_ahead
         asked = recipe.priorities
         self.priorities = None if asked is None else Priorities(recipe.capacity, alpha=asked.alpha, beta=asked.beta, eps=asked.eps)
-        if asked is not None and not any(isinstance(term, Regression) for term in objective.terms):
+        judged = any(isinstance(term, Regression) for learner in run.learned for term in learner.terms.terms)
+        if asked is not None and not judged:
+            who = f"algorithm '{run.algorithm.name}'"
             raise InputError(f"replay.priorities is given, but {who} has no regression of values to take errors from; accepted: null")
         self.keeps_records = asked is not None
         self._index: Tensor | None = None
@@ -162,19 +137,6 @@ class Replay(Feed):
         """Of the ring then."""
         self._closed: dict[str, Any] | None = None
         """Of the ring, while it is closed."""
-        self._begun = False
-        self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
-        self._device = policy.device
-        rows = self.batch
-        self._template = Trajectories(
-            action=torch.zeros(rows, 1),
-            mask=torch.ones(rows, 1, dtype=torch.bool),
-            source=torch.full((rows,), int(Source.REPLAY)),
-        ).to(policy.device)
-
-    @property
-    def begun(self) -> bool:
-        return self._begun
 
     @property
     def steps_taken(self) -> int:
@@ -182,7 +144,7 @@ class Replay(Feed):
         return self.experience.stepper(self.policy).episodes.steps
 
     def steps(self, learner: Learner) -> int:
-        return max(1, self.recipe.updates(self.run.training.iterations * self.rounds * self.count) // learner.every)
+        return self.steps_in(learner, self.recipe.updates(self.run.training.iterations * self.rounds * self.count))
 
     def begin(self) -> None:
         run, policy = self.run, self.policy
@@ -241,7 +203,7 @@ class Replay(Feed):
         return self.run.position + self.recipe.updates(self._stepper.episodes.steps) - self.done
 
     def draw(self, round: int, number: int) -> Trajectories:
-        numbers, planned = self._numbers(self.done)
+        numbers, planned = self.numbers()
         self.run.diagnostics.recording = self.done % self._tell_every == 0
         if self.priorities is None:
             self._index = (numbers * len(self.ring)).long()
@@ -257,27 +219,7 @@ class Replay(Feed):
             several = n_step(self.ring, self._index, self.ahead, self.discount, self.count)
             drawn |= self.ring.draw(several.last, "next_observation", "terminated") | {"reward": several.reward}
             planned[DISCOUNT] = several.factor.unsqueeze(1).to(self._device)
-        rows = {name: tensor.unsqueeze(1) for name, tensor in drawn.items()}
-        rows["step_reward"] = rows.pop("reward")
-        if self._device.type != "cpu":
-            rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
-        self.done += 1
-        return self._template._with({**rows, "planned": planned})
-
-    def _numbers(self, update: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """[batch] numbers in [0, 1) that decide the rows of an update, and its planned noise."""
-        block, place = divmod(update, BLOCK)
-        if self._block is None or self._block[0] != block:
-            source = generator(self.run.seed, "replay", block)
-            rows, size = self.batch, self.policy.actions.noises
-            uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
-            normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
-            self._block = block, uniform, normal
-        return self._block[1][place], {name: values[place] for name, values in self._block[2].items()}
-
-    def due(self, round: int, number: int) -> list[Learning]:
-        update, iteration = self.done, self.run.iteration  # `draw` has counted it
-        return [learner for learner in self.run.learners if update % learner.spec.every == 0 and learner.is_on(iteration)]
+        return self.rows(drawn, planned)
 
     def fitted(self, learner: Learner) -> Learner:
         if self.priorities is None:
@@ -299,9 +241,6 @@ class Replay(Feed):
         if pieces:
             errors = torch.stack([torch.cat(some) for some in pieces.values()]).mean(0)
             self.priorities.update(self._index, errors.cpu())
-
-    def now(self, batch: Trajectories) -> Evaluation | None:
-        return self.policy.now(batch, self.graphs)
 
     def finish(self) -> dict[str, Any]:
         metrics = self._stepper.episodes.told()

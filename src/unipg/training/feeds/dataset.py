@@ -1,0 +1,204 @@
+"""Transitions that are given: every update draws from a dataset, and nothing is collected. Offline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unipg.algorithms.learners import Learner
+from unipg.arguments import CheckedArguments
+from unipg.critics.regression import DISCOUNT
+from unipg.errors import InputError
+from unipg.hub import in_home
+from unipg.policies.actions import BoxActions
+from unipg.replay import Transitions, n_step, open_data
+from unipg.training.feeds.kept import DRAWN, Kept
+from unipg.trajectories import Source, Trajectories
+
+if TYPE_CHECKING:
+    from unipg.training.trainer import Trainer
+
+PIECE = 65_536
+"""Rows that are looked at together where all are."""
+OUTSIDE = 1e-4
+"""How far an action may lie outside its bounds, in units of half their distance: rounding."""
+INSIDE = 1e-5
+"""How far inside its bounds an action is taken to lie where a density over them is learned: at the bounds themselves it has no end."""
+FACTOR = "factor"
+RECORDS = 32
+"""Updates of an iteration whose terms are recorded for diagnostics."""
+
+
+@dataclass(frozen=True)
+class DatasetRecipe(CheckedArguments):
+    """Which transitions are learned from, and how often."""
+
+    path: str
+    """An .npz file, or a dataset's folder."""
+    demonstrations: str | None = None
+    """More transitions, those of an expert, for algorithms that imitate one; null: none."""
+    batch: int | None = None
+    """Transitions of an update; as many of the expert's again. null: the algorithm's own, or 256."""
+    updates: int = 1000
+    """Updates of an iteration."""
+    reward_scale: float | str = 1.0
+    """What rewards are multiplied by. `returns`: 1000 / (best return of an episode − worst)."""
+    reward_shift: float = 0.0
+    """What is added to them afterwards."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", in_home(self.path))
+        if self.demonstrations is not None:
+            object.__setattr__(self, "demonstrations", in_home(self.demonstrations))
+        for name in ("batch", "updates"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise InputError(f"dataset.{name} is {value}; accepted: 1 or more")
+        scale = self.reward_scale
+        if scale != "returns" and (isinstance(scale, str) or not (math.isfinite(scale) and scale != 0)):
+            raise InputError(f"dataset.reward_scale is {scale}; accepted: a finite number other than 0, or returns")
+
+    def settled(self, own: Mapping[str, Any]) -> int:
+        """Transitions of an update; `own`: the algorithm's."""
+        return self.batch or int(own.get("batch", 256))
+
+
+class Dataset(Kept):
+    """As many rounds as updates of an iteration (`dataset.updates`), each of which draws uniformly.
+
+    Observations that the policy normalises are in units of the whole dataset, to which the statistics are fitted once.
+    """
+
+    stream = "dataset"
+
+    def __init__(self, run: Trainer, recipe: DatasetRecipe) -> None:
+        batch, expert = recipe.settled(run.algorithm.replay), recipe.demonstrations is not None
+        who = f"algorithm '{run.algorithm.name}'"
+        if expert != (run.algorithm.demonstrations != "none"):
+            accepted = "dataset.demonstrations: the transitions of an expert" if not expert else "null"
+            raise InputError(f"dataset.demonstrations is {'given' if expert else 'null'}; accepted for {who}: {accepted}")
+        places = {Source.REPLAY: recipe.path} | ({Source.DEMONSTRATION: recipe.demonstrations} if recipe.demonstrations else {})
+        super().__init__(run, dict.fromkeys(places, batch))
+        self.recipe, self.each, self.rounds = recipe, batch, recipe.updates
+        self.data = {source: open_data(place) for source, place in places.items()}
+        for source, data in self.data.items():
+            self._check(data, places[source])
+        self._scale, self._shift = self._rewards()
+        self.ahead, self.discount = run.algorithm.steps_ahead
+        if self.ahead > 1 and recipe.reward_shift:
+            raise InputError(f"dataset.reward_shift is {recipe.reward_shift:g}, but returns are over {self.ahead} steps; accepted: 0")
+        self._inside = getattr(self.policy.actions, "type", "") in ("squashed", "squashed_mixture")
+        self._told = max(1, recipe.updates // RECORDS)
+
+    def _check(self, data: Transitions, place: str) -> None:
+        """Refuses rows that are not of the policy's spaces."""
+        policy, stored = self.policy, self.policy.encoder.stored
+        observation, action = data.column("observation"), data.column("action")
+        if observation.shape[1:] != tuple(stored.shape):
+            raise InputError(
+                f"the observations of '{place}' have shape {list(observation.shape[1:])}; accepted for environment "
+                f"'{self.experience.recipe.id}': {list(stored.shape)}"
+            )
+        if policy.counts_actions != np.issubdtype(action.dtype, np.integer):
+            kind = "whole numbers" if policy.counts_actions else "real numbers"
+            raise InputError(f"the actions of '{place}' are {action.dtype}; accepted: {kind}")
+        for first in range(0, len(data), PIECE):
+            try:
+                inner = policy.actions.from_environment(action[first : first + PIECE])
+            except ValueError:
+                raise InputError(
+                    f"the actions of '{place}' have shape {list(action.shape[1:])}, which is not that of the environment's"
+                ) from None
+            if (row := self._outside(inner)) is not None:
+                raise InputError(
+                    f"the action {np.asarray(action[first + row]).tolist()} in row {first + row} of '{place}' is outside the "
+                    "environment's; accepted: actions in the environment's own units, within its bounds"
+                )
+
+    def _outside(self, inner: np.ndarray) -> int | None:
+        """The first row whose action the environment does not have."""
+        actions = self.policy.actions
+        if isinstance(actions, BoxActions):
+            bounded = np.isfinite(actions.low) & np.isfinite(actions.high)
+            off = (np.abs(inner) > 1 + OUTSIDE)[:, bounded].any(1) if actions.type != "latent" else np.zeros(len(inner), bool)
+        else:
+            off = (inner < 0) | (inner >= self.policy.actions_per_step)
+            off = off if off.ndim == 1 else off.any(1)
+        return int(off.argmax()) if off.any() else None
+
+    def _rewards(self) -> tuple[float, float]:
+        """What rewards are multiplied by, and what is added."""
+        if self.recipe.reward_scale != "returns":
+            return float(self.recipe.reward_scale), self.recipe.reward_shift
+        data = self.data[Source.REPLAY]
+        _, episode = np.unique(data.column("episode"), return_inverse=True)
+        returns = np.bincount(episode, data.column("reward"))
+        if not (spread := float(returns.max() - returns.min())) > 0:
+            raise InputError("dataset.reward_scale is returns, but all episodes have the same return; accepted: a number")
+        return 1000 / spread, self.recipe.reward_shift
+
+    def steps(self, learner: Learner) -> int:
+        first, last = learner.span
+        return self.steps_in(learner, int(max(1, min(self.run.training.iterations, last) - first)) * self.rounds)
+
+    def begin(self) -> None:
+        if self.policy.must_observe:
+            self._observe()
+        self.seconds = 0.0
+        self._begun = True
+
+    def _observe(self) -> None:
+        """The statistics of the whole dataset."""
+        seen = self.data[Source.REPLAY].column("observation")
+        for first in range(0, len(seen), PIECE):
+            piece = torch.from_numpy(np.array(seen[first : first + PIECE])).unsqueeze(1)
+            rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
+            self.policy.observe(rows.to(self._device), self.run.workers.sum)
+
+    def updates(self, round: int) -> int:
+        return 1
+
+    def draw(self, round: int, number: int) -> Trajectories:
+        numbers, planned = self.numbers()
+        self.run.diagnostics.recording = self.done % self._told == 0
+        found = [self._drawn_of(data, numbers[k * self.each : (k + 1) * self.each]) for k, data in enumerate(self.data.values())]
+        drawn = found[0] if len(found) == 1 else {name: torch.cat([each[name] for each in found]) for name in found[0]}
+        if FACTOR in drawn:
+            planned[DISCOUNT] = drawn.pop(FACTOR).unsqueeze(1).to(self._device)
+        return self.rows(drawn, planned)
+
+    def _drawn_of(self, data: Transitions, numbers: Tensor) -> dict[str, Tensor]:
+        """The columns of the rows that numbers in [0, 1) decide, and the `FACTOR` of what follows them, where it is not the discount."""
+        index = (numbers * len(data)).long()
+        drawn = data.draw(index, *DRAWN)
+        if self.ahead > 1:
+            several = n_step(data, index, self.ahead, self.discount)
+            drawn |= data.draw(several.last, "next_observation", "terminated") | {"reward": several.reward, FACTOR: several.factor}
+        action = torch.from_numpy(self.policy.actions.from_environment(drawn["action"].numpy()))
+        drawn["action"] = action.clamp(INSIDE - 1, 1 - INSIDE) if self._inside else action
+        if (self._scale, self._shift) != (1.0, 0.0):
+            drawn["reward"] = drawn["reward"] * self._scale + self._shift
+        return drawn
+
+    def finish(self) -> dict[str, Any]:
+        self._begun = False
+        rows = len(self.data[Source.REPLAY])
+        return {"dataset/updates": float(self.done), "dataset/passes": self.done * self.each / rows, "time/rollout": self.seconds}
+
+    def _fingerprints(self) -> list[str]:
+        return [data.fingerprint() for data in self.data.values()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"begun": self._begun, "done": self.done, "data": self._fingerprints()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state["data"] != self._fingerprints():
+            raise InputError(f"the dataset '{self.recipe.path}' is not the one that the run has learned from; accepted: the same rows")
+        self.done = state["done"]
+        if state["begun"]:
+            self.begin()

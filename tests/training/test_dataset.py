@@ -1,0 +1,122 @@
+"""Runs that learn from given transitions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from unipg.errors import InputError
+from unipg.front import train
+from unipg.policies.actor_critic import ActorCritic
+from unipg.replay import Transitions, open_data
+
+ROWS = 60
+
+
+def arrays(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    draw = np.random.default_rng(0)
+    ends = np.arange(ROWS) % 20 == 19
+    return {
+        "observation": draw.standard_normal((ROWS, 3)).astype(np.float32) * [1, 100, 0.01] + [0, 50, 0],
+        "next_observation": draw.standard_normal((ROWS, 3)).astype(np.float32),
+        "action": draw.uniform(-2, 2, (ROWS, 1)).astype(np.float32),
+        "reward": draw.standard_normal(ROWS).astype(np.float32),
+        "terminated": np.zeros(ROWS, bool),
+        "truncated": ends,
+        **changes,
+    }
+
+
+def run(folder: Path, data: dict[str, np.ndarray], *, dataset: dict | None = None, iterations: int = 1, **more):
+    np.savez(folder / "data.npz", **data)
+    given = {"path": str(folder / "data.npz"), "batch": 8, "updates": 5} | (dataset or {})
+    environment = {"id": "Pendulum-v1", "evaluation_episodes": 1}
+    return train(
+        **{"algorithm": "td3_bc", "output": str(folder / "run"), "threads": 1} | more,
+        environment=environment,
+        dataset=given,
+        controller={"hidden": [8]},
+        training={"iterations": iterations, "evaluate_every": 0},
+    )
+
+
+def test_statistics_are_those_of_the_whole_dataset_and_stay(tmp_path: Path) -> None:
+    run(tmp_path, arrays(), iterations=3)
+    normalizer = ActorCritic.load(tmp_path / "run" / "model").module.normalizer
+    seen = arrays()["observation"]
+    assert float(normalizer.count) == ROWS
+    torch.testing.assert_close(normalizer.mean, torch.from_numpy(seen.mean(0, dtype=np.float64)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"action": np.full((ROWS, 1), 2.5, np.float32)}, "row 0"),
+        ({"observation": np.full((ROWS, 3), np.nan, np.float32)}, "'observation' is not finite in row 0"),
+        ({"observation": np.zeros((ROWS, 4), np.float32), "next_observation": np.zeros((ROWS, 4), np.float32)}, "shape [4]"),
+        ({"action": np.zeros(ROWS, np.int64)}, "int64"),
+        ({"reward": np.zeros(ROWS - 1, np.float32)}, "59 rows"),
+        ({"rewards": np.zeros(ROWS, np.float32)}, "did you mean 'reward'"),
+    ],
+)
+def test_rows_that_are_not_of_the_environment_are_refused(tmp_path: Path, changes: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told.replace("[", r"\[")):
+        run(tmp_path, arrays(**changes))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"dataset": {"reward_scale": 0}}, "reward_scale is 0"),
+        ({"dataset": {"updates": 0}}, "updates is 0"),
+        ({"algorithm": "ppo"}, "one of"),
+        ({"dataset": {"path": "nowhere.npz"}}, "does not exist"),
+        ({"dataset": {"demonstrations": "more.npz"}}, "demonstrations is given"),
+        ({"replay": {}}, "both replay and dataset"),
+    ],
+)
+def test_sections_that_do_not_fit_are_refused(tmp_path: Path, more: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run(tmp_path, arrays(), **more)
+
+
+def test_an_offline_algorithm_wants_data() -> None:
+    with pytest.raises(InputError, match="dataset"):
+        train("td3_bc", environment="Pendulum-v1", output="nowhere")
+
+
+def test_scaling_rewards_changes_nothing_else(tmp_path: Path) -> None:
+    """Of the weights of behaviour cloning, which reads no rewards, nothing at all."""
+    weights = []
+    for name, scale in (("plain", 1.0), ("scaled", 7.0)):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, arrays(), algorithm="bc", dataset={"reward_scale": scale, "reward_shift": scale - 1})
+        weights.append(ActorCritic.load(tmp_path / name / "run" / "model").module.state_dict())
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
+
+
+def test_a_folder_is_mapped_and_says_the_same(tmp_path: Path) -> None:
+    data = Transitions.of(arrays(), {"environment": "Pendulum-v1"})
+    data.save(tmp_path / "data")
+    mapped = open_data(tmp_path / "data")
+    assert mapped.card == {"environment": "Pendulum-v1"}
+    assert mapped.fingerprint() == data.fingerprint()
+    index = torch.tensor([3, 0, 59])
+    for name, value in data.draw(index).items():
+        assert torch.equal(value, mapped.draw(index, name)[name])
+
+
+def test_a_time_limit_is_not_followed_by_the_next_episode() -> None:
+    """Without next observations the last row of an episode that was cut is left out; a terminal one is kept."""
+    given = arrays()
+    del given["next_observation"]
+    given["terminated"] = np.arange(ROWS) == 39
+    data = Transitions.of(given)
+    assert len(data) == ROWS - 2
+    rows = data.column("episode")
+    last = np.flatnonzero(np.diff(rows)).tolist()
+    assert [int(data.column("terminated")[row]) for row in last] == [0, 1]
+    middle = ~data.column("terminated")
+    follow = given["observation"].astype(np.float32)
+    assert all(np.any(np.all(follow == after, 1)) for after in data.column("next_observation")[middle])
