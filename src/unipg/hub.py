@@ -93,9 +93,12 @@ def loading(what: str, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def impatient(name: str) -> Iterator[str]:
-    """The hub's own offline mode while it cannot be reached and `name` may have to be asked there; gives why, or an empty text."""
-    asks = is_repository(name) or (Path(name) / "adapter_config.json").is_file()  # the base of an adapter may be there
+def impatient(name: str, *, asks: bool | None = None) -> Iterator[str]:
+    """The hub's own offline mode while it cannot be reached and `name` may have to be asked there; gives why, or an empty text.
+
+    `asks`: whether it is asked; None: where `name` may be a repository's."""
+    if asks is None:
+        asks = is_repository(name) or (Path(name) / "adapter_config.json").is_file()  # the base of an adapter may be there
     why = _unreachable() if asks else ""
     if not why:
         yield why

@@ -71,6 +71,27 @@ class Ring:
         if self._bytes(self._needed) > _LARGEST:
             raise InputError(f"a replay buffer of {self._needed} rows has {self._bytes(self._needed)} bytes; accepted: at most {_LARGEST}")
 
+    @classmethod
+    def found(cls, path: Path) -> Ring:
+        """The ring in a file that a run has written, with its newest rows. They can be drawn; none can be appended.
+
+        Errors: `InputError` for a file that is none, or is cut off.
+        """
+        if not path.is_file():
+            raise InputError(f"'{path}' does not exist: the run keeps no transitions")
+        ring = cls(path.parent, [Column("any")], 1)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            written, begin, header = ring._read_header(file, size)
+            columns = [Column(name, tuple(shape), dtype) for name, shape, dtype in header["columns"]]
+            slack = header["rows"] - header["capacity"]
+            ring = cls(path.parent, columns, header["capacity"], slack=slack, identity=header["identity"])
+            if size != begin + ring._bytes(ring._rows):
+                raise InputError(f"'{path}' is cut off or damaged: it has {size} bytes of {begin + ring._bytes(ring._rows)}")
+            ring._use_map(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), begin)
+        ring.position = written
+        return ring
+
     def __len__(self) -> int:
         return min(self.position, self.capacity)
 

@@ -13,12 +13,8 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.files import write_folder
-from unipg.replay.tables import Array, Column, Tables, transition_columns, widths_of
-
-CARD = "card.json"
-"""File of a dataset's folder: its columns, and what is known of where they come from."""
-NEEDED = ("observation", "action", "terminated")
-"""Columns without which nothing can be learned."""
+from unipg.replay.pieces import CARD, Settled, gathered, pieces_of, stored, write_card
+from unipg.replay.tables import Array, Column, Tables, widths_of
 
 
 class Transitions:
@@ -59,52 +55,29 @@ class Transitions:
     def of(cls, arrays: Mapping[str, Array], card: Mapping[str, Any] | None = None) -> Transitions:
         """From arrays [N,…] by column; they are copied once.
 
-        May be left out: `reward` (0: imitation), `truncated` (none), `episode` (a new one after every end), `next_observation` (the
-        observation of the next row of the episode; the last row of an episode that did not terminate is then left out, since what followed
-        it is not known).
-
-        Errors: `InputError` for a column that is missing or unknown, for another number of rows or shape, for no rows, and for values that
-        are not finite, naming the row.
+        What may be left out, and what it then is, says `Settled`. Errors: as there, and `InputError` for values that are not finite, naming
+        the row.
         """
-        known = {column.name: column for column in transition_columns((1,), "float32", (1,), "float32")}
-        for name in arrays:
-            if name not in known:
-                raise InputError(f"unknown column '{name}' of a dataset; {nearest(name, known)}")
-        for name in NEEDED:
-            if name not in arrays:
-                raise InputError(f"column '{name}' is missing of a dataset; needed: {', '.join(NEEDED)}")
-        rows = len(arrays["observation"])
-        full = {name: np.asarray(array) for name, array in arrays.items()}
-        for name, array in full.items():
-            if array.ndim == 0 or len(array) != rows:
-                raise InputError(f"column '{name}' has {len(array) if array.ndim else 'no'} rows; accepted: {rows}, as observation has")
-        if not rows:
-            raise InputError("a dataset has no rows; accepted: one or more")
-        full.setdefault("reward", np.zeros(rows, np.float32))
-        full.setdefault("truncated", np.zeros(rows, bool))
-        for name in ("reward", "terminated", "truncated"):
-            full[name] = full[name].reshape(rows, -1)[:, 0] if full[name].size == rows else full[name]
-        full["terminated"], full["truncated"] = full["terminated"].astype(bool), full["truncated"].astype(bool)
-        ended = full["terminated"] | full["truncated"]
-        if "episode" not in full:
-            full["episode"] = np.concatenate([[0], np.cumsum(ended)[:-1]])
-        if "next_observation" not in full:
-            full = _followed(full)
-        rows, action = len(full["observation"]), full["action"]
-        counted = np.issubdtype(action.dtype, np.integer)
-        seen = "uint8" if full["observation"].dtype == np.uint8 else "float32"
-        columns = transition_columns(full["observation"].shape[1:], seen, action.shape[1:], "int64" if counted else "float32")
-        tables = {dtype: np.empty((rows, width), dtype) for dtype, width in widths_of(columns).items()}
-        made = cls(columns, tables, card or {})
-        for column in columns:
-            array = full[column.name]
-            if array.shape[1:] != column.shape:
-                raise InputError(f"column '{column.name}' has shape {list(array.shape)}; accepted: {[rows, *column.shape]}")
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                row = int(np.argwhere(~np.isfinite(array.reshape(rows, -1)))[0][0])
-                raise InputError(f"column '{column.name}' is not finite in row {row}; accepted: finite numbers")
-            made.column(column.name)[...] = array
-        return made
+        settled = Settled(pieces_of({name: np.asarray(array) for name, array in arrays.items()}))
+        return cls.settled(settled, card).check_finite()
+
+    @classmethod
+    def settled(cls, settled: Settled, card: Mapping[str, Any] | None = None, folder: Path | None = None) -> Transitions:
+        """From pieces that are read now, in memory or, piece by piece, into `folder`, which appears whole or not at all and is mapped.
+
+        What is not finite is told in the card (`nonfinite`), and is for `check_finite` to refuse.
+        """
+        if folder is not None:
+            write_folder(folder, lambda place: stored(settled, place, card or {}))
+            return cls.open(folder)
+        tables = gathered(settled)
+        return cls(settled.columns, tables, {**(card or {}), **settled.told()})
+
+    def check_finite(self) -> Transitions:
+        """The same rows. Errors: `InputError` for NaN and infinity in them, naming column and row."""
+        for name, (count, row) in self.card.get("nonfinite", {}).items():
+            raise InputError(f"column '{name}' is not finite in row {row} ({count} rows in all); accepted: finite numbers")
+        return self
 
     def save(self, folder: Path) -> None:
         """A folder of one `.npy` file for each dtype and a card, that `open` maps; it appears whole or not at all."""
@@ -113,8 +86,7 @@ class Transitions:
             place.mkdir(parents=True, exist_ok=True)
             for dtype, table in self._tables.items():
                 np.save(place / f"{dtype}.npy", table)
-            columns = [[column.name, list(column.shape), column.dtype] for column in self.columns]
-            (place / CARD).write_text(json.dumps({"columns": columns, "card": self.card}, indent=1), encoding="utf-8")
+            write_card(place, self.columns, self.card)
 
         write_folder(folder, write)
 
@@ -131,14 +103,3 @@ class Transitions:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"'{folder}' is not a dataset's folder, or is damaged: {error}") from None
         return cls(columns, tables, told["card"])
-
-
-def _followed(full: dict[str, Array]) -> dict[str, Array]:
-    """With the next observation of each row that has one: the next row's, of the same episode; a terminal row's is its own, which nobody
-    asks for."""
-    same = np.append(full["episode"][1:] == full["episode"][:-1], False)
-    after = np.where(same, np.arange(len(same)) + 1, np.arange(len(same)))
-    kept = same | full["terminated"]
-    if not kept.any():
-        raise InputError("a dataset of single steps without next_observation has no transition; accepted: next_observation, or episodes")
-    return {name: array[kept] for name, array in full.items()} | {"next_observation": full["observation"][after][kept]}

@@ -1,0 +1,63 @@
+"""Datasets in Parquet: one row a transition, a column for each of ours; vectors are lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unipg.errors import InputError, missing_package
+from unipg.replay.formats.base import ALIASES, Source, named
+from unipg.replay.pieces import PIECE, Piece
+from unipg.replay.tables import Array
+
+
+def read(path: Path) -> Source:
+    """Columns by our names or D4RL's; others are left alone."""
+    pyarrow, parquet = _library()
+    try:
+        with parquet.ParquetFile(path) as file:
+            there = file.schema_arrow.names
+            rows = file.metadata.num_rows
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"cannot be read as Parquet: {error}") from None
+    columns = [name for name in there if name in ALIASES or name in (*ALIASES.values(), "episode")]
+    if not columns:
+        raise InputError(f"has the columns {', '.join(there)}; accepted: {', '.join(ALIASES.values())}, episode, or D4RL's names")
+    return Source(_pieces(path, columns), rows, {})
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError as absent:
+        raise missing_package("pyarrow", "offline", "a dataset in Parquet") from absent
+    return pyarrow, pyarrow.parquet
+
+
+def _pieces(path: Path, columns: list[str]) -> Iterator[Piece]:
+    row = 0
+    with _library()[1].ParquetFile(path) as file:
+        for batch in file.iter_batches(PIECE, columns=columns):
+            yield named({name: _array(batch.column(name), name, row) for name in columns})
+            row += batch.num_rows
+
+
+def _array(column: Any, name: str, row: int) -> Array:
+    """[n] or [n,…] of a column of numbers or of lists of them, all of one length."""
+    sizes: list[int] = []
+    rows = len(column)
+    while hasattr(column, "flatten"):
+        if column.null_count:
+            break
+        inner = column.flatten()
+        size, rest = divmod(len(inner), len(column))
+        if rest or any(len(each) != size for each in (column[:1], column[-1:]) for each in each.to_pylist()):
+            raise InputError(f"column '{name}' has lists of different lengths from row {row} on; accepted: one length")
+        sizes, column = [*sizes, size], inner
+    if column.null_count:
+        raise InputError(f"column '{name}' has nothing in {column.null_count} of its rows from {row} on; accepted: numbers")
+    return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(rows, *sizes)
