@@ -141,8 +141,8 @@ def run_recipe(
             write_file(folder / "recipe.yaml", recipe.as_yaml(), untouched)
             if again:  # what a run that was killed before its first checkpoint has written
                 tracker.rewind(0, -1)
-                for kept in (BEST, EVALUATED):
-                    shutil.rmtree(folder / kept, ignore_errors=True)
+                for measured in (BEST, EVALUATED):
+                    shutil.rmtree(folder / measured, ignore_errors=True)
             if not goes_on and recipe.policy is not None and recipe.policy.scratch is not None:
                 write_folder(folder / "initial", policy.save)
         stack.enter_context(_stopping(trainer))
