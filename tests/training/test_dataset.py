@@ -56,8 +56,8 @@ def test_statistics_are_those_of_the_whole_dataset_and_stay(tmp_path: Path) -> N
         ({"observation": np.full((ROWS, 3), np.nan, np.float32)}, "'observation' is not finite in row 0"),
         ({"observation": np.zeros((ROWS, 4), np.float32), "next_observation": np.zeros((ROWS, 4), np.float32)}, "shape [4]"),
         ({"action": np.zeros(ROWS, np.int64)}, "int64"),
-        ({"reward": np.zeros(ROWS - 1, np.float32)}, "59 rows"),
-        ({"rewards": np.zeros(ROWS, np.float32)}, "did you mean 'reward'"),
+        ({"reward": np.zeros(ROWS - 1, np.float32)}, "reward [59]"),
+        ({"rewards": np.zeros(ROWS, np.float32)}, "name one column twice"),
     ],
 )
 def test_rows_that_are_not_of_the_environment_are_refused(tmp_path: Path, changes: dict, told: str) -> None:
