@@ -29,7 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0 done, 2 bad input or a full disk, 130 stopped by Ctrl-C, 143 by SIGTERM."""
+    """Runs a command; returns the exit code: 0 done, 1 findings (`data check`), 2 bad input or a full disk, 130 stopped by Ctrl-C, 143 by
+    SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from unipg.hub import in_home
+
+if TYPE_CHECKING:
+    from unipg.replay import Transitions
+
+
+PLACES = "an .npz, .hdf5 or .parquet file, a folder (a dataset's, Minari's, or a run with a replay buffer), or minari:NAME"
 
 
 def add_data(commands: Any) -> None:
@@ -24,12 +30,27 @@ def add_data(commands: Any) -> None:
         "random=25,medium=25,expert=10",
     )
     collect.add_argument("--episodes", type=int, help="episodes of each behaviour that is played (default 100)")
-    collect.add_argument("--out", required=True, metavar="FILE", type=in_home, help="an .npz file")
+    collect.add_argument("--out", required=True, metavar="FILE", type=in_home, help="an .npz file, a folder, or minari:NAME")
     collect.add_argument("--seed", type=int, default=0, help="of start states and actions (default 0)")
     collect.add_argument("--medium", type=float, default=1 / 3, metavar="SHARE", help="of the way from random to expert (default 1/3)")
     collect.add_argument("--references", metavar="MIN,MAX", help="returns that score 0 and 100 (default: measured, 100 episodes each)")
     collect.add_argument("--threads", type=int)
     collect.set_defaults(run=_collect)
+
+    look = kinds.add_parser(
+        "check",
+        help="look for what ruins offline learning: one line a finding",
+        description="Exits with 0 where nothing is found, with 1 where something is, with 2 for a dataset that cannot be read.",
+    )
+    look.add_argument("--environment", metavar="ID", help="whose time limit and bounds the rows are compared with (default: the card's)")
+    look.add_argument("--ignore", default="", metavar="A,B,…", help="kinds of findings, as they are named in their lines")
+    show = kinds.add_parser("show", help="the card, columns, episodes and rewards of a dataset")
+    show.add_argument("--json", action="store_true", help="the whole card, as an object")
+    for parser in (look, show):
+        parser.add_argument("data", metavar="FILE", type=in_home, help=PLACES)
+        parser.add_argument("--entries", default="", metavar="A,B,…", help="of observations that have several by name, those to read")
+    look.set_defaults(run=_check)
+    show.set_defaults(run=_show)
 
 
 def _collect(options: argparse.Namespace) -> None:
@@ -62,9 +83,59 @@ def _collect(options: argparse.Namespace) -> None:
         )
     save_data(data, options.out)
     for line in _told(data.card):
-        console.print(line, soft_wrap=True, highlight=False)
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"file     {options.out}", soft_wrap=True, highlight=False)
     console.print(f"next     unipg data check {options.out}", soft_wrap=True, highlight=False)
+
+
+def _opened(options: argparse.Namespace, console: Any) -> Transitions:
+    """Whatever it holds, numbers that are not finite too."""
+    from unipg.replay import open_data
+    from unipg.terminal import evaluation_progress
+
+    entries = [name for name in options.entries.split(",") if name] or None
+    with evaluation_progress(console) as progress:
+        return open_data(options.data, entries=entries, finite=False, progress=lambda done: progress("read", done))
+
+
+def _check(options: argparse.Namespace) -> int:
+    from unipg.replay.checks import check
+    from unipg.rollouts.environments import EnvironmentRecipe
+    from unipg.terminal import plain_console
+    from unipg.training.collecting import environment_told
+
+    console = plain_console()
+    environment = environment_told(EnvironmentRecipe(options.environment)) if options.environment else None
+    data = _opened(options, console)
+    with console.status("checking …"):
+        found = check(data, environment, tuple(name for name in options.ignore.split(",") if name))
+    for finding in found:
+        console.print(f"{options.data}: {finding}", soft_wrap=True, highlight=False, markup=False)
+    lost = f"; {left} rows were left out, whose next observation is not known" if (left := data.card.get("left_out")) else ""
+    told = f"{len(found)} finding{'s' * (len(found) > 1)}" if found else "nothing found"
+    console.print(f"{told} in {len(data)} transitions{lost}", soft_wrap=True, highlight=False)
+    return int(bool(found))
+
+
+def _show(options: argparse.Namespace) -> None:
+    import json
+
+    from unipg.replay.cards import facts, quantiles
+    from unipg.terminal import plain_console
+
+    console = plain_console()
+    data = _opened(options, console)
+    told = facts(data)
+    if options.json:
+        print(json.dumps({**data.card, **told}, indent=1))
+        return
+    card = {**data.card, **told}
+    lines = [*_told({"name": options.data, **card}), *(f"{each.name:17} {each.dtype} {list(each.shape)}" for each in data.columns)]
+    lines.append(f"lengths           {_spread(told['lengths'])}; " + ", ".join(f"{n} {name}" for name, n in told["ended"].items()))
+    lines.append("rewards           " + ", ".join(f"{name} {value:.4g}" for name, value in quantiles(data.column("reward")).items()))
+    lines.append(f"sha256            {told['sha256']}")
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def _told(card: dict[str, Any]) -> list[str]:
@@ -76,7 +147,11 @@ def _told(card: dict[str, Any]) -> list[str]:
 def _counted(card: dict[str, Any]) -> str:
     told = f"{card['transitions']} transitions, {card['episodes']} episodes"
     if returns := card.get("returns"):
-        told += f", return {returns['mean']:.4g} ± {returns['std']:.3g} ({returns['min']:.4g} to {returns['max']:.4g})"
+        told += f", return {_spread(returns)}"
     if score := card.get("score"):
         told += f", score {score['mean']:.1f} ({score['label']})"
     return told
+
+
+def _spread(told: dict[str, float]) -> str:
+    return f"{told['mean']:.4g} ± {told['std']:.3g} ({told['min']:.4g} to {told['max']:.4g})"

@@ -82,6 +82,12 @@ def spread(values: Array) -> dict[str, float]:
     return {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
 
 
+def quantiles(values: Array) -> dict[str, float]:
+    """Least, quartiles and largest."""
+    names = ("min", "25 %", "median", "75 %", "max")
+    return dict(zip(names, np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
+
+
 def facts(data: Transitions) -> dict[str, Any]:
     """Numbers of transitions and episodes, lengths, returns of whole episodes, and what the rows' checksum is."""
     found = Episodes.of(data)

@@ -14,10 +14,10 @@ import numpy as np
 from unipg.errors import InputError, nearest
 from unipg.networks.encoders import observation_of
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
-from unipg.policies.spaces import described
+from unipg.policies.spaces import actions_of, described
 from unipg.replay import Transitions, open_data
 from unipg.replay.cards import References, facts
-from unipg.rollouts.collecting import bystander, collect_episodes
+from unipg.rollouts.collecting import bystander, collect_episodes, with_limit
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.making import step_limit
 from unipg.seeding import derived_seed
@@ -58,7 +58,7 @@ def collect_dataset(
     """
     behaviours = Behaviours(Path(run), seed, medium, progress or (lambda *_: None))
     parts = _parts(mix, 100 if episodes is None else episodes, given=episodes is not None)
-    horizon = step_limit(behaviours.environment)
+    horizon = step_limit(with_limit(behaviours.environment))
     measured = behaviours.references() if references is None else dataclasses.replace(references, horizon=horizon)
     made = [behaviours.part(name, count) for name, count in parts]
     if mix == "medium-expert":
@@ -73,7 +73,7 @@ def collect_dataset(
         **told,
         "score": {"mean": measured.score(told["returns"]["mean"]), "label": measured.label} if told["returns"] else None,
         "references": dataclasses.asdict(measured),
-        "environment": behaviours.described(),
+        "environment": environment_told(behaviours.environment),
         "parts": [part.card for part in made],
         "seed": seed,
         "versions": versions(),
@@ -117,7 +117,7 @@ class Behaviours:
             found.append(float(facts(Transitions.of(rows))["returns"]["mean"]))
         if found[1] <= found[0]:
             raise InputError(f"the last policy of '{self.folder}' returns {found[1]:.4g}, random actions {found[0]:.4g}: it is no expert")
-        return References(found[0], found[1], step_limit(self.environment))
+        return References(found[0], found[1], step_limit(with_limit(self.environment)))
 
     def part(self, name: str, episodes: int) -> Part:
         """`episodes` episodes of a behaviour that is played; or what the replay buffer holds."""
@@ -127,18 +127,6 @@ class Behaviours:
         told = facts(Transitions.of(rows))
         card = {"behaviour": name, **{key: told[key] for key in ("transitions", "episodes", "returns")}}
         return Part(rows, card | self._checkpoint(name))
-
-    def described(self) -> dict[str, Any]:
-        """The environment in plain values."""
-        experience = dataclasses.replace(self.environment, count=1, processes=None).build(self.seed)
-        return {
-            "id": self.environment.id,
-            "options": self.environment.options,
-            "wrappers": [str(each) for each in self.environment.wrappers],
-            "horizon": step_limit(self.environment),
-            "observation": observation_of(experience.observation_space),
-            "action": described(self.nobody.actions),
-        }
 
     def _played(self, name: str, episodes: int, purpose: str, title: str) -> dict[str, np.ndarray]:
         seed = derived_seed(self.seed, purpose, name)
@@ -195,6 +183,19 @@ class Behaviours:
         told = facts(Transitions.of(rows))
         card = {"behaviour": "medium-replay", **{key: told[key] for key in ("transitions", "episodes", "returns")}}
         return Part(rows, card | self._checkpoint("medium-replay"))
+
+
+def environment_told(recipe: EnvironmentRecipe) -> dict[str, Any]:
+    """An environment in plain values: what a card tells, and what `replay.checks` compares rows with."""
+    experience = dataclasses.replace(recipe, count=1, processes=None).build(0)
+    return {
+        "id": recipe.id,
+        "options": recipe.options,
+        "wrappers": [str(each) for each in recipe.wrappers],
+        "horizon": step_limit(with_limit(recipe)),
+        "observation": observation_of(experience.observation_space),
+        "action": described(actions_of(experience.action_space)),
+    }
 
 
 def references_from(text: str) -> References:
