@@ -424,6 +424,10 @@ class Evaluation:
         """[B,T,A] the real actions themselves, in the policy's units; of a policy that draws none its only ones."""
         return self.fresh(at, of).log_prob
 
+    def observed(self, at: str) -> Tensor:
+        """[N,O] the named observations of the N steps that count, as the networks read them."""
+        return self.fresh(at).log_prob
+
     def every(self, at: str) -> Evaluation:
         """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)

@@ -64,7 +64,7 @@ from unipg.estimator.likelihoods import (
 )
 from unipg.estimator.masks import Both, Everything, Mask, MismatchMask, RatioClip, SequenceClip, SequenceMismatchMask
 from unipg.estimator.parts import Complement, Linear, Part, Progress, Schedule, Tightening, WarmupCosine
-from unipg.estimator.penalties import ActionError, EntropyBonus, KLPenalty, ValueLoss, kl_estimate, kl_in_reward
+from unipg.estimator.penalties import ActionError, EntropyBonus, KLPenalty, NearestAction, ValueLoss, kl_estimate, kl_in_reward
 from unipg.estimator.policy_gradient import Objective, PolicyGradient, Term, coefficient, per_token_loss
 from unipg.estimator.preferences import (
     Contrastive,
@@ -131,6 +131,7 @@ __all__ = [
     "Logistic",
     "Mask",
     "MismatchMask",
+    "NearestAction",
     "Objective",
     "OldPolicy",
     "OneTokenRollout",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -145,6 +145,24 @@ def shown_weight(weight: Weight) -> str:
 
 def weight_at(weight: Weight, progress: Progress) -> float:
     return weight(progress) if isinstance(weight, Schedule) else float(weight)
+
+
+
+Search = Literal["tree", "all"]
+"""How the nearest of many pairs are found: in a k-d tree, or by comparing all."""
+
+
+@runtime_checkable
+class Neighbours(Protocol):
+    """All the pairs of observation and action that a run has been given; see `replay.Pairs`."""
+
+    def nearest(self, observation: Tensor, action: Tensor, beta: float, count: int, search: Search) -> Tensor:
+        """[M,A] the stored action nearest to each of M pairs, observations [M,O] as networks read them."""
+
+
+def no_pairs() -> Neighbours:
+    """The pairs of a run that is given none. `InputError`."""
+    raise InputError("a term looks for pairs of a dataset, and there is none; accepted: a run with a dataset section")
 
 
 Reduce = Callable[[Tensor], Tensor]

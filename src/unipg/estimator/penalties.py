@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from unipg.errors import InputError, nearest
 from unipg.estimator.advantages import GAE, Planning
-from unipg.estimator.parts import Joint, furthest
+from unipg.estimator.parts import Joint, Search, furthest
 from unipg.estimator.policy_gradient import LOG_RATIO_LIMIT, Record, Term, check_log_probs
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
@@ -114,6 +115,34 @@ class ActionError(Term):
         action = now.fresh_action("observation")
         error = (action - self.aim(action.detach(), now, batch, planning)).square().mean(-1)
         return torch.where(batch.mask, error, 0), Record.of(name, distance=error.sqrt())
+
+
+@dataclass(frozen=True)
+class NearestAction(ActionError):
+    """weight · mean over dimensions of (a_theta(s) − â)², (ŝ, â) the dataset's pair that is nearest to [beta · s ; a_theta(s)].
+
+    Distances are Euclidean, over observations as the networks read them, so what beta means depends on their normalisation. The search
+    has no gradient. beta → infinity: the action recorded at s, as in `ActionError`; beta = 0: the nearest action anywhere. `count`: of
+    several pairs the mean action (our own: the method has one). `search`: a k-d `tree`, or `all` pairs. Source: arXiv 2306.06569.
+    """
+
+    minor: ClassVar[frozenset[str]] = frozenset({"count", "search"})
+    beta: float = field(default=2.0, kw_only=True)
+    count: int = field(default=1, kw_only=True)
+    search: Search = field(default="tree", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (self.beta >= 0 and math.isfinite(self.beta)):
+            raise InputError(f"NearestAction.beta is {self.beta}; accepted: a finite number of 0 or more")
+        if self.count < 1:
+            raise InputError(f"NearestAction.count is {self.count}; accepted: 1 or more")
+        if self.search not in ("tree", "all"):
+            raise InputError(f"NearestAction.search is '{self.search}'; {nearest(str(self.search), ['tree', 'all'])}")
+
+    def aim(self, action: Tensor, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T A"]:
+        live = action[batch.mask]
+        found = planning.pairs().nearest(now.observed("observation"), live, self.beta, self.count, self.search)
+        return torch.zeros_like(action).index_put((batch.mask,), found)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.now import NOISE
-from unipg.replay import Ring, transition_columns
+from unipg.replay import Pairs, Ring, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.recipe import Recipe
@@ -147,14 +147,19 @@ def _transitions(experience: EnvironmentRollouts, policy: ActorCritic, first: Al
 
 
 def _planned(algorithm: Algorithm, policy: ActorCritic, objective: Objective, batch: Trajectories, setting: Setting) -> Trajectories:
-    planning = _planning()
+    planning = _planning(policy, batch)
     if not algorithm.replays:
         batch = selected(algorithm, policy, prepared(algorithm, batch, setting, planning, objective)[1], planning)
     return objective.plan(batch, planning)
 
 
-def _planning() -> Planning:
-    return Planning(Progress(learning_rate=LEARNING_RATE))
+def _planning(policy: ActorCritic, batch: Trajectories) -> Planning:
+    def pairs() -> Pairs:
+        """Of the rows themselves, in the place of a dataset's."""
+        now = policy.now(batch)
+        return Pairs(now.observed("observation"), now.action)
+
+    return Planning(Progress(learning_rate=LEARNING_RATE), pairs=pairs)
 
 
 def _gradients(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, setting: Setting) -> dict[str, list[Tensor]]:
@@ -162,7 +167,7 @@ def _gradients(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, s
     found: dict[str, list[Tensor]] = {}
     for learner in algorithm.learned(setting):
         planned = _planned(algorithm, policy, learner.terms, batch, setting)
-        loss = learner.terms.loss(policy.now(planned, learner.terms.differentiates), planned, _planning())
+        loss = learner.terms.loss(policy.now(planned, learner.terms.differentiates), planned, _planning(policy, batch))
         for name in learner.trains or ("actor", *(["critic"] if policy.has_value else [])):
             weights = policy.weights_of(name)
             gradient = torch.autograd.grad(loss, weights, retain_graph=True, allow_unused=True)
@@ -190,7 +195,7 @@ def _targets(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, set
     regression = next((term for term in terms if isinstance(term, Regression)), None)
     if regression is None:
         raise InputError(f"algorithm '{algorithm.name}' has no regression of values, whose targets could be compared")
-    return regression.aim(policy.now(batch), batch, _planning())
+    return regression.aim(policy.now(batch), batch, _planning(policy, batch))
 
 
 def _compared(

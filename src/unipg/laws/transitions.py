@@ -7,6 +7,7 @@ kind of actions that the algorithm can train is tried.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Iterable
@@ -28,7 +29,7 @@ from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.named import DECODER
 from unipg.policies.now import CRITIC, NOISE
-from unipg.replay import Transitions
+from unipg.replay import Pairs, Transitions
 from unipg.seeding import generator
 from unipg.training.feeds.dataset import DatasetRecipe
 from unipg.training.feeds.replay import ReplayRecipe
@@ -53,6 +54,16 @@ RUBBISH = (math.nan, math.inf, -math.inf, 1e30)
 ARMS = 3
 MOST_SEEDS = 5
 """That a search tries."""
+
+
+@functools.cache
+def _pairs() -> Pairs:
+    """What stands for a dataset."""
+    source = generator(0, "law pairs")
+    return Pairs(*(torch.randn(40, 2, generator=source, dtype=torch.float64) for _ in range(2)))
+
+
+GIVEN = Planning(pairs=_pairs)
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,7 @@ class Rows:
             batch = batch.replace(step_reward=torch.rand(shape, generator=draw, dtype=torch.float64) / self.steps)
         if self.algorithm.vines is not None:  # rows of one state
             batch = batch.replace(group=torch.zeros(self.rows, dtype=torch.long))
-        return self.algorithm.prepare(batch, self.setting, Planning(seed=self.seed))
+        return self.algorithm.prepare(batch, self.setting, replace(GIVEN, seed=self.seed))
 
     def learners(self) -> tuple[Learner, ...]:
         return self.algorithm.learned(self.setting)
@@ -156,7 +167,7 @@ def planned(made: ActorCritic, objective: Objective, batch: Trajectories, *, as_
     ready = objective.prepare(batch)
     ready = ready.as_steps() if as_steps else ready
     with torch.no_grad():
-        return objective.plan(ready, Planning(), made.now(ready) if objective.spans else None)
+        return objective.plan(ready, GIVEN, made.now(ready) if objective.spans else None)
 
 
 def trained(made: ActorCritic, learner: Learner) -> list[torch.nn.Parameter]:
@@ -177,7 +188,7 @@ def _gradient(made: ActorCritic, learner: Learner, batch: Trajectories, cuts: It
     total, found = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in own]
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
         piece = batch.select(rows)
-        loss = objective.loss(made.now(piece, objective.differentiates), piece, Planning())
+        loss = objective.loss(made.now(piece, objective.differentiates), piece, GIVEN)
         if loss.requires_grad:
             found = [a + b for a, b in zip(found, torch.autograd.grad(loss, own), strict=True)]
         total = total + loss.detach()
@@ -298,7 +309,7 @@ def _same_in_expectation(case: Rows, learner: Learner, term: PolicyGradient) -> 
         now = made.now(here, frozenset({"observation"}))
         with torch.no_grad():
             point = now.fresh("observation")
-            value, action = term.advantage(here, point, Planning()), point.action.detach()  # type: ignore[attr-defined]
+            value, action = term.advantage(here, point, GIVEN), point.action.detach()  # type: ignore[attr-defined]
         log_prob = made.distribution(now.observed("observation"), "actor", action, False)[0]  # type: ignore[attr-defined]
         loss = -(value.flatten() * log_prob).mean()
         score = score + share * torch.cat([g.flatten() for g in torch.autograd.grad(loss, own)])
@@ -339,7 +350,7 @@ def second_opinion(case: Rows, learner: Learner, made: ActorCritic, batch: Traje
         piece = ready.select([row])
         now = made.now(piece, objective.differentiates)
         for name, term in objective.named():
-            loss, _ = term.per_token(now, piece, name, Planning())
+            loss, _ = term.per_token(now, piece, name, GIVEN)
             for t in piece.mask[0].nonzero()[:, 0].tolist():
                 total = total + piece.planned[f"{name}/weight"][0, t] * loss[0, t]
     found = torch.cat([total.detach().reshape(1), *(g.flatten() for g in torch.autograd.grad(total, own))])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unipg.algorithms.learners import Learner
+from unipg.estimator.parts import Neighbours, no_pairs
 from unipg.training.learner import Learning
 from unipg.training.surface import Displaced
 from unipg.trajectories import Evaluation, Trajectories
@@ -68,6 +69,10 @@ class Feed(ABC):
     def fitted(self, learner: Learner) -> Learner:
         """A learner with its terms as the rows of this feed need them."""
         return learner
+
+    def pairs(self) -> Neighbours:
+        """All the pairs that it draws from, where they are known; see `Planning.pairs`."""
+        return no_pairs()
 
     def stepped(self, learning: Learning) -> None:
         """After each step of a learner."""

@@ -17,7 +17,7 @@ from unipg.critics.regression import DISCOUNT
 from unipg.errors import InputError
 from unipg.hub import in_home
 from unipg.policies.actions import BoxActions
-from unipg.replay import Transitions, n_step, open_data
+from unipg.replay import Pairs, Transitions, n_step, open_data
 from unipg.training.feeds.kept import DRAWN, Kept
 from unipg.trajectories import Source, Trajectories
 
@@ -93,6 +93,7 @@ class Dataset(Kept):
         if self.ahead > 1 and recipe.reward_shift:
             raise InputError(f"dataset.reward_shift is {recipe.reward_shift:g}, but returns are over {self.ahead} steps; accepted: 0")
         self._inside = getattr(self.policy.actions, "type", "") in ("squashed", "squashed_mixture")
+        self._pairs: Pairs | None = None
         self._told = max(1, recipe.updates // RECORDS)
 
     def _check(self, data: Transitions, place: str) -> None:
@@ -160,6 +161,15 @@ class Dataset(Kept):
             rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
             self.policy.observe(rows.to(self._device), self.run.workers.sum)
 
+    def pairs(self) -> Pairs:
+        """All pairs, as `Planning.pairs` has them: copied when they are first asked for, once the statistics are there."""
+        if self._pairs is None:
+            data, policy = self.data[Source.REPLAY], self.policy
+            parts = [data.draw(index, "observation", "action") for index in torch.arange(len(data)).split(PIECE)]
+            observation = torch.cat([policy.read(part["observation"].to(self._device)).cpu() for part in parts])
+            self._pairs = Pairs(observation, torch.cat([self._inner(part["action"]) for part in parts]))
+        return self._pairs
+
     def updates(self, round: int) -> int:
         return 1
 
@@ -179,11 +189,15 @@ class Dataset(Kept):
         if self.ahead > 1:
             several = n_step(data, index, self.ahead, self.discount)
             drawn |= data.draw(several.last, "next_observation", "terminated") | {"reward": several.reward, FACTOR: several.factor}
-        action = torch.from_numpy(self.policy.actions.from_environment(drawn["action"].numpy()))
-        drawn["action"] = action.clamp(INSIDE - 1, 1 - INSIDE) if self._inside else action
+        drawn["action"] = self._inner(drawn["action"])
         if (self._scale, self._shift) != (1.0, 0.0):
             drawn["reward"] = drawn["reward"] * self._scale + self._shift
         return drawn
+
+    def _inner(self, action: Tensor) -> Tensor:
+        """Stored actions [N,…] in the policy's units."""
+        inner = torch.from_numpy(self.policy.actions.from_environment(action.numpy()))
+        return inner.clamp(INSIDE - 1, 1 - INSIDE) if self._inside else inner
 
     def finish(self) -> dict[str, Any]:
         self._begun = False
