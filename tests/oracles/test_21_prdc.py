@@ -52,7 +52,7 @@ def constraint(pairs: Pairs, seen: torch.Tensor, action: torch.Tensor, term: Nea
         observation=seen.unsqueeze(1),
         source=torch.full((rows,), int(Source.REPLAY)),
     )
-    objective, planning = Objective((term,)), Planning(pairs=lambda: pairs)
+    objective, planning = Objective((term,)), Planning(neighbours=lambda: pairs)
     return objective.loss(Acting(seen, action.unsqueeze(1)), objective.plan(batch, planning), planning)
 
 
@@ -87,7 +87,7 @@ def pairs_of(batch: Trajectories) -> Pairs:
 
 
 def gradient(algorithm, made: ActorCritic, batch: Trajectories, pairs: Pairs) -> torch.Tensor:
-    objective, planning = algorithm.terms(Setting(1, False, SIZE, acts=True)), Planning(pairs=lambda: pairs)
+    objective, planning = algorithm.terms(Setting(1, False, SIZE, acts=True)), Planning(neighbours=lambda: pairs)
     planned = objective.plan(objective.prepare(batch), planning)
     loss = objective.loss(made.now(planned, objective.differentiates), planned, planning)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, made.networks["actor"])])
@@ -125,9 +125,7 @@ def test_without_a_critic_the_nearest_actions_are_copied() -> None:
     found = others.action[distance.argmin(1)]
     assert not torch.equal(found, batch.action[:, 0])  # or this were behaviour cloning
     expected = torch.autograd.grad((action - found).square().mean(), made.networks["actor"])
-    torch.testing.assert_close(
-        gradient(algorithm, made, batch, others), torch.cat([g.flatten() for g in expected]), rtol=1e-10, atol=1e-12
-    )
+    torch.testing.assert_close(gradient(algorithm, made, batch, others), torch.cat([g.flatten() for g in expected]), rtol=1e-10, atol=1e-12)
 
 
 def test_the_search_has_no_gradient() -> None:
@@ -208,7 +206,7 @@ def test_a_large_beta_is_behaviour_cloning_in_a_run_too(tmp_path: Path) -> None:
         (lambda: Pairs(torch.zeros(2, 1), torch.tensor([[0.0], [np.nan]])), "'action' is not finite in row 1"),
         (lambda: Pairs(torch.tensor([[np.inf], [0.0]]), torch.zeros(2, 1)), "'observation' is not finite in row 0"),
         (lambda: Pairs(torch.zeros(2, 3, 4, 4), torch.zeros(2, 1)), "vectors"),
-        (lambda: Planning().pairs(), "dataset"),
+        (lambda: Planning().neighbours(), "dataset"),
     ],
 )
 def test_what_makes_no_sense_is_refused(refused, told: str) -> None:

@@ -49,6 +49,23 @@ def test_statistics_are_those_of_the_whole_dataset_and_stay(tmp_path: Path) -> N
     torch.testing.assert_close(normalizer.mean, torch.from_numpy(seen.mean(0, dtype=np.float64)), rtol=1e-6, atol=1e-6)
 
 
+def test_a_number_that_hardly_changes_is_told_of(tmp_path: Path) -> None:
+    class Notes:
+        def __init__(self) -> None:
+            self.heard: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.heard.append(text)
+
+    still, notes = arrays(), [Notes(), Notes()]
+    still["observation"] = still["observation"] * [1, 0, 1] + [0, 50, 0]
+    for name, data, listener in zip(("moving", "still"), (arrays(), still), notes, strict=True):
+        (tmp_path / name).mkdir()
+        run(tmp_path / name, data, observers=[listener])
+    assert notes[0].heard == []
+    assert [text for text in notes[1].heard if "numbers 1 hardly change" in text] == notes[1].heard
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [

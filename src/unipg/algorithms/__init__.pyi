@@ -49,6 +49,7 @@ from unipg.algorithms.language.srft import SRFT as SRFT
 from unipg.algorithms.language.stratified_grpo import StratifiedGRPO as StratifiedGRPO
 from unipg.algorithms.language.tppo import TPPO as TPPO
 from unipg.algorithms.offline.bc import BC as BC
+from unipg.algorithms.offline.prdc import PRDC as PRDC
 from unipg.algorithms.offline.td3_bc import TD3BC as TD3BC
 from unipg.algorithms.preferences.bradley_terry import BradleyTerry as BradleyTerry
 from unipg.algorithms.preferences.copg import CoPG as CoPG

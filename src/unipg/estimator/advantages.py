@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
-from unipg.estimator.parts import Joint, Neighbours, Part, Progress, Reduce, Weight, alone, furthest, no_pairs, weight_at
+from unipg.estimator.parts import Joint, Neighbours, Part, Progress, Reduce, Weight, alone, furthest, no_neighbours, weight_at
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -50,7 +50,7 @@ class Planning:
     """This worker's place in that order."""
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run's optimiser by name (`kind`, `betas`, `eps` …); empty where no loop says."""
-    pairs: Callable[[], Neighbours] = no_pairs
+    neighbours: Callable[[], Neighbours] = no_neighbours
     """All that the run learns from, where that is a dataset: made when it is first asked for, and not saved."""
 
 

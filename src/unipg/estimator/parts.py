@@ -147,7 +147,6 @@ def weight_at(weight: Weight, progress: Progress) -> float:
     return weight(progress) if isinstance(weight, Schedule) else float(weight)
 
 
-
 Search = Literal["tree", "all"]
 """How the nearest of many pairs are found: in a k-d tree, or by comparing all."""
 
@@ -160,7 +159,7 @@ class Neighbours(Protocol):
         """[M,A] the stored action nearest to each of M pairs, observations [M,O] as networks read them."""
 
 
-def no_pairs() -> Neighbours:
+def no_neighbours() -> Neighbours:
     """The pairs of a run that is given none. `InputError`."""
     raise InputError("a term looks for pairs of a dataset, and there is none; accepted: a run with a dataset section")
 

@@ -141,7 +141,7 @@ class NearestAction(ActionError):
 
     def aim(self, action: Tensor, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T A"]:
         live = action[batch.mask]
-        found = planning.pairs().nearest(now.observed("observation"), live, self.beta, self.count, self.search)
+        found = planning.neighbours().nearest(now.observed("observation"), live, self.beta, self.count, self.search)
         return torch.zeros_like(action).index_put((batch.mask,), found)
 
 

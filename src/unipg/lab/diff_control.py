@@ -18,7 +18,7 @@ from unipg.lab.diff import Difference, GroupDifference, RowDifference
 from unipg.lab.gradients import LEARNING_RATE, prepared, selected
 from unipg.networks.perceptron import Ensemble
 from unipg.policies.actor_critic import ActorCritic
-from unipg.policies.now import NOISE
+from unipg.policies.now import NOISE, Now
 from unipg.replay import Pairs, Ring, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
@@ -154,12 +154,12 @@ def _planned(algorithm: Algorithm, policy: ActorCritic, objective: Objective, ba
 
 
 def _planning(policy: ActorCritic, batch: Trajectories) -> Planning:
-    def pairs() -> Pairs:
+    def neighbours() -> Pairs:
         """Of the rows themselves, in the place of a dataset's."""
-        now = policy.now(batch)
+        now = Now(policy, batch)
         return Pairs(now.observed("observation"), now.action)
 
-    return Planning(Progress(learning_rate=LEARNING_RATE), pairs=pairs)
+    return Planning(Progress(learning_rate=LEARNING_RATE), neighbours=neighbours)
 
 
 def _gradients(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, setting: Setting) -> dict[str, list[Tensor]]:

@@ -63,7 +63,7 @@ def _pairs() -> Pairs:
     return Pairs(*(torch.randn(40, 2, generator=source, dtype=torch.float64) for _ in range(2)))
 
 
-GIVEN = Planning(pairs=_pairs)
+GIVEN = Planning(neighbours=_pairs)
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def _same_in_expectation(case: Rows, learner: Learner, term: PolicyGradient) -> 
         with torch.no_grad():
             point = now.fresh("observation")
             value, action = term.advantage(here, point, GIVEN), point.action.detach()  # type: ignore[attr-defined]
-        log_prob = made.distribution(now.observed("observation"), "actor", action, False)[0]  # type: ignore[attr-defined]
+        log_prob = made.distribution(now.observed("observation"), "actor", action, False)[0]
         loss = -(value.flatten() * log_prob).mean()
         score = score + share * torch.cat([g.flatten() for g in torch.autograd.grad(loss, own)])
     _same(score, through, "exactness: the expected gradient through the action, against that of the score", case.describe(learner), ROUGH)

@@ -18,7 +18,7 @@ from unipg.errors import InputError
 from unipg.estimator import Planning, PolicyGradient, Progress
 from unipg.estimator.directions import Plain
 from unipg.estimator.likelihoods import Reading, position_keys
-from unipg.estimator.parts import Neighbours, beyond_row, no_pairs
+from unipg.estimator.parts import Neighbours, beyond_row, no_neighbours
 from unipg.estimator.policy_gradient import Record
 from unipg.files import write_file
 from unipg.policies.base import Policy
@@ -45,7 +45,7 @@ class Learning:
 
     `steps`: how many steps it is going to take. `memory`, `diagnostics`: shared by all learners of a run. `folder`: where a batch is dumped
     whose gradient is not finite. `keeps_records`: whether every step is recorded.
-    `pairs`: see `Planning`.
+    `neighbours`: see `Planning`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Learning:
         memory: dict[str, Any],
         diagnostics: UpdateDiagnostics,
         keeps_records: bool = False,
-        pairs: Callable[[], Neighbours] = no_pairs,
+        neighbours: Callable[[], Neighbours] = no_neighbours,
     ) -> None:
         self.spec, self.algorithm, self.policy, self.weights = learner, algorithm, policy, weights
         self.objective = learner.terms
@@ -103,7 +103,7 @@ class Learning:
         self.diagnostics = diagnostics
         self.place = (0, 0)
         self.keeps_records = keeps_records
-        self.pairs = pairs
+        self.neighbours = neighbours
         self.records: list[Record] = []
         """What the terms saw of the last step, where it was recorded."""
         self._plan: tuple[tuple[Tensor | None, ...], dict[str, Tensor]] | None = None
@@ -171,7 +171,7 @@ class Learning:
     def planning(self) -> Planning:
         workers = self.workers
         progress = Progress(self.step, self.total, self.recipe.learning_rate_at(self.step, self.total))
-        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.recipe), self.pairs)
+        return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.recipe), self.neighbours)
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self.step, "skipped": dict(self.skipped), "optimizer": self.optimizer.state_dict(), "direction": dict(self.state)}

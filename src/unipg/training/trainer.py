@@ -118,7 +118,7 @@ class Trainer:
                 memory=self.memory,
                 diagnostics=self.diagnostics,
                 keeps_records=self.feed.keeps_records,
-                pairs=self.feed.pairs,
+                neighbours=self.feed.neighbours,
             )
             self.learners.append(learning)
         self.learner = next((found for found in self.learners if found.name == "policy"), self.learners[0])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unipg.algorithms.learners import Learner
-from unipg.estimator.parts import Neighbours, no_pairs
+from unipg.estimator.parts import Neighbours, no_neighbours
 from unipg.training.learner import Learning
 from unipg.training.surface import Displaced
 from unipg.trajectories import Evaluation, Trajectories
@@ -70,9 +70,9 @@ class Feed(ABC):
         """A learner with its terms as the rows of this feed need them."""
         return learner
 
-    def pairs(self) -> Neighbours:
-        """All the pairs that it draws from, where they are known; see `Planning.pairs`."""
-        return no_pairs()
+    def neighbours(self) -> Neighbours:
+        """All the pairs that it draws from, where they are known; see `Planning.neighbours`."""
+        return no_neighbours()
 
     def stepped(self, learning: Learning) -> None:
         """After each step of a learner."""

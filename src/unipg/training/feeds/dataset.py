@@ -30,6 +30,8 @@ OUTSIDE = 1e-4
 """How far an action may lie outside its bounds, in units of half their distance: rounding."""
 INSIDE = 1e-5
 """How far inside its bounds an action is taken to lie where a density over them is learned: at the bounds themselves it has no end."""
+STILL = 1e-3
+"""Standard deviation of an observed number below which its units say little."""
 FACTOR = "factor"
 RECORDS = 32
 """Updates of an iteration whose terms are recorded for diagnostics."""
@@ -160,9 +162,17 @@ class Dataset(Kept):
             piece = torch.from_numpy(np.array(seen[first : first + PIECE])).unsqueeze(1)
             rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
             self.policy.observe(rows.to(self._device), self.run.workers.sum)
+        normalizer = self.policy.module.normalizer
+        assert normalizer is not None
+        still = ((normalizer.squares / normalizer.count).sqrt() < STILL).nonzero()[:, 0].tolist()
+        if still:
+            self.run.observer.note(
+                f"of the dataset's observations the numbers {', '.join(map(str, still))} hardly change (std below {STILL:g}): in units of "
+                "their standard deviation whatever differs from them is large"
+            )
 
-    def pairs(self) -> Pairs:
-        """All pairs, as `Planning.pairs` has them: copied when they are first asked for, once the statistics are there."""
+    def neighbours(self) -> Pairs:
+        """All pairs, as `Planning.neighbours` has them: copied when they are first asked for, once the statistics are there."""
         if self._pairs is None:
             data, policy = self.data[Source.REPLAY], self.policy
             parts = [data.draw(index, "observation", "action") for index in torch.arange(len(data)).split(PIECE)]

@@ -1,0 +1,86 @@
+"""What claims on given transitions share: a run of the library's own loop on arrays, as the returns of its evaluations."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from control_runs import Progress
+from harness import Told
+
+from unipg.algorithms.base import Algorithm
+from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.replay import Transitions
+from unipg.rollouts.base import EvaluationResult
+from unipg.rollouts.environments import EnvironmentRecipe
+from unipg.training import Trainer, TrainingRecipe
+from unipg.training.feeds.dataset import DatasetRecipe
+from unipg.training.optimization import OptimizerRecipe
+from unipg.training.run import wanted_of
+
+
+class _Evaluated(Progress):
+    """Keeps the mean return of each evaluation, by update."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__(told)
+        self.curve: dict[str, float] = {}
+        self.run: Any = None
+
+    def start(self, run: Trainer) -> None:
+        self.run = run
+
+    def evaluation(self, results: list[EvaluationResult]) -> None:
+        self.curve[str(self.run.step)] = results[0].metrics["return"]["value"]
+
+
+def learned(
+    algorithm: Algorithm,
+    environment: EnvironmentRecipe,
+    arrays: Mapping[str, np.ndarray],
+    updates: int,
+    seed: int,
+    told: Told,
+    *,
+    controller: ActorCriticRecipe | None = None,
+    learning_rate: float | None = None,
+    evaluations: int = 1,
+    **dataset: Any,
+) -> tuple[dict[str, Any], ActorCritic]:
+    """A run of unipg on columns of transitions, and its policy: `score`, the mean return of the last evaluation; the `curve` of all of
+    them; and updates per CPU-second (`speed`), without evaluations. `dataset`: more of that section of recipes."""
+    experience = environment.build(seed)
+    spent, evaluate = 0.0, experience.evaluate
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal spent
+        began = time.process_time()
+        found = evaluate(*arguments)
+        spent += time.process_time() - began
+        return found
+
+    experience.evaluate = timed  # type: ignore[method-assign]
+    spaces = experience.observation_space, experience.action_space
+    policy = (controller or ActorCriticRecipe()).build(*spaces, seed, wanted=wanted_of(algorithm))
+    with tempfile.TemporaryDirectory() as scratch:
+        Transitions.of(arrays).save(Path(scratch, "data"))
+        each = updates // evaluations
+        run = Trainer(
+            algorithm,
+            policy,
+            experience,
+            folder=Path(scratch, "run"),
+            training=TrainingRecipe(iterations=evaluations, save_every=evaluations, evaluate_every=1),
+            optimizer=OptimizerRecipe() if learning_rate is None else OptimizerRecipe(learning_rate=learning_rate),
+            dataset=DatasetRecipe(str(Path(scratch, "data")), updates=each, **dataset),
+            seed=seed,
+            observer=(watch := _Evaluated(told)),
+        )
+        began = time.process_time()
+        run.train()
+        seconds = time.process_time() - began - spent
+    return {"score": list(watch.curve.values())[-1], "curve": watch.curve, "speed": each * evaluations / seconds}, policy
