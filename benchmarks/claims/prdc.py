@@ -63,7 +63,8 @@ def build(options: argparse.Namespace) -> Claim:
         columns={"score": "success", "inside": "mean action in [4, 6)", "speed": "updates per CPU-second"},
         about=(
             f"x in [0, 10], steps of at most 1, 1 for getting to 10 within 40 steps from x ~ U(0, 2). {rows:,} recorded steps with "
-            f"a ~ U(−1, 1), but a ~ U(−1, −0.5) for x in [4, 6). {updates:,} updates of 256, 64-64 networks, Adam at 1e-3, discount 0.95, alpha 2.5. "
+            f"a ~ U(−1, 1), but a ~ U(−1, −0.5) for x in [4, 6). {updates:,} updates of 256, 64-64 networks, Adam at 1e-3, discount 0.95, "
+            "alpha 2.5. "
             "Success in 20 episodes of the last policy. All seeds have data of their own."
         ),
         setup={"updates": updates, "rows": rows, "evaluations": evaluations},
