@@ -304,7 +304,7 @@ def _train(options: argparse.Namespace) -> int:
     shown = [("metrics", folder / "metrics.jsonl"), ("model", folder / "model")]
     measured = _record(folder).get("evaluations")
     if measured:
-        last, best = (f"{measured[name]['return']:.4g} at iteration {measured[name]['iteration']}" for name in ("last", "best"))
+        last, best = (_measured(measured[name]) for name in ("last", "best"))
         console.print(
             f"return   last {last}; best {best}, the highest of {measured['n']}, so likely too high", soft_wrap=True, highlight=False
         )
@@ -319,6 +319,11 @@ def _train(options: argparse.Namespace) -> int:
     if not options.report:
         console.print(f"next     unipg report {folder}", soft_wrap=True, highlight=False)
     return 0
+
+
+def _measured(evaluation: dict[str, Any]) -> str:
+    scores = "".join(f", {name} {value:.1f}" for name, value in evaluation.items() if name.startswith("score"))
+    return f"{evaluation['return']:.4g} at iteration {evaluation['iteration']}{scores}"
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from unipg.arguments import CheckedArguments
 from unipg.errors import InputError
 from unipg.replay.tables import Array
 from unipg.replay.transitions import Transitions
@@ -18,17 +19,17 @@ _PIECE = 1 << 16
 
 
 @dataclass(frozen=True)
-class References:
-    """What returns of one environment are measured against: score = 100 · (return − min) / (max − min).
-
-    `horizon`: most steps of an episode that the two were measured with; scores of another horizon are of another scale. `label`: whose they
-    are, `local` or `D4RL-ref`; a score is told with it.
-    """
+class References(CheckedArguments):
+    """What returns of one environment are measured against: score = 100 · (return − min) / (max − min)."""
 
     min: float
+    """The return that scores 0: of random actions."""
     max: float
+    """The return that scores 100: an expert's."""
     horizon: int | None = None
+    """Most steps of the episodes that the two were measured in: with another limit, scores are of another scale. null: not known."""
     label: str = "local"
+    """Whose they are, told with every score: `local`, or `D4RL-ref` for those of D4RL's tasks."""
 
     def __post_init__(self) -> None:
         if not (np.isfinite([self.min, self.max]).all() and self.max > self.min):

@@ -19,6 +19,7 @@ from unipg.errors import InputError, one_line, spoken
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import Controller
 from unipg.policies.base import Policy
+from unipg.replay.cards import References
 from unipg.rollouts.base import Demand, EvaluationResult, Experience, Interrupted, Pickled
 from unipg.rollouts.blame import blame
 from unipg.rollouts.making import first_line, made, step_limit
@@ -29,7 +30,7 @@ from unipg.rollouts.snapshots import NotNumbers, Snapshots, pickled, put
 from unipg.rollouts.stepping import Episodes, Stepper
 from unipg.rollouts.wrappers import check_wrappers
 from unipg.seeding import derived_seed, generator
-from unipg.statistics import student_interval, wilson_interval
+from unipg.statistics import Interval, student_interval, wilson_interval
 from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class EnvironmentRecipe(CheckedArguments):
     evaluations, are of the environment's own rewards."""
     reward_discount: float = 0.99
     """Discount of that return: the algorithm's own is usual."""
+    references: References | None = None
+    """Returns that score 0 and 100, for normalised scores in evaluations. null: those of the dataset's card, where there is one."""
 
     def __post_init__(self) -> None:
         for name in ("count", "steps", "evaluation_episodes", "evaluation_steps", "processes"):
@@ -554,8 +557,25 @@ def evaluate_controller(
     intervals = {"return": student_interval(found.returns), "length": student_interval(found.lengths)}
     if any(found.cut):
         intervals["cut fraction"] = wilson_interval(round(sum(found.cut)), len(found.cut))
+    if (references := recipe.references) is not None and _comparable(references, recipe):
+        earned = intervals["return"]
+        low, value, high = map(references.score, (earned.low, earned.value, earned.high))
+        intervals[f"score ({references.label})"] = Interval(value, low, high, earned.n)
     metrics = {name: interval.as_metric() for name, interval in intervals.items()}
     return EvaluationResult(recipe.id, metrics, how="" if sample else controller.how_evaluated)
+
+
+def _comparable(references: References, recipe: EnvironmentRecipe) -> bool:
+    """Whether episodes are as long as those of the references; a warning where they are not."""
+    limit = step_limit(recipe)
+    if references.horizon is None or limit is None or references.horizon == limit:
+        return True
+    warnings.warn(
+        f"environment '{recipe.id}': the reference returns are of episodes of {references.horizon} steps, and these have {limit}: there is "
+        "no score",
+        stacklevel=3,
+    )
+    return False
 
 
 def _most_steps(recipe: EnvironmentRecipe) -> float:

@@ -155,12 +155,13 @@ def last_and_best(folder: Path) -> dict[str, Any] | None:
 
 
 def measured_returns(folder: Path) -> list[dict[str, Any]]:
-    """`iteration` and mean `return` of each evaluation of a controller in a run folder, in order."""
-    found = []
+    """`iteration`, mean `return` and normalised `score (LABEL)` of each evaluation of a controller in a run folder, in order."""
+    found: list[dict[str, Any]] = []
     for row in _rows(folder / "evaluations.jsonl", sys.maxsize):
-        value = row["results"][0]["metrics"].get("return", {}).get("value") if row["results"] else None
-        if value is not None:
-            found.append({"iteration": row["iteration"], "return": value})
+        metrics = row["results"][0]["metrics"] if row["results"] else {}
+        if "return" in metrics:
+            scores = {name: metric["value"] for name, metric in metrics.items() if name.startswith("score")}
+            found.append({"iteration": row["iteration"], "return": metrics["return"]["value"], **scores})
     return found
 
 

@@ -48,7 +48,7 @@ _INSTEAD = {"policy": "`controller`, which says what acts", "evaluation": "envir
 _FREE = frozenset({"output", "logging", "threads", "evaluation", "anchor_cache"})
 _FREE_IN = {
     "training": frozenset({"iterations", "save_every", "evaluate_every", "keep_evaluated"}),
-    "environment": frozenset({"evaluation_episodes", "evaluation_steps"}),
+    "environment": frozenset({"evaluation_episodes", "evaluation_steps", "references"}),
 }
 """Keys that may be others when a run is continued."""
 

@@ -29,6 +29,8 @@ from unipg.hub import check_place
 from unipg.policies.actor_critic import ActorCritic, Wanted
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
+from unipg.replay import open_data
+from unipg.replay.cards import References
 from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
 from unipg.rollouts.environments import EnvironmentRollouts
@@ -64,6 +66,7 @@ def run_recipe(
 
     Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
     """
+    recipe = _scored(recipe)
     folder, observer = Path(recipe.output), observer or Observer()
     workers = Workers.from_environment()
     with ExitStack() as stack:
@@ -147,6 +150,14 @@ def run_recipe(
                 write_folder(folder / "initial", policy.save)
         stack.enter_context(_stopping(trainer))
         return trainer.train()
+
+
+def _scored(recipe: Recipe) -> Recipe:
+    """With the reference returns of the dataset's card, where the recipe has none of its own."""
+    if recipe.dataset is None or recipe.environment is None or recipe.environment.references is not None:
+        return recipe
+    found = References.of(open_data(recipe.dataset.path, entries=recipe.dataset.entries).card)
+    return dataclasses.replace(recipe, environment=dataclasses.replace(recipe.environment, references=found))
 
 
 def _leader_says(workers: Workers, decide: Callable[[], bool]) -> bool:

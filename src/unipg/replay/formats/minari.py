@@ -65,7 +65,11 @@ def read(name: str | Path, entries: Sequence[str] | None = None) -> tuple[Source
     told = found.storage.metadata
     if told.get("ref_max_score") is not None and told.get("ref_min_score") is not None:
         limits = {"min": float(told["ref_min_score"]), "max": float(told["ref_max_score"])}
-        card["references"] = {**limits, "horizon": environment.get("horizon"), "label": "Minari"}
+        card["references"] = {
+            **limits,
+            "horizon": environment.get("horizon"),
+            "label": "D4RL-ref" if found.spec.namespace == "D4RL" else "Minari",
+        }
     if "unipg" in told:
         card = json.loads(told["unipg"])
     return Source(_pieces(found, flatten, entries), int(found.total_steps), card), Path(found.storage.data_path)

@@ -42,9 +42,11 @@ class DatasetRecipe(CheckedArguments):
     """Which transitions are learned from, and how often."""
 
     path: str
-    """An .npz file, or a dataset's folder."""
+    """An .npz, .hdf5 or .parquet file, a folder (a dataset's, Minari's, or a run with a replay buffer), or minari:NAME."""
     demonstrations: str | None = None
-    """More transitions, those of an expert, for algorithms that imitate one; null: none."""
+    """More transitions, those of an expert, for algorithms that imitate one; null: none. They may lack rewards."""
+    entries: list[str] | None = None
+    """Of observations that have several by name, those to read, as the environment gives them; null: all."""
     batch: int | None = None
     """Transitions of an update; as many of the expert's again. null: the algorithm's own, or 256."""
     updates: int = 1000
@@ -87,7 +89,9 @@ class Dataset(Kept):
         places = {Source.REPLAY: recipe.path} | ({Source.DEMONSTRATION: recipe.demonstrations} if recipe.demonstrations else {})
         super().__init__(run, dict.fromkeys(places, batch))
         self.recipe, self.each, self.rounds = recipe, batch, recipe.updates
-        self.data = {source: open_data(place) for source, place in places.items()}
+        self.data = {source: open_data(place, entries=recipe.entries) for source, place in places.items()}
+        if "reward" in self.data[Source.REPLAY].card.get("missing", ()) and "step_reward" in self._objective.reads:
+            raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
         for source, data in self.data.items():
             self._check(data, places[source])
         self._scale, self._shift = self._rewards()
