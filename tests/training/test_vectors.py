@@ -1,5 +1,6 @@
 """Small networks as one vector: the same steps, and nothing moves that has no gradient."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 from unipg.training.optimization import take_step
-from unipg.training.vectors import ParameterVector
+from unipg.training.vectors import ParameterVector, gradients_of, joined
 
 
 def trained(folder: Path, algorithm, environment: str = "CartPole-v1") -> tuple[dict[str, torch.Tensor], Trainer]:
@@ -57,6 +58,44 @@ def test_a_step_is_torchs_own_to_the_bit(kind) -> None:
 
     for ours, theirs in zip(stepped(take_step), stepped(lambda optimizer: optimizer.step()), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_gradients_are_torchs_own_to_the_bit() -> None:
+    source = torch.Generator().manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(size, generator=source, dtype=torch.float64)) for size in ((3, 4), (4,), (4, 2))]
+    rows = torch.randn(7, 3, generator=source, dtype=torch.float64)
+
+    def loss() -> torch.Tensor:
+        return ((torch.addmm(weights[1], rows, weights[0]).relu() @ weights[2]) ** 2).sum()
+
+    ours, theirs = gradients_of(loss(), weights), torch.autograd.grad(loss(), weights)
+    assert len(ours) == len(theirs)
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert all(weight.grad is None for weight in weights)
+    assert torch.equal(joined(ours), torch.cat([gradient.reshape(-1) for gradient in theirs]))
+    with pytest.raises(RuntimeError, match="not have been used"):
+        gradients_of(loss(), [*weights, torch.nn.Parameter(rows)])
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_moments_that_vanish_are_zero_and_arithmetic_stays_as_it_was(on) -> None:
+    """Of a weight whose gradient is 0: its moment falls below what float32 holds in full, and does not move the weight any more."""
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = OptimizerRecipe(learning_rate=0.1).build([weight])
+    weight.grad = torch.tensor([1e-37, 1.0])
+    optimizer.step()
+    torch.set_flush_denormal(on)
+    try:
+        for _ in range(30):
+            weight.grad = torch.tensor([0.0, 1.0])
+            take_step(optimizer)
+        vanished = sys.float_info.min * 0.5 == 0
+    finally:
+        torch.set_flush_denormal(False)
+    moment = optimizer.state[weight]["exp_avg"]
+    assert moment[0] == 0 < moment[1]
+    assert weight[0] == 1
+    assert vanished == on
 
 
 def test_a_network_without_gradient_stays(tmp_path) -> None:

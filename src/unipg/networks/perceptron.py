@@ -17,6 +17,8 @@ from unipg.errors import InputError, nearest
 Activation = Literal["tanh", "relu", "silu"]
 Initialisation = Literal["torch", "orthogonal"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh, "relu": torch.relu, "silu": silu}
+_OVER: dict[str, Callable[[Tensor], Tensor]] = {"tanh": torch.tanh_, "relu": torch.relu_, "silu": silu}
+"""The same, written over what they are given where their derivative does not need that: of a product that nobody else sees."""
 _ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
@@ -78,7 +80,7 @@ class Perceptron(nn.Module):
         """[N,H] what the last layer sees."""
         # plain functions: at these sizes a call of each layer's module costs as much as its product
         *hidden, last = cast("Iterable[nn.Linear]", self.layers)
-        x, activation = x.to(last.weight.dtype), ACTIVATIONS[self.activation]
+        x, activation = x.to(last.weight.dtype), _OVER[self.activation]
         for layer in hidden:
             x = activation(linear(x, layer.weight, layer.bias))
         return x
@@ -198,7 +200,7 @@ class Ensemble(nn.Module):
     def forward(self, x: Tensor, members: int | None = None) -> Tensor:
         """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]. `members`: of the first so many alone."""
         layers, count = cast("Iterable[_Layer]", self.layers), self.members if members is None else min(members, self.members)
-        activation = ACTIVATIONS[self.activation]
+        activation = _OVER[self.activation]
         if count == 1:  # a plain product costs less than a batch of one
             *hidden, (weight, bias) = [layer.of(0) for layer in layers]
             x = (x if x.ndim == 2 else x[0]).to(weight.dtype)

@@ -28,6 +28,7 @@ from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe, take_step
 from unipg.training.surface import BatchSurface, Displaced, Unfit
+from unipg.training.vectors import gradients_of
 from unipg.training.weights import Weights
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -339,7 +340,7 @@ class Learning:
         for piece in self.pieces(planned):
             said = now if now is not None and piece is planned else self.policy.now(piece, self.objective.differentiates)
             loss = self.objective.loss(said, piece, planning, records=records)
-            gradients = torch.autograd.grad(loss, self._parameters)
+            gradients = gradients_of(loss, self._parameters)
             found = [a + b for a, b in zip(found, gradients, strict=True)] if found else list(gradients)
             losses.append(loss.detach())
         self.records = records or []

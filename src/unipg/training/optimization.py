@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -210,34 +212,49 @@ def _count_versions(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     torch.autograd.graph.increment_version([p for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
 
 
+@contextmanager
+def without_denormals() -> Iterator[None]:
+    """In it, numbers of this thread that are not 0 but nearer to it than 1.2e-38 are 0: processors take ten times as long with them."""
+    before = sys.float_info.min * 0.5 == 0  # whoever has asked for it keeps it
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
+
+
 @torch.no_grad()
 def take_step(optimizer: torch.optim.Optimizer) -> None:
-    """`optimizer.step()`, to the bit. Of fused AdamW on the CPU by its kernel alone: what torch has around it costs a small network's
-    forward pass."""
+    """`optimizer.step()`, to the bit but for moments below 1.2e-38, which are 0. Of fused AdamW on the CPU by its kernel alone: what torch
+    has around it costs a small network's forward pass.
+
+    Such moments are what units that are off leave behind, a fifth of a small network; the weights do not feel them.
+    """
     moved = [[p for p in group["params"] if p.grad is not None] for group in optimizer.param_groups]
     fused = isinstance(optimizer, torch.optim.AdamW) and optimizer.defaults["fused"]
     if not fused or not all(p in optimizer.state and p.device.type == "cpu" and p.dtype == torch.float32 for ps in moved for p in ps):
         optimizer.step()
         return
-    for group, parameters in zip(optimizer.param_groups, moved, strict=True):
-        if not parameters:
-            continue
-        states = [optimizer.state[p] for p in parameters]
-        counts = [state["step"] for state in states]
-        torch._foreach_add_(counts, 1)
-        torch._fused_adamw_(
-            parameters,
-            [p.grad for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            counts,
-            lr=group["lr"],
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+    with without_denormals():
+        for group, parameters in zip(optimizer.param_groups, moved, strict=True):
+            if not parameters:
+                continue
+            states = [optimizer.state[p] for p in parameters]
+            counts = [state["step"] for state in states]
+            torch._foreach_add_(counts, 1)
+            torch._fused_adamw_(
+                parameters,
+                [p.grad for p in parameters],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                counts,
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                amsgrad=False,
+                maximize=False,
+            )
     torch.autograd.graph.increment_version([p for parameters in moved for p in parameters])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Variable
 
 
 class ParameterVector:
@@ -36,9 +38,27 @@ class ParameterVector:
 
     def take(self, gradients: Sequence[Tensor]) -> None:
         """The vector's gradient, from one for each of the parameters, in their order."""
-        self.vector.grad = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        self.vector.grad = joined(gradients)
 
     def gather(self) -> None:
         """The vector's gradient, from those of the parameters."""
-        gradients = [p.grad.reshape(-1) for p in self.parameters if p.grad is not None]
-        self.vector.grad = torch.cat(gradients) if len(gradients) == len(self.parameters) else None
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        self.vector.grad = joined(gradients) if len(gradients) == len(self.parameters) else None
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """[D] of tensors of any shapes, one behind the other: `torch.cat` of them, flattened, without a call for each."""
+    return torch._C._nn.flatten_dense_tensors(list(tensors))
+
+
+def gradients_of(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """`torch.autograd.grad(loss, parameters)`, to the bit, by its engine alone: what torch has around it costs a small network's forward
+    pass."""
+    one = _one(loss.dtype, loss.device)
+    found: tuple[Tensor, ...] = Variable._execution_engine.run_backward((loss,), (one,), False, False, tuple(parameters), False, False)
+    return found
+
+
+@functools.cache
+def _one(dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones((), dtype=dtype, device=device)

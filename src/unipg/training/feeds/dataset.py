@@ -18,7 +18,7 @@ from unipg.errors import InputError
 from unipg.hub import in_home
 from unipg.policies.actions import BoxActions
 from unipg.replay import Pairs, Transitions, n_step, open_data
-from unipg.training.feeds.kept import DRAWN, Kept
+from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.trajectories import Source, Trajectories
 
 if TYPE_CHECKING:
@@ -196,9 +196,9 @@ class Dataset(Kept):
             planned[DISCOUNT] = drawn.pop(FACTOR).unsqueeze(1).to(self._device)
         return self.rows(drawn, planned)
 
-    def _drawn_of(self, data: Transitions, numbers: Tensor) -> dict[str, Tensor]:
+    def _drawn_of(self, data: Transitions, numbers: np.ndarray) -> dict[str, Tensor]:
         """The columns of the rows that numbers in [0, 1) decide, and the `FACTOR` of what follows them, where it is not the discount."""
-        index = (numbers * len(data)).long()
+        index = chosen(numbers, len(data))
         drawn = data.draw(index, *DRAWN)
         if self.ahead > 1:
             several = n_step(data, index, self.ahead, self.discount)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,11 @@ def check_once(training: TrainingRecipe) -> None:
             )
 
 
+def chosen(numbers: np.ndarray, rows: int) -> Tensor:
+    """[N] int64 of so many rows those that numbers [N] in [0, 1) decide."""
+    return torch.from_numpy((numbers * rows).astype(np.int64))
+
+
 class Kept(Feed):
     """Base class. `stream`: what its random numbers go by."""
 
@@ -63,8 +69,10 @@ class Kept(Feed):
         self._drawn = sorted(self._objective.noise)
         self._prepares: bool | None = None
         """Whether any term has work on a whole batch, as advantages have that ask no network; known once there is a batch."""
-        self._block: tuple[int, Tensor, dict[str, Tensor]] | None = None
+        self._block: tuple[int, np.ndarray, dict[str, Tensor]] | None = None
         self._device = policy.device
+        self._moves = policy.device.type != "cpu"
+        """Whether rows go to another device."""
         self.batch = sum(rows.values())
         self._template = Trajectories(
             action=torch.zeros(self.batch, 1),
@@ -76,13 +84,13 @@ class Kept(Feed):
     def begun(self) -> bool:
         return self._begun
 
-    def numbers(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def numbers(self) -> tuple[np.ndarray, dict[str, Tensor]]:
         """[batch] numbers in [0, 1) that decide the rows of the update, and its planned noise."""
         block, place = divmod(self.done, BLOCK)
         if self._block is None or self._block[0] != block:
             source = generator(self.run.seed, self.stream, block)
             rows, size = self.batch, self.policy.actions.noises
-            uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64)
+            uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64).numpy()
             normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
             self._block = block, uniform, normal
         return self._block[1][place], {name: values[place] for name, values in self._block[2].items()}
@@ -91,7 +99,7 @@ class Kept(Feed):
         """The batch of an update, [batch,1], of columns [batch,…]; the update is counted."""
         rows = {name: tensor.unsqueeze(1) for name, tensor in drawn.items()}
         rows["step_reward"] = rows.pop("reward")
-        if self._device.type != "cpu":
+        if self._moves:
             rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
         self.done += 1
         batch = self._template._with({**rows, "planned": planned})

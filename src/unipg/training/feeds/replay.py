@@ -22,7 +22,7 @@ from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Priorities, Ring, n_step, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
-from unipg.training.feeds.kept import DRAWN, Kept
+from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.training.feeds.promises import promised
 from unipg.training.learner import Learning
 from unipg.training.optimization import TrainingRecipe
@@ -206,12 +206,12 @@ class Replay(Kept):
         numbers, planned = self.numbers()
         self.run.diagnostics.recording = self.done % self._tell_every == 0
         if self.priorities is None:
-            self._index = (numbers * len(self.ring)).long()
+            self._index = chosen(numbers, len(self.ring))
         else:
             asked, progress = self.recipe.priorities, self._progress(self.steps_taken)
             assert asked is not None
             self.priorities.beta = asked.beta + (1 - asked.beta) * min(1.0, progress.step / progress.total)
-            self._index, weight = self.priorities.draw(numbers)
+            self._index, weight = self.priorities.draw(torch.from_numpy(numbers))
             planned[WEIGHT] = weight.to(self._device)
         self._size = len(self.ring)
         drawn = self.ring.draw(self._index, *DRAWN)
