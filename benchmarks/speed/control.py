@@ -101,9 +101,9 @@ def ours(case: Case, seed: int, iterations: int, vectorized: bool | None, envpoo
     return clocked(lambda seed, length, folder: trainer(case, seed, length, folder, vectorized, envpool), seed, 1, iterations)
 
 
-def clocked(make: Callable[[int, int, Path], Any], seed: int, first: int, length: int) -> Run:
+def clocked(make: Callable[[int, int, Path], Any], seed: int, first: int, length: int, point: int = POINT) -> Run:
     """A run of unipg, what it took and what its episodes returned; `make`: a trainer by seed, length and folder. One of length `first` and
-    of another seed is over before the clock starts."""
+    of another seed is over before the clock starts. `point`: see `curve`."""
     from unipg.training.run import versions
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -115,7 +115,7 @@ def clocked(make: Callable[[int, int, Path], Any], seed: int, first: int, length
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     ended = [(row["environment/steps"], row["return/mean"], row["return/episodes"]) for row in rows if row["return/episodes"]]
-    return {"steps": rows[-1]["environment/steps"], "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions()}
+    return {"steps": rows[-1]["environment/steps"], "cpu": cpu, "wall": wall, "curve": curve(ended, point), "versions": versions()}
 
 
 def stable_baselines3(case: Case, seed: int, iterations: int) -> Run:
@@ -207,11 +207,11 @@ def cleanrl(case: Case, script: str, seed: int, iterations: int) -> Run:
     }
 
 
-def curve(ended: Sequence[tuple[float, float, float]]) -> dict[str, float]:
-    """Mean return of the episodes that ended within each `POINT` steps, from (step, mean return, episodes)."""
+def curve(ended: Sequence[tuple[float, float, float]], point: int = POINT) -> dict[str, float]:
+    """Mean return of the episodes that ended within each `point` steps, from (step, mean return, episodes)."""
     sums: dict[int, list[float]] = {}
     for step, mean, episodes in ended:
-        place = sums.setdefault(int((max(step, 1) - 1) // POINT + 1) * POINT, [0.0, 0.0])
+        place = sums.setdefault(int((max(step, 1) - 1) // point + 1) * point, [0.0, 0.0])
         place[0] += mean * episodes
         place[1] += episodes
     return {str(step): total / count for step, (total, count) in sorted(sums.items())}

@@ -5,9 +5,9 @@
 Both sides have one environment, one thread and the settings of Stable-Baselines3's defaults, but for what a case says: networks of 2 x 256
 or 2 x 64 with ReLU, batches of 256 and an update after every step (SAC, TD3), batches of 64 and an update after every fourth step (DQN).
 Each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a short first run are over
-before the clock starts. That losses and gradients are equal on the same tensors is in `tests/peers/`. What still differs: the random
-numbers, and which temperature SAC's critic reads (ours that of after its step). Finished runs are kept beside the result and are not done
-again.
+before the clock starts. A learning curve has at most ten points, the last of which is the return at the end. That losses and gradients are
+equal on the same tensors is in `tests/peers/`. What still differs: the random numbers, and which temperature SAC's critic reads (ours that
+of after its step). Finished runs are kept beside the result and are not done again.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ FIRST = 400
 """Steps of the run before the clock starts."""
 
 
+def stretch(steps: int) -> int:
+    """Steps of one point of a curve; our side tells returns once an iteration."""
+    return max(min(ITERATION, steps), steps // 10)
+
+
 def ours(case: Case, seed: int, steps: int) -> Run:
     from unipg.algorithms import algorithm_named
     from unipg.policies.actor_critic import ActorCriticRecipe
@@ -76,7 +81,7 @@ def ours(case: Case, seed: int, steps: int) -> Run:
         training = TrainingRecipe(iterations=steps // window, save_every=steps // window)
         return Trainer(algorithm, policy, experience, folder=folder, training=training, seed=seed, replay=replay)
 
-    return clocked(trainer, seed, FIRST, steps)
+    return clocked(trainer, seed, FIRST, steps, stretch(steps))
 
 
 def stable_baselines3(case: Case, seed: int, steps: int) -> Run:
@@ -107,7 +112,7 @@ def stable_baselines3(case: Case, seed: int, steps: int) -> Run:
     ended = [(int(end), float(value), 1.0) for end, value in zip(numpy.cumsum(lengths), returns, strict=True)]
     named = {"stable-baselines3": stable_baselines3, "gymnasium": gymnasium, "torch": torch, "numpy": numpy}
     versions = {name: module.__version__ for name, module in named.items()}
-    return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended), "versions": versions}
+    return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended, stretch(steps)), "versions": versions}
 
 
 SIDES = {"ours": ours, "stable_baselines3": stable_baselines3}

@@ -32,6 +32,7 @@ def test_the_gradient_of_a_minibatch_is_that_of_the_textbook_loss(control, case,
 def test_a_curve_is_the_mean_return_of_the_episodes_that_ended_in_each_stretch(control) -> None:
     ended = [(100, 10.0, 1.0), (control.POINT, 40.0, 2.0), (control.POINT + 1, 5.0, 1.0)]
     assert control.curve(ended) == {str(control.POINT): 30.0, str(2 * control.POINT): 5.0}
+    assert control.curve(ended, 50) == {"100": 10.0, str(50 * -(-control.POINT // 50)): (2 * 40.0 + 5.0) / 3}
 
 
 def test_runs_are_compared_pair_by_pair(control) -> None:
