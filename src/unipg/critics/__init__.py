@@ -4,33 +4,45 @@ Belongs here: terms and advantages of the estimator that look at networks by nam
 Does not belong here: layers (`networks/`), policies, loops and data.
 """
 
+from unipg.critics.duals import ChiSquare, DualValue, Expectile, Gumbel, Level, Shape, TotalVariation, Toward
 from unipg.critics.lagged import Copied, Follows, Polyak
 from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network, Number, StateValues
 from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Regression, TemperatureLoss
-from unipg.critics.values import Drawn, Exact, Expectation, Greedy, Likeliness, StateValue, Surprise, Value
+from unipg.critics.values import Drawn, Exact, Expectation, Expected, Exponential, Greedy, Likeliness, StateValue, Surprise, Unacted, Value
 
 __all__ = [
     "ActionValues",
     "Body",
     "Bootstrapped",
+    "ChiSquare",
     "Copied",
     "Decoder",
     "Drawn",
+    "DualValue",
     "Exact",
     "ExactKL",
     "Expectation",
+    "Expected",
+    "Expectile",
+    "Exponential",
     "Follows",
     "Greedy",
+    "Gumbel",
     "Lagged",
     "LatentPull",
+    "Level",
     "Likeliness",
     "Network",
     "Number",
     "Polyak",
     "Regression",
+    "Shape",
     "StateValue",
     "StateValues",
     "Surprise",
     "TemperatureLoss",
+    "TotalVariation",
+    "Toward",
+    "Unacted",
     "Value",
 ]

@@ -32,10 +32,12 @@ class Body:
     encoder: Callable[[torch.Generator], nn.Module] | None = None
     """Makes what turns images into `inputs` numbers, one for each network; None where networks read the numbers as they are."""
 
-    def ensemble(self, members: int, inputs: int, outputs: int, source: torch.Generator, channels: int = 1) -> nn.Module:
+    def ensemble(
+        self, members: int, inputs: int, outputs: int, source: torch.Generator, channels: int = 1, norm: bool = False
+    ) -> nn.Module:
         """`members` perceptrons as one batched product, behind an encoder of their own where there is one; `outputs` of each channel."""
         sizes = [inputs, *self.hidden, outputs * channels]
-        made = Ensemble(members, sizes, activation=self.activation, init=self.init, gain=1.0, channels=channels, source=source)
+        made = Ensemble(members, sizes, activation=self.activation, init=self.init, gain=1.0, channels=channels, norm=norm, source=source)
         return made if self.encoder is None else Behind(self.encoder(source), made)
 
 
@@ -82,12 +84,13 @@ class ActionValues(Network):
 
 @dataclass(frozen=True)
 class StateValues(Network):
-    """`members` values of a state, v_k(s)."""
+    """`members` values of a state, v_k(s). `norm`: with layer normalisation."""
 
     members: int = 1
+    norm: bool = False
 
     def build(self, body: Body, source: torch.Generator) -> nn.Module:
-        return body.ensemble(self.members, body.inputs, 1, source)
+        return body.ensemble(self.members, body.inputs, 1, source, norm=self.norm)
 
 
 class PositiveNumber(nn.Module):

@@ -25,16 +25,22 @@ DISCOUNT = "discount"
 
 @dataclass(frozen=True)
 class Bootstrapped(Part):
-    """y = r + discount · (1 − terminated) · E[value(s', a')], a' ~ policy at s'; detached. A limit is no end: `truncated` bootstraps.
+    """y = r + discount · E[value(s', a')], a' ~ policy at s', and `terminal` in its place where the step terminated; detached. A limit is
+    no end: `truncated` bootstraps.
 
     `value` is an advantage of networks, `Value("q_lagged") + Surprise("temperature")` for a soft target; `over` how a' is chosen.
     What `value` says of a terminal state, NaN included, counts for nothing.
     """
 
     joint: ClassVar[Joint] = "step"
+    minor: ClassVar[frozenset[str]] = frozenset({"reward", "terminal"})
     value: Advantage
     discount: float = 0.99
     over: Expectation = Drawn()
+    reward: float | None = None
+    """What every step earns, in the place of the data's rewards; None: those."""
+    terminal: float = 0.0
+    """What there is to come after a terminal step."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
@@ -50,12 +56,13 @@ class Bootstrapped(Part):
         after = self.over(lambda point: self.value(batch, point, planning), now, "next_observation")
         ended = batch.require("terminated", "Bootstrapped")
         factor = batch.planned.get(DISCOUNT, self.discount)
-        return batch.require("step_reward", "Bootstrapped") + factor * after.masked_fill(ended, 0)
+        reward = batch.require("step_reward", "Bootstrapped") if self.reward is None else self.reward
+        return reward + factor * after.masked_fill(ended, self.terminal)
 
 
 @dataclass(frozen=True)
 class Regression(Term):
-    """sum_k loss(q_k(s, a) − y) of the members of a network of action values, y the target: `squared` ½ d², `huber` of width 1."""
+    """sum_k loss(q_k(s, a) − y) of the members of a network of action values, y the target: `squared` ½ d², `huber` of a `width`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"observation", "next_observation", "step_reward", "terminated"})
     needs_log_prob: ClassVar[bool] = False
@@ -64,6 +71,7 @@ class Regression(Term):
     of: str = field(kw_only=True)
     target: Bootstrapped = field(kw_only=True)
     loss: Loss = field(default="squared", kw_only=True)
+    width: float = field(default=1.0, kw_only=True)
 
     @property
     def noise(self) -> frozenset[str]:
@@ -87,7 +95,7 @@ class Regression(Term):
         if values.shape[1:] != target.shape:
             raise InputError(f"'{self.of}' gives {list(values.shape[1:])} but its targets are {list(target.shape)}; they must be equal")
         if self.loss == "huber":
-            loss = torch.nn.functional.huber_loss(values, target.expand_as(values), reduction="none").sum(0)
+            loss = torch.nn.functional.huber_loss(values, target.expand_as(values), reduction="none", delta=self.width).sum(0)
         else:
             error = values - target
             loss = 0.5 * (error * error).sum(0)

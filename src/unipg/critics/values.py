@@ -30,6 +30,12 @@ def reduced(values: Float[Tensor, "K ..."], how: Reduction) -> Float[Tensor, "..
     return values.min(0).values if how == "min" else values.mean(0)
 
 
+def largest(values: Tensor, planning: Planning) -> float:
+    """The largest value of all workers' rows, detached; −inf of none."""
+    own = float(values.detach().max()) if values.numel() else -math.inf
+    return max(planning.gather(own))
+
+
 @dataclass(frozen=True)
 class Value(Advantage):
     """Q(s, a) of the network `of`: the least of its critics' values, their mean, or the first critic's; `members`: networks of one critic,
@@ -69,6 +75,57 @@ class StateValue(Advantage):
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
         return reduced(now.state_value(self.of), "mean")
+
+
+@dataclass(frozen=True)
+class Exponential(Advantage):
+    """min(exp(temperature · A), most): never negative weights for the actions of the data, by how good an advantage finds them.
+
+    `normalised`: divided by their mean over the steps of an optimiser step, before the limit (a softmax times the number of steps).
+    Source: arXiv 1910.00177; 2006.09359; 2110.06169.
+    """
+
+    dynamic: ClassVar[bool] = True
+    minor: ClassVar[frozenset[str]] = frozenset({"normalised"})
+    of: Advantage
+    temperature: float
+    most: float | None = None
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise InputError(f"the temperature of exponential weights is {self.temperature}; accepted: a finite number of 0 or more")
+        if self.most is not None and not self.most > 0:
+            raise InputError(f"the largest of exponential weights is {self.most}; accepted: above 0")
+
+    @property
+    def reach(self) -> Joint:
+        return self.of.reach
+
+    @property
+    def spans(self) -> bool:
+        return self.normalised
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.of.reads
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return self.of.noise
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        power = self.temperature * self.of(batch, now, planning)
+        if not self.normalised:
+            return self._limited(power.exp())
+        assert planning is not None
+        power = power.masked_fill(~batch.mask, -math.inf)
+        top = largest(power, planning)
+        sums = planning.reduce(torch.stack([(power - top).exp().sum(), batch.mask.sum().to(power.dtype)]))
+        return self._limited((power - top).exp() * (sums[1] / sums[0]))
+
+    def _limited(self, weight: Tensor) -> Tensor:
+        return weight if self.most is None else weight.clamp_max(self.most)
 
 
 @dataclass(frozen=True)
@@ -153,6 +210,14 @@ class Drawn(Expectation):
 
 
 @dataclass(frozen=True)
+class Unacted(Expectation):
+    """f of the state itself, for values that look at no action."""
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        return value(now.every(at))
+
+
+@dataclass(frozen=True)
 class Exact(Expectation):
     """sum_a pi(a|s) · f(s, a) over all actions."""
 
@@ -175,3 +240,22 @@ class Greedy(Expectation):
         found = point.action_value(self.by)
         best = (found if self.each else reduced(found, "mean")).argmax(-1, keepdim=True)
         return torch.gather(value(point), -1, best).squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Expected(Advantage):
+    """E[value(s, a')] over the policy's own actions a' at the stored observation, detached: with weight −1 a baseline."""
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    value: Advantage
+    over: Expectation = Drawn()
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset({"observation"}) if self.over.draws else frozenset()
+
+    @torch.no_grad()
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        assert now is not None
+        return self.over(lambda point: self.value(batch, point, planning), now, "observation")

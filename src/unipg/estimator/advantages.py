@@ -90,6 +90,16 @@ class Advantage(Part):
     def reads(self) -> frozenset[str]:
         return self.needs
 
+    @property
+    def noise(self) -> frozenset[str]:
+        """Observations at which it draws actions of its own, by field."""
+        return frozenset()
+
+    @property
+    def spans(self) -> bool:
+        """Whether a dynamic one compares the steps of a whole optimiser step; see `Term.spans`."""
+        return False
+
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T ..."]:
         raise NotImplementedError(type(self).__name__)
 
@@ -127,6 +137,14 @@ class Combination(Advantage):
     @property
     def reads_entropy(self) -> bool:
         return any(a.reads_entropy for _, a in self.terms)
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return frozenset().union(*(a.noise for _, a in self.terms))
+
+    @property
+    def spans(self) -> bool:
+        return any(a.spans for _, a in self.terms)
 
     def facts(self, batch: Trajectories, now: Evaluation) -> dict[str, Tensor]:
         return {name: value for _, a in self.terms for name, value in a.facts(batch, now).items()}

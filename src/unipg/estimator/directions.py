@@ -102,6 +102,32 @@ class Plain(Direction):
         return surfaces[0].gradient()
 
 
+@dataclass(frozen=True)
+class Orthogonal(Direction):
+    """The sum of the gradients of all terms, that of `back` without its part along that of `along`:
+
+        g = Σ g_i − <g_along, g_back> / max(<g_along, g_along>, 1e-10) · g_along
+
+    over all parameters as one vector. The optimiser is handed g. Source: arXiv 2402.00348, section 3.
+    Errors: `InputError` for a name that no term has.
+    """
+
+    along: str = "forward"
+    back: str = "backward"
+
+    def __call__(self, surfaces: Sequence[Surface], state: State, progress: Progress) -> Float[Tensor, " D"]:
+        surface = surfaces[0]
+        found = surface.named()
+        for name in (self.along, self.back):
+            if name not in found:
+                raise InputError(f"Orthogonal asks for the term '{name}'; {nearest(name, found)}")
+        along, back = found[self.along], found[self.back]
+        share = torch.dot(along, back) / torch.dot(along, along).clamp_min(1e-10)
+        lengths = torch.linalg.vector_norm(along) * torch.linalg.vector_norm(back)
+        surface.told["cosine"] = float(torch.dot(along, back) / lengths) if bool(lengths > 0) else 0.0
+        return torch.stack(list(found.values())).sum(0) - share * along
+
+
 # ---------------------------------------------------------------------------------------------------- natural gradient
 
 

@@ -283,7 +283,7 @@ class PolicyGradient(Term):
 
     @property
     def noise(self) -> frozenset[str]:
-        return self.likelihood.noise
+        return self.likelihood.noise | self.advantage.noise
 
     @property
     def reach(self) -> Joint:
@@ -302,13 +302,17 @@ class PolicyGradient(Term):
 
     @property
     def spans(self) -> bool:
+        return self._scaled or self.advantage.spans
+
+    @property
+    def _scaled(self) -> bool:
         return isinstance(self.likelihood, Pathwise) and self.likelihood.scale is not None
 
     def planned_now(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> dict[str, Tensor]:
-        if isinstance(self.likelihood, Pathwise) and self.spans:
+        if isinstance(self.likelihood, Pathwise) and self._scaled:
             value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
             return {UNIT: self._unit(value, batch, planning).expand(batch.mask.shape)}
-        if not beyond_row(self.advantage.reach):
+        if not (beyond_row(self.advantage.reach) or self.advantage.spans):
             return {}
         facts = {f"fact/{name}": value for name, value in self.advantage.facts(batch, now).items()}
         return {"advantage": self.advantage(batch, now, planning), **facts}
@@ -333,7 +337,7 @@ class PolicyGradient(Term):
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if isinstance(self.likelihood, Substituted):
             value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
-            if not self.spans:
+            if not self._scaled:
                 return -value, Record.of(name, advantage=value)
             unit = batch.planned.get(f"{name}/{UNIT}")
             return -value * (self._unit(value, batch, planning) if unit is None else unit), Record.of(name, advantage=value)

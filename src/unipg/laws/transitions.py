@@ -36,7 +36,7 @@ from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.run import wanted_of
-from unipg.trajectories import Source, Trajectories
+from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
     pass
@@ -122,7 +122,7 @@ class Rows:
             step_reward=normal(),
             terminated=torch.rand(shape, generator=draw) < 0.3,
             truncated=torch.rand(shape, generator=draw) < 0.2,
-            source=torch.full((self.rows,), int(Source.REPLAY if kept else Source.ROLLOUT)),
+            source=self._sources(),
             planned={NOISE.format(at): normal(self.policy().actions.noises) for at in ("observation", "next_observation")},
         )
         if (decoder := self.policy().decoder) is not None:
@@ -138,6 +138,11 @@ class Rows:
         if self.algorithm.vines is not None:  # rows of one state
             batch = batch.replace(group=torch.zeros(self.rows, dtype=torch.long))
         return self.algorithm.prepare(batch, self.setting, replace(GIVEN, seed=self.seed))
+
+    def _sources(self) -> Tensor:
+        """[rows] those that it is made for, in turn."""
+        of = torch.tensor([int(source) for source in self.algorithm.sources()])
+        return of[torch.arange(self.rows) % len(of)]
 
     def learners(self) -> tuple[Learner, ...]:
         return self.algorithm.learned(self.setting)
@@ -404,7 +409,7 @@ def _given(algorithm: Algorithm, kind: str, folder: Path) -> DatasetRecipe:
         return str(place)
 
     expert = write("expert", True) if algorithm.demonstrations != "none" else None
-    return DatasetRecipe(write("data", algorithm.imitates), expert, batch=16, updates=64)
+    return DatasetRecipe(write("data", algorithm.imitates), expert, batch=16, updates=64, reward_scale=4.0)
 
 
 class _UntilSolved(Observer):

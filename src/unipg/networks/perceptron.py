@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -10,7 +11,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import layer_norm, linear, silu
 
 from unipg.errors import InputError, nearest
 
@@ -169,12 +170,22 @@ class _Layer(nn.Module):
         return (self.weight, self.bias) if self.weight.ndim == 2 else (self.weight[k], self.bias[k, 0])
 
 
+class _Norm(nn.Module):
+    """What the K members' normalised numbers are multiplied by, and what is added: [K,1,H] each."""
+
+    def __init__(self, members: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(members, 1, size))
+        self.bias = nn.Parameter(torch.zeros(members, 1, size))
+
+
 class Ensemble(nn.Module):
     """K perceptrons of one shape as one batched product a layer: small members cost little more than one.
 
     Each is initialised by itself, in order: member k is the k-th `Perceptron` that would be made from the same `source`.
 
-    `channels`: how many kinds of numbers the outputs O are, all of one kind together; the first O / channels are values.
+    `channels`: how many kinds of numbers the outputs O are, all of one kind together; the first O / channels are values. `norm`: layer
+    normalisation (arXiv 1607.06450), each member's own, between a hidden layer and its activation.
     """
 
     def __init__(
@@ -186,6 +197,7 @@ class Ensemble(nn.Module):
         init: Initialisation = "torch",
         gain: float = 1.0,
         channels: int = 1,
+        norm: bool = False,
         source: torch.Generator,
     ) -> None:
         super().__init__()
@@ -196,6 +208,7 @@ class Ensemble(nn.Module):
         self.sizes = tuple(sizes)
         self.activation: Activation = activation
         self.layers = nn.ModuleList(_Layer(cast("Iterable[nn.Linear]", each)) for each in zip(*(s.layers for s in singles), strict=True))
+        self.norms = nn.ModuleList(_Norm(members, size) for size in sizes[1:-1]) if norm else None
 
     def forward(self, x: Tensor, members: int | None = None) -> Tensor:
         """[N,I], the same for all members, or [K,N,I], to each its own; to [K,N,O]. `members`: of the first so many alone."""
@@ -204,8 +217,8 @@ class Ensemble(nn.Module):
         if count == 1:  # a plain product costs less than a batch of one
             *hidden, (weight, bias) = [layer.of(0) for layer in layers]
             x = (x if x.ndim == 2 else x[0]).to(weight.dtype)
-            for within, shift in hidden:
-                x = activation(torch.addmm(shift, x, within))
+            for at, (within, shift) in enumerate(hidden):
+                x = activation(self._normed(torch.addmm(shift, x, within), at, 1))
             return torch.addmm(bias, x, weight).unsqueeze(0)
         *hidden, (weight, bias) = [
             (layer.weight[:count], layer.bias[:count]) if members else (layer.weight, layer.bias) for layer in layers
@@ -213,9 +226,18 @@ class Ensemble(nn.Module):
         x = x.to(weight.dtype)
         if x.ndim == 2:
             x = x.expand(count, *x.shape)
-        for within, shift in hidden:
-            x = activation(torch.baddbmm(shift, x, within))
+        for at, (within, shift) in enumerate(hidden):
+            x = activation(self._normed(torch.baddbmm(shift, x, within), at, count))
         return torch.baddbmm(bias, x, weight)
+
+    def _normed(self, x: Tensor, at: int, members: int) -> Tensor:
+        """[N,H] or [K,N,H] of the first so many members, normalised where they are."""
+        if self.norms is None:
+            return x
+        norm = cast("_Norm", self.norms[at])
+        if x.ndim == 2:
+            return layer_norm(x, x.shape[-1:], norm.weight[0, 0], norm.bias[0, 0])
+        return torch.addcmul(norm.bias[:members], layer_norm(x, x.shape[-1:]), norm.weight[:members])
 
     def mean_value(self, found: Tensor) -> Tensor:
         """[K,N,O] to [N,O/channels]: the mean of the members' values."""
@@ -223,6 +245,9 @@ class Ensemble(nn.Module):
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
         """`mean_value` in NumPy; see `Perceptron.on_the_host`."""
+        if self.norms is not None:
+            own = self if live else copy.deepcopy(self)
+            return lambda x: _array(own.mean_value(own(torch.from_numpy(x))))
         layers = cast("Iterable[_Layer]", self.layers)
         found = _forward([(_array(layer.weight), _array(layer.bias)) for layer in layers], self.activation, live)
         if self.members == 1 == self.channels:

@@ -30,7 +30,9 @@ from unipg.estimator.likelihoods import (
 LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 """Between these a log_std that a network gives is held (Haarnoja et al. 2018, the authors' code)."""
 
-Kind = Literal["auto", "gaussian", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
+BOUNDED_STD = (-5.0, 2.0)
+"""Between which the log_std of bounded actions is held."""
+Kind = Literal["auto", "gaussian", "bounded", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
 """What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
 
 
@@ -439,6 +441,46 @@ class BoxActions(Actions):
                 f"{who} two finite bounds in every dimension, but those of the environment's actions are {self.low[k]} and {self.high[k]} "
                 f"in dimension {k}; accepted: a plain Gaussian policy and no random actions, or an environment with bounds"
             )
+
+
+@dataclass(frozen=True)
+class BoundedActions(BoxActions):
+    """Real actions [N,A] of a diagonal Gaussian whose mean is tanh(output), inside the bounds; draws are clipped only when they are given
+    to the environment, and a log-probability is the Gaussian's own. log_std is a parameter, held between −5 and 2, beyond which its
+    gradient is 0. What offline methods of weighted cloning have. Source: arXiv 2110.06169, released code.
+
+    Errors: `InputError` where a dimension has no two finite bounds.
+    """
+
+    type = "bounded"
+    kind = "bounded"
+
+    def __post_init__(self) -> None:
+        self._check_bounded(f"{self.kind} actions need")
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        held = None if std is None else np.clip(std, math.exp(BOUNDED_STD[0]), math.exp(BOUNDED_STD[1]))
+        return super().draw(np.tanh(output), held, noise)
+
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        assert log_std is not None
+        return super().moments(output.tanh(), log_std.clamp(*BOUNDED_STD))
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        return super().log_prob(*self.moments(output, log_std), action, entropy)
+
+    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
+        return super().log_densities(*self.moments(output, log_std), latent)
+
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        return gaussian_kl(*self.moments(output, log_std), *self.moments(other, other_log_std))
+
+    def likeliest(self, output: Tensor) -> Tensor:
+        return output.tanh()
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.moments(output, log_std)
+        return super().fresh(mean, noise, log_std)
 
 
 @dataclass(frozen=True)

@@ -619,7 +619,7 @@ class Wanted:
                     f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
                 )
             return asked
-        counted, real = ("auto", "greedy"), ("gaussian", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
+        counted, real = ("auto", "greedy"), ("gaussian", "bounded", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -652,8 +652,8 @@ class ActorCriticRecipe(CheckedArguments):
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
     kind: Kind = "auto"
-    """gaussian, squashed (its draws through tanh), latent (unbounded: tanh is the environment's), deterministic, greedy (the best by its
-    value), mixture, squashed_mixture. auto: what the algorithm is for."""
+    """gaussian, bounded (its mean through tanh), squashed (its draws through tanh), latent (unbounded: tanh is the environment's),
+    deterministic, greedy (the best by its value), mixture, squashed_mixture. auto: what the algorithm is for."""
     components: int | None = None
     """Gaussians of a mixture. null: the algorithm's own, or 4."""
     evaluated: Evaluated | None = None

@@ -11,6 +11,7 @@ import numpy as np
 from unipg.errors import InputError, nearest
 from unipg.policies.actions import (
     Actions,
+    BoundedActions,
     BoxActions,
     DeterministicActions,
     DiscreteActions,
@@ -34,6 +35,7 @@ _KINDS: dict[str, type[Actions]] = {
         MultiDiscreteActions,
         MultiBinaryActions,
         BoxActions,
+        BoundedActions,
         SquashedActions,
         LatentActions,
         DeterministicActions,
@@ -45,6 +47,7 @@ _OF_A_BOX: dict[str, type[BoxActions]] = {
     "auto": BoxActions,
     "gaussian": BoxActions,
     "squashed": SquashedActions,
+    "bounded": BoundedActions,
     "latent": LatentActions,
     "deterministic": DeterministicActions,
     "mixture": MixtureActions,

@@ -83,16 +83,17 @@ class BatchSurface(Surface):
         return found
 
     def named(self) -> dict[str, Tensor]:
-        found = {}
+        terms = {name: Objective((dataclasses.replace(term, name=name),)) for name, term in self.learning.objective.named()}
+        found = {name: self._zero() for name in terms}
+        self.losses, self.tokens = [], len(self.batch)
         with self._at(None):
-            for name, term in self.learning.objective.named():
-                alone = Objective((dataclasses.replace(term, name=name),))
-                total = self._zero()
-                for piece in self.learning.pieces(self.batch):
-                    loss = alone.loss(self.learning.said(piece), piece, self.planning)
-                    total += self._gradient(loss)
-                found[name] = self._sum(total)
-        return found
+            for piece in self.learning.pieces(self.batch):
+                said = self.learning.said(piece)
+                for name, alone in terms.items():
+                    loss = alone.loss(said, piece, self.planning)
+                    found[name] += self._gradient(loss, retain_graph=True)
+                    self.losses.append(loss.detach())
+        return {name: self._sum(total) for name, total in found.items()}
 
     @torch.no_grad()
     def loss(self, theta: Tensor | None = None) -> float:
