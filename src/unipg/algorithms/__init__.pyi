@@ -48,9 +48,15 @@ from unipg.algorithms.language.spo import SPO as SPO
 from unipg.algorithms.language.srft import SRFT as SRFT
 from unipg.algorithms.language.stratified_grpo import StratifiedGRPO as StratifiedGRPO
 from unipg.algorithms.language.tppo import TPPO as TPPO
+from unipg.algorithms.offline.awac import AWAC as AWAC
 from unipg.algorithms.offline.bc import BC as BC
+from unipg.algorithms.offline.f_dvl import FDVL as FDVL
+from unipg.algorithms.offline.iql import IQL as IQL
+from unipg.algorithms.offline.odice import ODICE as ODICE
 from unipg.algorithms.offline.prdc import PRDC as PRDC
+from unipg.algorithms.offline.recoil import ReCOIL as ReCOIL
 from unipg.algorithms.offline.td3_bc import TD3BC as TD3BC
+from unipg.algorithms.offline.xql import XQL as XQL
 from unipg.algorithms.preferences.bradley_terry import BradleyTerry as BradleyTerry
 from unipg.algorithms.preferences.copg import CoPG as CoPG
 from unipg.algorithms.preferences.dpo import CDPO as CDPO
