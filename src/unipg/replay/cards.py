@@ -46,6 +46,12 @@ class References(CheckedArguments):
         return None if not found else cls(found["min"], found["max"], found.get("horizon"), found.get("label", "local"))
 
 
+def environment_of(card: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a card tells of its environment: `id`, `horizon`, `action` …, as far as it is known; a name alone is its `id`."""
+    found = card.get("environment", {})
+    return found if isinstance(found, Mapping) else {"id": str(found)}
+
+
 @dataclass(frozen=True)
 class Episodes:
     """Where the episodes of a dataset lie, and what came of them."""

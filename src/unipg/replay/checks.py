@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from unipg.errors import InputError, nearest
-from unipg.replay.cards import Episodes, References, digest
+from unipg.replay.cards import Episodes, References, digest, environment_of
 from unipg.replay.pieces import PIECE
 from unipg.replay.tables import Array
 from unipg.replay.transitions import Transitions
@@ -60,7 +60,7 @@ def check(data: Transitions, environment: Mapping[str, Any] | None = None, ignor
     for kind in ignore:
         if kind not in KINDS:
             raise InputError(f"findings of the kind '{kind}' do not exist; {nearest(kind, KINDS)}")
-    known = {**data.card.get("environment", {}), **(environment or {})}
+    known = {**environment_of(data.card), **(environment or {})}
     with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is a finding
         seen = _Seen(data, Episodes.of(data), known, *_moments(data.column("observation")))
         return [finding for kind, look in KINDS.items() if kind not in ignore for finding in look(seen)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from unipg.rollouts.text import SamplingRecipe
 from unipg.seeding import derived_seed
 from unipg.settings import parse_value
 from unipg.training.recipe import Recipe, TaskRecipe, check_threads, load_recipe, typed
-from unipg.training.run import pick_device
+from unipg.training.run import pick_device, scored
 
 UNSEEN_SEED = 1_000_000
 """Seed of a procedural task that names none: far from the seeds that recipes train on."""
@@ -128,7 +129,10 @@ def _evaluate_controller(
     if recipe is None and not own.is_file():
         asked = spoken("--recipe FILE", "recipe=FILE")
         raise InputError(f"'{folder}' does not say which environment it acts in: give {asked} with one, or the run folder")
-    environment = (recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)).environment
+    held = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)
+    with suppress(InputError):  # the data may be elsewhere by now: then there is no score
+        held = scored(held)
+    environment = held.environment
     if environment is None:
         raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
     if episodes is not None and episodes < 1:

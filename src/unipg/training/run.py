@@ -66,7 +66,7 @@ def run_recipe(
 
     Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
     """
-    recipe = _scored(recipe)
+    recipe = scored(recipe)
     folder, observer = Path(recipe.output), observer or Observer()
     workers = Workers.from_environment()
     with ExitStack() as stack:
@@ -152,7 +152,7 @@ def run_recipe(
         return trainer.train()
 
 
-def _scored(recipe: Recipe) -> Recipe:
+def scored(recipe: Recipe) -> Recipe:
     """With the reference returns of the dataset's card, where the recipe has none of its own."""
     if recipe.dataset is None or recipe.environment is None or recipe.environment.references is not None:
         return recipe

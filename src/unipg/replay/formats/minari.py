@@ -14,7 +14,7 @@ import numpy as np
 
 from unipg.errors import InputError, missing_package, one_line
 from unipg.hub import impatient
-from unipg.replay.cards import Episodes, References
+from unipg.replay.cards import Episodes, References, environment_of
 from unipg.replay.formats.base import Source, chosen, flattener, space_told
 from unipg.replay.pieces import Piece
 from unipg.replay.tables import Array
@@ -147,7 +147,7 @@ def _environment(data: Transitions) -> str | None:
     """The name of the environment, where Gymnasium knows it."""
     import gymnasium
 
-    name = str(data.card.get("environment", {}).get("id"))
+    name = str(environment_of(data.card).get("id"))
     return name if name in gymnasium.registry else None
 
 
@@ -156,7 +156,7 @@ def _actions(data: Transitions) -> Any:
     from gymnasium import spaces
 
     action = data.column("action")
-    told = data.card.get("environment", {}).get("action", {})
+    told = environment_of(data.card).get("action", {})
     if action.dtype.kind == "f":
         bounds = [
             np.array([b if b is not None else sign * np.inf for b in told.get(side, [None] * action.shape[1])], np.float32)
