@@ -125,7 +125,8 @@ def _show(options: argparse.Namespace) -> None:
 
     console = plain_console()
     data = _opened(options, console)
-    told = facts(data)
+    with console.status("adding up …"):
+        told = facts(data)
     if options.json:
         print(json.dumps({**data.card, **told}, indent=1))
         return

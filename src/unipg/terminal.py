@@ -97,7 +97,7 @@ class TrainingDisplay(Observer):
         self.steps = None if run.iteration else 0.0
 
     def phase(self, name: str, done: float) -> None:
-        shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor"}
+        shown = {"evaluate": "evaluating", "anchor": "log-probabilities under the anchor", "dataset": "reading the dataset"}
         if self.live and name in shown:
             self._bar(self.total or 1, f"{shown[name]} {done:.0%}")
         elif name == "update" and self.total:

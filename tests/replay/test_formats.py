@@ -79,6 +79,13 @@ def robomimic(path: Path, rows: dict[str, np.ndarray], successors: bool = True) 
     return path
 
 
+def hdf5_of(path: Path, columns: dict[str, np.ndarray]) -> Path:
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            file[name] = values
+    return path
+
+
 def parquet(path: Path, rows: dict[str, np.ndarray]) -> Path:
     columns = {name: pa.array(list(values) if values.ndim > 1 else values) for name, values in rows.items()}
     pyarrow.parquet.write_table(pa.table({**columns, "comment": pa.array(["x"] * len(rows["reward"]))}), path, row_group_size=11)
@@ -175,6 +182,17 @@ def test_a_file_without_time_outs_shows_them_where_observations_do_not_follow(tm
     data = open_data(hdf5(tmp_path / "data.hdf5", rows, but=("truncated",)))
     np.testing.assert_array_equal(data.column("truncated")[:-1], rows["truncated"][:-1])
     np.testing.assert_array_equal(data.column("episode"), rows["episode"])
+
+
+@pytest.mark.parametrize("write", [as_npz, hdf5_of, parquet], ids=["npz", "hdf5", "parquet"])
+def test_dones_of_a_replay_buffer_are_ends_of_either_kind(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Both flags at a time-out, as Stable-Baselines3 keeps them: terminal is what is done and no time-out."""
+    rows = walk(23)
+    kept = {name: values for name, values in rows.items() if name != "terminated"}
+    kept["dones"] = (rows["terminated"] | rows["truncated"]).astype(np.float32)
+    data = open_data(write(tmp_path / f"data.{'hdf5' if write is hdf5_of else 'npz' if write is as_npz else 'parquet'}", kept))
+    for name in ("terminated", "truncated"):
+        np.testing.assert_array_equal(data.column(name), rows[name])
 
 
 def test_robomimics_demonstrations_need_no_successors_and_entries_can_be_chosen(tmp_path: Path) -> None:

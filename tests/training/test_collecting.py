@@ -198,6 +198,20 @@ def test_commands_from_a_run_to_a_checked_dataset(run: Path, tmp_path: Path, cap
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("place", ["folder", "minari:pendulum/random-v0"])
+def test_a_collection_may_go_to_a_folder_or_to_minari(
+    place: str, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    asked = ["data", "collect", str(run), "--mix", "random", "--episodes", "2", "--references=-150,50", "--out", place]
+    assert main(asked) == 0
+    data = open_data(place)
+    assert data.card["sha256"] == digest(data)
+    assert main(asked) == (2 if ":" in place else 0)  # Minari's are never written over
+    assert ("exists: nothing is written over" in capsys.readouterr().err) == (":" in place)
+
+
 def test_a_run_that_kept_too_little_is_told(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "sac")
     shutil.rmtree(tmp_path / "sac" / "evaluated")

@@ -30,7 +30,7 @@ class Observer:
         """One line that the user should read."""
 
     def phase(self, name: str, done: float) -> None:
-        """How far a longer piece of work is: `evaluate`, `update`, `anchor` (before `start`); `done` is the finished share of it."""
+        """How far a longer piece of work is: `evaluate`, `update`, `anchor` and `dataset` (before `start`); `done`: its finished share."""
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         """After an iteration's updates, with its line of metrics.jsonl: rewards are of the policy before the updates."""

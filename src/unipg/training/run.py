@@ -66,8 +66,8 @@ def run_recipe(
 
     Raises InputError for anything wrong with the recipe, its data or the folder, and Stopped after Ctrl-C (checkpoint written).
     """
-    recipe = scored(recipe)
     folder, observer = Path(recipe.output), observer or Observer()
+    recipe = scored(recipe, observer)
     workers = Workers.from_environment()
     with ExitStack() as stack:
 
@@ -152,11 +152,12 @@ def run_recipe(
         return trainer.train()
 
 
-def scored(recipe: Recipe) -> Recipe:
-    """With the reference returns of the dataset's card, where the recipe has none of its own."""
+def scored(recipe: Recipe, observer: Observer | None = None) -> Recipe:
+    """With the reference returns of the dataset's card, where the recipe has none of its own. `observer` is told how far reading is."""
     if recipe.dataset is None or recipe.environment is None or recipe.environment.references is not None:
         return recipe
-    found = References.of(open_data(recipe.dataset.path, entries=recipe.dataset.entries).card)
+    told = None if observer is None else lambda done: observer.phase("dataset", done)
+    found = References.of(open_data(recipe.dataset.path, entries=recipe.dataset.entries, progress=told).card)
     return dataclasses.replace(recipe, environment=dataclasses.replace(recipe.environment, references=found))
 
 

@@ -18,6 +18,9 @@ ALIASES = {
     "terminals": "terminated", "timeouts": "truncated",
 }  # fmt: skip
 """D4RL's names."""
+DONES = "dones"
+KNOWN = (*ALIASES, *ALIASES.values(), "episode", DONES)
+"""Names of columns that are read where a file has others too."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,14 @@ class Source:
 
 
 def named(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns by our names. `dones` are ends of either kind: those that are no time-outs terminate."""
-    found = {ALIASES.get(name, name): values for name, values in columns.items()}
-    if len(found) < len(columns):
+    """A piece's columns by our names. `dones`, of replay buffers, are ends of either kind: what is no time-out terminates."""
+    rest = {name: values for name, values in columns.items() if name != DONES}
+    found = {ALIASES.get(name, name): values for name, values in rest.items()}
+    if len(found) < len(rest):
         raise InputError(f"columns {', '.join(columns)} name one column twice; accepted: {', '.join(ALIASES.values())}")
+    if DONES in columns and "terminated" not in found:
+        ended = np.asarray(columns[DONES]).astype(bool)
+        found["terminated"] = ended & ~np.asarray(found.get("truncated", False)).astype(bool)
     return found
 
 

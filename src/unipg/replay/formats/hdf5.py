@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unipg.errors import InputError, missing_package, nearest
-from unipg.replay.formats.base import ALIASES, Source, named
+from unipg.replay.formats.base import KNOWN, Source, named
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
 
@@ -43,7 +43,7 @@ def _library() -> Any:
 def _flat(path: Path, file: Any) -> Source:
     """D4RL's. `timeouts` are rows after which another episode follows: with `next_observations` they are kept and truncated, without, what
     followed them is not known. `infos` and `metadata` are left alone."""
-    columns = [name for name in (*ALIASES, *ALIASES.values(), "episode") if name in file]
+    columns = [name for name in KNOWN if name in file]
     if "observations" not in file and "observation" not in file:
         top = ", ".join(file) or "nothing"
         raise InputError(f"has {top} at its top; accepted: D4RL's observations, actions …, or robomimic's data/demo_0 …")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unipg.errors import InputError, missing_package
-from unipg.replay.formats.base import ALIASES, Source, named
+from unipg.replay.formats.base import ALIASES, KNOWN, Source, named
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
 
@@ -23,7 +23,7 @@ def read(path: Path) -> Source:
             rows = file.metadata.num_rows
     except (OSError, pyarrow.ArrowException) as error:
         raise InputError(f"cannot be read as Parquet: {error}") from None
-    columns = [name for name in there if name in ALIASES or name in (*ALIASES.values(), "episode")]
+    columns = [name for name in there if name in KNOWN]
     if not columns:
         raise InputError(f"has the columns {', '.join(there)}; accepted: {', '.join(ALIASES.values())}, episode, or D4RL's names")
     return Source(_pieces(path, columns), rows, {})
