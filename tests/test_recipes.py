@@ -52,7 +52,9 @@ def test_it_runs(path: Path, tmp_path) -> None:
     recipe = load_recipe(path)
     if recipe.environment is not None:
         small += ["environment.evaluation_episodes=1", "environment.steps=16"]
-        if recipe.dataset is not None:
+        if recipe.dataset is not None and recipe.build_algorithm().mixes:  # whole episodes of both
+            small[-1:] = [f"environment.steps={recipe.environment.steps}", "environment.count=8", "dataset.options.episodes=8"]
+        elif recipe.dataset is not None:
             small += [f"dataset.path={random_transitions(recipe.environment, tmp_path)}", "dataset.batch=8", "dataset.updates=8"]
         elif recipe.build_algorithm().replays:
             small += ["replay.warmup=4", "replay.batch=8"]

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeVar
 
+import numpy as np
+
 from unipg.algorithms.learners import Learner, told_apart
 from unipg.algorithms.rates import REWARDED, LearningRate
 from unipg.arguments import CheckedArguments
@@ -21,9 +23,13 @@ from unipg.estimator import Objective, Planning, PolicyGradient, Progress, Term,
 from unipg.estimator.likelihoods import Reading
 from unipg.estimator.penalties import KLEstimator
 from unipg.loading import callable_named, live_function
+from unipg.replay import Transitions
 from unipg.rollouts.base import Completions, Vines
 from unipg.samplers import Sampler, UniformSampler
 from unipg.trajectories import Evaluation, Source, Trajectories
+
+REDRAWN = "redrawn"
+"""Planned [B,T] bool: steps whose state is a dataset's and whose action the policy has drawn; what followed is not known of them."""
 
 
 class Evaluate(Protocol):
@@ -138,6 +144,25 @@ class Algorithm(CheckedArguments):
     rollouts: int = setting(8, "rollouts per prompt")
 
     @property
+    def by_step(self) -> int | None:
+        """Steps of an episode, for each of which a controller has an actor of its own, and no critic of states; None: one for all."""
+        return None
+
+    @property
+    def mixes(self) -> bool:
+        """Whether rows of a dataset are added to each batch of rollouts, as many as there are steps in that."""
+        return False
+
+    @property
+    def redraws(self) -> bool:
+        """Whether each of those rows comes a second time, its action drawn by the policy (`REDRAWN`)."""
+        return False
+
+    def parts_of(self, data: Transitions) -> np.ndarray | None:
+        """[N] which of K parts each row of a dataset is of, 0 … K − 1: a batch has as many rows of each. None: there is one part."""
+        return None
+
+    @property
     def heads(self) -> tuple[int, int]:
         """(members, numbers of each) of a controller's critic of states; see `Critic.heads`."""
         return 1, 1
@@ -207,7 +232,7 @@ class Algorithm(CheckedArguments):
     def terms(self, setting: Setting) -> Objective:
         """The objective of its learner `policy`, or of its only one."""
         learners = self.learned(setting)
-        return next((learner for learner in learners if learner.name == "policy"), learners[0]).terms
+        return next((learner for learner in learners if learner.role == "policy"), learners[0]).terms
 
     def keep(self, batch: Trajectories) -> Trajectories:
         """Rows of a fresh batch that are worth training on; the loop samples on while groups are missing (dynamic sampling)."""
@@ -375,13 +400,15 @@ def check_feed(algorithm: Algorithm, replay: bool, dataset: bool) -> None:
     """Refuses sections of a recipe, `replay` and `dataset`, that an algorithm does not learn from, or that it lacks."""
     who = f"algorithm '{algorithm.name}'"
     for section, given in (("replay", replay), ("dataset", dataset)):
-        if given and not algorithm.replays:
+        if given and not algorithm.replays and not (section == "dataset" and algorithm.mixes):
             names = ", ".join(name for name, kind in registered().items() if kind.replays)
             raise InputError(
                 f"{section} is given, but {who} learns from each batch of rollouts once; accepted: leave it out, or one of {names}"
             )
     if replay and dataset:
         raise InputError("both replay and dataset are given; accepted: one of them")
+    if algorithm.mixes and not dataset:
+        raise InputError(f"{who} adds rows of a dataset to what it collects; accepted: `dataset: {{path: FILE}}`")
     if algorithm.offline and not (replay or dataset):
         raise InputError(f"{who} learns from transitions that are given; accepted: `dataset: {{path: FILE}}`, or `replay` to collect them")
 

@@ -62,8 +62,8 @@ class Learner:
     span: tuple[float, float] = (0, math.inf)
     """Iterations in which it is trained: from the first, up to but without the second."""
     role: str = ""
-    """What its settings (`optimizer.learners`) and metrics go by: learners of several stages may share one. Its name, where nothing is
-    said."""
+    """What its settings (`optimizer.learners`) and metrics go by: learners of several stages, or of the steps of an episode, may share one.
+    Those of one role that follow each other begin on a batch together (`Advantage.held`). Its name, where nothing is said."""
     renews: bool = False
     """Whether its networks are drawn anew, from a seed of its name, when its span begins: after the iteration's rows have been gathered
     where it has `data`, else before the policy is evaluated."""
@@ -75,6 +75,8 @@ class Learner:
     """Passes over each batch of rollouts; None: what the recipe says."""
     minibatches: int | None = None
     """Steps in each of these passes; None: what the recipe says."""
+    afresh: bool = False
+    """Whether its optimiser forgets what it has gathered, moments and all, before each batch of rollouts."""
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     """Its own settings where the recipe's are `auto`: `learning_rate`, `kind`, `eps`, `clip_norm`."""
 

@@ -6,9 +6,22 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 
 from unipg.critics.duals import ChiSquare, DualValue, Expectile, Gumbel, Level, Shape, TotalVariation, Toward
 from unipg.critics.lagged import Copied, Follows, Polyak
-from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network, Number, StateValues
-from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Regression, TemperatureLoss
-from unipg.critics.values import Drawn, Exact, Expectation, Expected, Exponential, Greedy, Likeliness, StateValue, Surprise, Unacted, Value
+from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network, Number, StateValues, ValuesByStep
+from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Planned, Regression, Target, TemperatureLoss
+from unipg.critics.values import (
+    Drawn,
+    Exact,
+    Expectation,
+    Expected,
+    Exponential,
+    GAEOf,
+    Greedy,
+    Likeliness,
+    StateValue,
+    Surprise,
+    Unacted,
+    Value,
+)
 
 __all__ = [
     "ActionValues",
@@ -26,6 +39,7 @@ __all__ = [
     "Expectile",
     "Exponential",
     "Follows",
+    "GAEOf",
     "Greedy",
     "Gumbel",
     "Lagged",
@@ -34,15 +48,18 @@ __all__ = [
     "Likeliness",
     "Network",
     "Number",
+    "Planned",
     "Polyak",
     "Regression",
     "Shape",
     "StateValue",
     "StateValues",
     "Surprise",
+    "Target",
     "TemperatureLoss",
     "TotalVariation",
     "Toward",
     "Unacted",
     "Value",
+    "ValuesByStep",
 ]

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from unipg.critics.regression import Regression
+from unipg.critics.regression import Bootstrapped, Regression
 from unipg.errors import InputError
 from unipg.estimator import ValueLoss
 from unipg.estimator.advantages import Planning
@@ -83,6 +83,7 @@ class MembersRegression(Regression):
     """The cost of the errors of critics of K members each: q [critics·K,B,T] against y [K,B,T], a target for each member."""
 
     cost: Cost = field(kw_only=True)
+    target: Bootstrapped = field(kw_only=True)
 
     @property
     def spans(self) -> bool:

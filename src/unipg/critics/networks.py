@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unipg.errors import InputError
 from unipg.networks.denoisers import Denoiser, Process
-from unipg.networks.perceptron import Activation, Ensemble, HostFunction
+from unipg.networks.perceptron import Activation, Ensemble, HostFunction, Stepped
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,24 @@ class ActionValues(Network):
         if body.discrete:
             return body.ensemble(self.members, body.inputs, body.actions, source, self.channels)
         return body.ensemble(self.members, body.inputs + body.actions, 1, source, self.channels)
+
+
+@dataclass(frozen=True)
+class ValuesByStep(Network):
+    """q_h(s, a) of real actions, a network for each of so many `steps` of an episode (`networks.Stepped`), called `<name>_0`, `<name>_1` …
+
+    Their last layers start at a tenth of the usual size (the code of arXiv 2311.08384).
+    """
+
+    steps: int
+    hidden: tuple[int, ...] = (64, 64)
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.discrete or body.encoder is not None:
+            raise InputError("values by step are of real actions and of observations that are vectors; accepted: such an environment")
+        sizes = [body.inputs - 1 + body.actions, *self.hidden, 1]
+        made = (Ensemble(1, sizes, activation=body.activation, init=body.init, shrunk=0.1, source=source) for _ in range(self.steps))
+        return Stepped(list(made))
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,35 @@ DISCOUNT = "discount"
 
 
 @dataclass(frozen=True)
-class Bootstrapped(Part):
+class Target(Part):
+    """Base class: what a regression of values aims at, [B,T]; detached."""
+
+    joint: ClassVar[Joint] = "step"
+
+    @property
+    def noise(self) -> frozenset[str]:
+        """Observations at which it draws actions, by field."""
+        return frozenset()
+
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class Planned(Target):
+    """y = a planned tensor by its name, such as the return that was observed; without any value."""
+
+    name: str
+
+    def symbol(self) -> str:
+        return self.name.replace("_", " ")
+
+    def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
+        return batch.require(self.name, "a regression")
+
+
+@dataclass(frozen=True)
+class Bootstrapped(Target):
     """y = r + discount · E[value(s', a')], a' ~ policy at s', and `terminal` in its place where the step terminated; detached. A limit is
     no end: `truncated` bootstraps.
 
@@ -32,7 +60,7 @@ class Bootstrapped(Part):
     What `value` says of a terminal state, NaN included, counts for nothing.
     """
 
-    joint: ClassVar[Joint] = "step"
+    needs: ClassVar[frozenset[str]] = frozenset({"next_observation", "step_reward", "terminated"})
     minor: ClassVar[frozenset[str]] = frozenset({"reward", "terminal"})
     value: Advantage
     discount: float = 0.99
@@ -45,6 +73,17 @@ class Bootstrapped(Part):
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise InputError(f"discount is {self.discount}; accepted: a number in [0, 1]")
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return self.over.noise("next_observation")
+
+    @property
+    def reach(self) -> Joint:
+        return furthest((super().reach, self.value.reach))
+
+    def symbol(self) -> str:
+        return f"r + {self.discount:g} · ({self.value.symbol()}) at {self.over.symbol()}"
 
     @torch.no_grad()
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
@@ -64,25 +103,29 @@ class Bootstrapped(Part):
 class Regression(Term):
     """sum_k loss(q_k(s, a) − y) of the members of a network of action values, y the target: `squared` ½ d², `huber` of a `width`."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"observation", "next_observation", "step_reward", "terminated"})
+    needs: ClassVar[frozenset[str]] = frozenset({"observation"})
     needs_log_prob: ClassVar[bool] = False
     joint: ClassVar[Joint] = "step"
     rows: tuple[Source, ...] = REPLAYED
     of: str = field(kw_only=True)
-    target: Bootstrapped = field(kw_only=True)
+    target: Target = field(kw_only=True)
     loss: Loss = field(default="squared", kw_only=True)
     width: float = field(default=1.0, kw_only=True)
 
     @property
+    def reads(self) -> frozenset[str]:
+        return self.needs | self.target.needs
+
+    @property
     def noise(self) -> frozenset[str]:
-        return frozenset({"next_observation"}) if self.target.over.draws else frozenset()
+        return self.target.noise
 
     @property
     def reach(self) -> Joint:
-        return furthest((super().reach, self.target.reach, self.target.value.reach))
+        return furthest((super().reach, self.target.reach))
 
     def symbol(self) -> str:
-        return f"{self.of} → r + {self.target.discount:g} · ({self.target.value.symbol()}) at {self.target.over.symbol()}"
+        return f"{self.of} → {self.target.symbol()}"
 
     def aim(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Float[Tensor, "B T"]:
         """What the mean of its members aims at."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unipg.critics.continuous import Weighting
-from unipg.critics.regression import Regression
+from unipg.critics.regression import Bootstrapped, Regression
 from unipg.errors import InputError
 from unipg.estimator import ValueLoss
 from unipg.estimator.advantages import Planning, rewards_per_step, values_after
@@ -128,6 +128,8 @@ class MomentLoss(IncrementLoss):
 @dataclass(frozen=True)
 class ResidualRegression(Regression):
     """sum_k ½ (q_k(s, a) − y)² of a critic of actions, with the gradient of y as well: its value must be of the network itself."""
+
+    target: Bootstrapped = field(kw_only=True)
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         ended = batch.require("terminated", "ResidualRegression")

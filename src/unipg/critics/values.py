@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.advantages import Advantage, Combination, Planning
-from unipg.estimator.likelihoods import Valued
+from unipg.estimator.advantages import Advantage, Combination, Planning, generalized_advantage, rewards_per_step
+from unipg.estimator.likelihoods import Valued, nth
 from unipg.estimator.parts import Joint, Part
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
@@ -182,31 +182,69 @@ class Expectation(Part):
     draws: ClassVar[bool] = False
     """Whether it needs planned noise."""
 
+    def noise(self, at: str) -> frozenset[str]:
+        """What planned noise it needs, at the named observations."""
+        return frozenset({at}) if self.draws else frozenset()
+
     def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
 
 
 @dataclass(frozen=True)
 class Drawn(Expectation):
-    """f at one fresh action of the network `of`.
+    """f at one fresh action of the network `of`; the mean of it at `count` of them.
 
     `smoothing`: standard deviation, in the policy's units, of noise added to an action that has none of its own, at most `limit` either
     way; the sum is clipped to the bounds (target policy smoothing, arXiv 1802.09477).
     """
 
     draws: ClassVar[bool] = True
-    minor: ClassVar[frozenset[str]] = frozenset({"of"})
+    minor: ClassVar[frozenset[str]] = frozenset({"of", "count"})
     of: str = "actor"
     smoothing: float | None = None
     limit: float | None = None
+    count: int = 1
 
     def __post_init__(self) -> None:
+        if self.count < 1:
+            raise InputError(f"Drawn.count is {self.count}; accepted: 1 or more")
         for name in ("smoothing", "limit"):
             if (number := getattr(self, name)) is not None and not number >= 0:
                 raise InputError(f"{name} is {number}; accepted: 0 or more, or null for none")
 
+    def noise(self, at: str) -> frozenset[str]:
+        return frozenset(nth(at, draw) for draw in range(self.count))
+
     def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
-        return value(now.fresh(at, self.of, self.smoothing, self.limit))  # type: ignore[call-arg]
+        first: Tensor = value(now.fresh(at, self.of, self.smoothing, self.limit))  # type: ignore[call-arg]
+        if self.count == 1:
+            return first
+        more = (value(now.fresh(at, self.of, self.smoothing, self.limit, draw)) for draw in range(1, self.count))  # type: ignore[call-arg]
+        return (first + sum(more)) / self.count
+
+
+@dataclass(frozen=True)
+class GAEOf(Advantage):
+    """Generalised advantage estimation against `value`, V(s), of networks as they are, over whole episodes: nothing follows their end.
+
+    Not whitened. The episodes must be whole when it is called (`Held`).
+    """
+
+    dynamic: ClassVar[bool] = True
+    joint: ClassVar[Joint] = "step"
+    value: Advantage
+    gamma: float = 1.0
+    lam: float = 0.95
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return self.value.noise
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
+        value = torch.where(batch.mask, self.value(batch, now, planning), 0)
+        reward = rewards_per_step(batch).to(value.dtype)
+        ended = None if batch.terminated is None or batch.truncated is None else batch.terminated | batch.truncated
+        return generalized_advantage(reward, value, batch.mask, self.gamma, self.lam, terminated=ended)
 
 
 @dataclass(frozen=True)
@@ -253,7 +291,7 @@ class Expected(Advantage):
 
     @property
     def noise(self) -> frozenset[str]:
-        return frozenset({"observation"}) if self.over.draws else frozenset()
+        return self.over.noise("observation")
 
     @torch.no_grad()
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:

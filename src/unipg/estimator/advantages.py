@@ -74,6 +74,12 @@ class Advantage(Part):
         return self.compares
 
     @property
+    def held(self) -> bool:
+        """Whether it is of the networks as they are when its learner begins on a batch: after what the learners before it have changed,
+        before what itself does. The loop then asks once, with whole rows; a dynamic one."""
+        return False
+
+    @property
     def readings(self) -> tuple[Reading, ...]:
         """What must be read off the next-token distributions."""
         return ()
@@ -133,6 +139,10 @@ class Combination(Advantage):
     @property
     def readings(self) -> tuple[Reading, ...]:
         return tuple(r for _, a in self.terms for r in a.readings)
+
+    @property
+    def held(self) -> bool:
+        return any(a.held for _, a in self.terms)
 
     @property
     def reads_entropy(self) -> bool:
@@ -497,6 +507,39 @@ class BatchWhitened(Advantage):
             truncated=batch.truncated,
         )
         return whiten(to_go, batch.mask, (planning or Planning()).reduce)
+
+
+@dataclass(frozen=True)
+class Held(Advantage):
+    """Another advantage, taken once when its learner begins on a batch (`Advantage.held`): not at each of the points of a line search."""
+
+    of: Advantage
+
+    @property
+    def held(self) -> bool:
+        return True
+
+    @property
+    def is_dynamic(self) -> bool:
+        return True
+
+    @property
+    def reach(self) -> Joint:
+        return self.of.reach
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return self.of.noise
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.of.reads
+
+    def symbol(self) -> str:
+        return self.of.symbol()
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        return self.of(batch, now, planning).detach()
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Natural(Direction):
 
     F: the Fisher matrix of the batch, never formed. k: the smallest of 0 … tries − 1 at which the batch's mean KL(now ‖ after) is at most
     `max_kl` and the loss is lower; where there is none, no step, and the weights stay the same to the last bit.
+    `promised`: instead, the smallest k at which the loss has fallen by more than that share of what its gradient promises, −gᵀstep,
+    whatever the KL (the code of arXiv 2311.08384, and of many before it).
     Source: Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C.
     """
 
@@ -176,8 +178,11 @@ class Natural(Direction):
     iterations: int = 15
     shrink: float = 0.8
     tries: int = 10
+    promised: float | None = None
 
     def __post_init__(self) -> None:
+        if self.promised is not None and not 0 <= self.promised < 1:
+            raise InputError(f"Natural.promised is {self.promised}; accepted: a share in [0, 1), or None for a bound on the KL")
         if not (self.max_kl > 0 and math.isfinite(self.max_kl)):
             raise InputError(f"Natural.max_kl is {self.max_kl}; accepted: a finite number above 0")
         if not (self.damping >= 0 and math.isfinite(self.damping)):
@@ -194,17 +199,20 @@ class Natural(Direction):
         def curved(vector: Tensor) -> Tensor:
             return surface.fisher(vector) + self.damping * vector
 
-        x = conjugate_gradients(curved, -surface.gradient(), self.iterations)
+        gradient = surface.gradient()
+        x = conjugate_gradients(curved, -gradient, self.iterations)
         nothing = torch.zeros_like(x)
         square = float(torch.dot(x, curved(x))) if bool(x.any()) else 0.0
         surface.told |= {"trust_region/kl": 0.0, "trust_region/backtracks": float(self.tries)}
         if not (square > 0 and math.isfinite(square)):
             return nothing
         step = math.sqrt(2 * self.max_kl / square) * x
-        before = surface.loss()
+        before, slope = surface.loss(), float(torch.dot(gradient, step))
         for tried in range(self.tries):
             after = surface.theta + step
-            if surface.loss(after) < before and (kl := surface.divergence(after)) <= self.max_kl:
+            fallen = before - surface.loss(after)
+            enough = fallen > 0 if self.promised is None else fallen > max(0.0, -self.promised * slope * self.shrink**tried)
+            if enough and ((kl := surface.divergence(after)) <= self.max_kl or self.promised is not None):
                 surface.told |= {"trust_region/kl": kl, "trust_region/backtracks": float(tried)}
                 return step
             step = self.shrink * step

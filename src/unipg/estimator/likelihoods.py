@@ -179,6 +179,11 @@ class OneTokenRollout(Reading):
         return count / self.draws
 
 
+def nth(at: str, draw: int) -> str:
+    """What the planned noise of several draws at one observation goes by: the first as that of a single one."""
+    return f"{at}/{draw}" if draw else at
+
+
 @dataclass(frozen=True)
 class Likelihood(Part):
     """Base class: the `[B,T]` log-probabilities that a term differentiates."""

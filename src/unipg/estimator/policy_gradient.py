@@ -471,6 +471,32 @@ class Objective:
         planned = {f"{name}/{k}": v for name, term in self.named() for k, v in term.prepared(quiet, planning).items()}
         return batch.replace(planned={**batch.planned, **planned})
 
+    @cached_property
+    def held(self) -> dict[str, Advantage]:
+        """Advantages that are taken once, when the learner begins on a batch (`Advantage.held`), by what they are planned as."""
+        return {f"{name}/advantage": t.advantage for name, t in self.named() if isinstance(t, PolicyGradient) and t.advantage.held}
+
+    @property
+    def holds(self) -> bool:
+        return bool(self.held)
+
+    @torch.no_grad()
+    def hold(self, batch: Trajectories, planning: Planning, now: Evaluation, found: dict[Advantage, Tensor] | None = None) -> Trajectories:
+        """A prepared batch, its rows whole, with the advantages that are held, as the networks are now. `found`: those that are known, and
+        then these too."""
+        quiet, found = silence(batch), {} if found is None else found
+        for advantage in self.held.values():
+            if advantage not in found:
+                found[advantage] = advantage(quiet, now, planning)
+        return batch.replace(planned={**batch.planned, **{name: found[advantage] for name, advantage in self.held.items()}})
+
+    def taken(self, batch: Trajectories) -> Bool[Tensor, "B T"]:
+        """[B,T] bool: steps that any of its terms takes, whether they move anything or not."""
+        found = torch.zeros_like(batch.mask)
+        for term in self.terms:
+            found = found | (term.taken(batch) & batch.rows_from(*term.rows).unsqueeze(1))
+        return found
+
     def plan(self, batch: Trajectories, planning: Planning | None = None, now: Evaluation | None = None) -> Trajectories:
         """On the whole batch of one optimiser step: the weight of every token in every term, from global counts.
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unipg.algorithms.base import Algorithm, KindOfCritic, Setting
+from unipg.algorithms.base import REDRAWN, Algorithm, KindOfCritic, Setting
 from unipg.algorithms.learners import Learner
 from unipg.critics.kinds import Squared
 from unipg.critics.members import MEMBERS, MEMBERS_AFTER
@@ -113,7 +113,7 @@ class Rows:
         mask = torch.rand(shape, generator=draw) < 0.8
         mask[0] = False  # a row in which nothing counts
         mask[1] = True
-        kept = self.algorithm.replays
+        algorithm, kept = self.algorithm, self.algorithm.replays
         batch = Trajectories(
             action=torch.randint(ARMS, shape, generator=draw) if self.counted else normal(self.size).tanh(),
             mask=mask,
@@ -125,6 +125,13 @@ class Rows:
             source=self._sources(),
             planned={NOISE.format(at): normal(self.policy().actions.noises) for at in ("observation", "next_observation")},
         )
+        more = {at for learner in self.learners() for at in learner.terms.noise if at.startswith(("observation/", "next_observation/"))}
+        batch = batch.with_planned(**{NOISE.format(at): normal(self.policy().actions.noises) for at in sorted(more)})
+        if algorithm.by_step is not None:  # episodes of one step each
+            batch = batch.replace(observation=_at_step(batch.observation, 0), next_observation=_at_step(batch.next_observation, 1))
+            batch = batch.replace(truncated=~batch.require("terminated", "a law"))
+        if algorithm.mixes:
+            batch = batch.with_planned(**{REDRAWN: batch.mask & (torch.arange(self.rows) == 3).unsqueeze(1)})
         if (decoder := self.policy().decoder) is not None:
             batch = batch.with_planned(**{NOISE.format(DECODER): decoder.noise((*shape, 3), draw).double()})
         if kept:
@@ -152,6 +159,12 @@ class Rows:
         return f"learner '{learner.name}', {self.rows} rows x {self.steps} steps, {actions}, seed {self.seed}"
 
 
+def _at_step(observation: Tensor | None, step: int) -> Tensor:
+    """[B,T,O] with its last number a step's."""
+    assert observation is not None
+    return torch.cat([observation[..., :-1], torch.full_like(observation[..., -1:], step)], -1)
+
+
 def applies(algorithm: Algorithm) -> bool:
     """Whether it asks a controller for networks by name, beside actor and critic; else rows of answers will do."""
     kind = algorithm.critic.kind if isinstance(algorithm, KindOfCritic) else Squared().kind
@@ -170,6 +183,7 @@ def kinds_of(algorithm: Algorithm) -> tuple[str, ...]:
 def planned(made: ActorCritic, objective: Objective, batch: Trajectories, *, as_steps: bool = False) -> Trajectories:
     """The batch of an optimiser step as the loop plans it; `as_steps`: each step as a row of its own."""
     ready = objective.prepare(batch)
+    ready = objective.hold(ready, Planning(), made.now(ready)) if objective.holds else ready
     ready = ready.as_steps() if as_steps else ready
     with torch.no_grad():
         return objective.plan(ready, GIVEN, made.now(ready) if objective.spans else None)
@@ -371,12 +385,16 @@ def _trainer(
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.training.trainer import Trainer
 
-    options = {"arms": ARMS, "best": 2} if kind in ("auto", "greedy") else {"best": 0.5}
+    options: dict[str, Any] = {"arms": ARMS, "best": 2} if kind in ("auto", "greedy") else {"best": 0.5}
+    timed: list[Any] = [] if algorithm.by_step is None else ["gymnasium.wrappers.TimeAwareObservation"]
+    options |= {"max_episode_steps": 1} if timed else {}
     collects = algorithm.replays and not algorithm.offline
-    recipe = EnvironmentRecipe("unipg.environments:unipg/Bandit-v0", 2 if algorithm.replays else 16, steps, options, evaluation_episodes=16)
+    recipe = EnvironmentRecipe(
+        "unipg.environments:unipg/Bandit-v0", 2 if algorithm.replays else 16, steps, options, evaluation_episodes=16, **timed
+    )  # type: ignore[arg-type]
     experience = recipe.build(3)
     controller = ActorCriticRecipe(hidden=[16], kind=kind)  # type: ignore[arg-type]
-    given = _given(algorithm, kind, folder) if algorithm.offline else None
+    given = _given(algorithm, kind, folder) if algorithm.offline or algorithm.mixes else None
     policy = controller.build(experience.observation_space, experience.action_space, 3, wanted=wanted_of(algorithm))
     return Trainer(
         copy.deepcopy(algorithm),
@@ -402,14 +420,14 @@ def _given(algorithm: Algorithm, kind: str, folder: Path) -> DatasetRecipe:
         else:
             action = (0.5 + 0.1 * source.standard_normal((256, 1)) if good else source.uniform(-1, 1, (256, 1))).astype(np.float32)
             reward = -((action[:, 0] - 0.5) ** 2)
-        state = np.ones((256, 1), np.float32)
-        rows = {"observation": state, "next_observation": state, "action": action, "reward": reward, "terminated": np.ones(256, bool)}
+        state, after = (np.ones((256, 1), np.float32) if algorithm.by_step is None else np.tile([1.0, step], (256, 1)) for step in (0, 1))
+        rows = {"observation": state, "next_observation": after, "action": action, "reward": reward, "terminated": np.ones(256, bool)}
         place = folder.with_name(f"{folder.name}-{name}")
         Transitions.of(rows).save(place)
         return str(place)
 
     expert = write("expert", True) if algorithm.demonstrations != "none" else None
-    return DatasetRecipe(write("data", algorithm.imitates), expert, batch=16, updates=64, reward_scale=4.0)
+    return DatasetRecipe(write("data", algorithm.imitates), expert, batch=None if algorithm.mixes else 16, updates=64, reward_scale=4.0)
 
 
 class _UntilSolved(Observer):
@@ -422,6 +440,8 @@ class _UntilSolved(Observer):
     def share(self) -> float:
         """1 − |a − best| of the most likely real action; whether the best of several is taken."""
         policy, state = self.run.policy, np.ones((1, 1), np.float32)
+        if policy.steps is not None:
+            state = np.array([[1.0, 0.0]], np.float32)
         found = policy.outward()(state, policy.actor()(state, None))[0]
         return float(found == 2) if self.kind in ("auto", "greedy") else 1 - abs(float(found[0]) - 0.5)
 

@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ class Perceptron(nn.Module):
     """Linear layers with an activation between them; `sizes` [I, hidden …, O].
 
     `init`: `torch` draws weights and biases uniformly from ±1/sqrt(inputs of the layer), as `nn.Linear` does; `orthogonal` makes orthogonal
-    weights of gain sqrt(2) (the last layer: `gain`) and biases 0. All of it from `source`: the global generator is not touched.
+    weights of gain sqrt(2) (the last layer: `gain`) and biases 0. All of it from `source`: the global generator is not touched. `shrunk`:
+    what the last layer's weights are multiplied by then, its biases being 0.
 
     Errors: `InputError` for sizes that are no layer, and for an unknown activation or initialisation.
     """
@@ -55,6 +56,7 @@ class Perceptron(nn.Module):
         activation: Activation = "relu",
         init: Initialisation = "torch",
         gain: float = 1.0,
+        shrunk: float | None = None,
         source: torch.Generator,
     ) -> None:
         super().__init__()
@@ -70,6 +72,10 @@ class Perceptron(nn.Module):
         layers = [nn.utils.skip_init(nn.Linear, *size) for size in pairwise(sizes)]
         for layer in layers:
             initialise(layer, init, gain if layer is layers[-1] else math.sqrt(2), source)
+        if shrunk is not None:
+            with torch.no_grad():
+                layers[-1].weight.mul_(shrunk)
+                layers[-1].bias.zero_()
         self.layers = nn.ModuleList(layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -120,6 +126,69 @@ class Routed(nn.Module):
             return self.network.on_the_host(live=live, beside=self.router)
         first, second = self.network.on_the_host(live=live), self.router.on_the_host(live=live)
         return lambda x: np.concatenate([first(x), second(x)], -1)
+
+
+class WithSpread(nn.Module):
+    """A network and, behind its outputs, as many numbers of its own that read nothing: [N,I] to [N,2O]."""
+
+    def __init__(self, network: Perceptron, start: float) -> None:
+        super().__init__()
+        self.network = network
+        self.log_std = nn.Parameter(torch.full((network.sizes[-1],), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N,2O]"""
+        found = self.network(x)
+        return torch.cat([found, self.log_std.expand_as(found)], -1)
+
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """See `Perceptron.on_the_host`."""
+        found, own = self.network.on_the_host(live=live), _array(self.log_std)
+        log_std = own if live else own.copy()
+
+        def both(x: np.ndarray) -> np.ndarray:
+            y = found(x)
+            return np.concatenate([y, np.broadcast_to(log_std, y.shape)], -1)
+
+        return both
+
+
+class Stepped(nn.Module):
+    """One network for each step of an episode; the last number of an observation is the step, as Gymnasium's TimeAwareObservation has it,
+    and is not seen by the network. What is observed after the last step is left to its network."""
+
+    def __init__(self, networks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+        self.channels = 1
+
+    def forward(self, observation: Tensor, action: Tensor | None = None, **settings: Any) -> Tensor:
+        """[N,I+1], and actions [N,A] where the networks read them, to what they make of them, its last dimensions [N,O]."""
+        seen = observation[:, :-1]
+        x = seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1)
+        step = observation[:, -1].nan_to_num(0).clamp(0, len(self.networks) - 1).long()
+        first, last = (int(each) for each in step.aminmax()) if len(step) else (0, 0)
+        if first == last:
+            return cast("Tensor", self.networks[first](x, **settings))
+        order = step.argsort(stable=True)
+        pieces = x[order].split(torch.bincount(step, minlength=len(self.networks)).tolist())
+        found = [network(piece, **settings) for network, piece in zip(self.networks, pieces, strict=True) if len(piece)]
+        return torch.cat(found, -2).index_select(-2, order.argsort())
+
+    def on_the_host(self, *, live: bool = False) -> HostFunction:
+        """See `Perceptron.on_the_host`."""
+        hosts = [network.on_the_host(live=live) for network in cast("Iterable[Perceptron]", self.networks)]
+
+        def forward(observation: np.ndarray) -> np.ndarray:
+            seen, step = observation[:, :-1], np.clip(observation[:, -1], 0, len(hosts) - 1).astype(np.int64)
+            if (step == step[0]).all():
+                return hosts[step[0]](seen)
+            order = step.argsort(kind="stable")
+            pieces = np.split(seen[order], np.bincount(step, minlength=len(hosts)).cumsum()[:-1])
+            found = np.concatenate([host(piece) for host, piece in zip(hosts, pieces, strict=True) if len(piece)])
+            return found[order.argsort()]
+
+        return forward
 
 
 HostFunction = Callable[[np.ndarray], np.ndarray]
@@ -196,6 +265,7 @@ class Ensemble(nn.Module):
         activation: Activation = "relu",
         init: Initialisation = "torch",
         gain: float = 1.0,
+        shrunk: float | None = None,
         channels: int = 1,
         norm: bool = False,
         source: torch.Generator,
@@ -203,7 +273,8 @@ class Ensemble(nn.Module):
         super().__init__()
         if members < 1:
             raise InputError(f"an ensemble has {members} members; accepted: 1 or more")
-        singles = [Perceptron(sizes, activation=activation, init=init, gain=gain, source=source) for _ in range(members)]
+        settings: dict[str, Any] = {"activation": activation, "init": init, "gain": gain, "shrunk": shrunk, "source": source}
+        singles = [Perceptron(sizes, **settings) for _ in range(members)]
         self.members, self.channels = members, channels
         self.sizes = tuple(sizes)
         self.activation: Activation = activation

@@ -32,7 +32,7 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 BOUNDED_STD = (-5.0, 2.0)
 """Between which the log_std of bounded actions is held."""
-Kind = Literal["auto", "gaussian", "bounded", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
+Kind = Literal["auto", "gaussian", "spread", "bounded", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
 """What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
 
 
@@ -485,16 +485,44 @@ class BoundedActions(BoxActions):
 
 @dataclass(frozen=True)
 class SpreadActions(BoxActions):
-    """Base class of bounded real actions whose mean and spread are both the actor's output, [N,2A]."""
+    """Real actions of a diagonal Gaussian whose mean and log_std are both the actor's output, [N,2A]; not bounded, as in the base class.
+
+    Base class of those that read their spread in another way, or have bounds.
+    """
 
     has_log_std = False
-
-    def __post_init__(self) -> None:
-        self._check_bounded(f"{self.kind} actions need")
+    type: ClassVar[str] = "spread"
+    kind: ClassVar[Kind] = "spread"
 
     @property
     def outputs(self) -> int:
         return 2 * self.size
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        mean = output[..., : self.size]
+        return mean if noise is None else mean + np.exp(output[..., self.size :]) * noise
+
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, log_std = output.chunk(2, -1)
+        return mean, log_std
+
+    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.moments(output, None)
+        return gaussian_log_prob(mean, log_std, action.reshape(mean.shape).to(mean.dtype), entropy)
+
+    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
+        return gaussian_log_densities(*self.moments(output, None), latent)
+
+    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
+        return gaussian_kl(*self.moments(output, None), *self.moments(other, None))
+
+    def likeliest(self, output: Tensor) -> Tensor:
+        return self.moments(output, None)[0]
+
+    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        mean, log_std = self.moments(output, None)
+        action = mean if noise is None else mean + log_std.exp() * noise
+        return action, gaussian_log_prob(mean, log_std, action, entropy=False)[0]
 
 
 @dataclass(frozen=True)
@@ -512,6 +540,9 @@ class SquashedActions(SpreadActions):
 
     type = "squashed"
     kind = "squashed"
+
+    def __post_init__(self) -> None:
+        self._check_bounded("squashed actions need")
 
     def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
         mean = output[..., : self.size]
@@ -583,6 +614,9 @@ class LatentActions(SpreadActions):
     type = "latent"
     kind = "latent"
 
+    def __post_init__(self) -> None:
+        self._check_bounded("latent actions need")
+
     def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
         mean = output[..., : self.size]
         if noise is None:
@@ -592,24 +626,6 @@ class LatentActions(SpreadActions):
     def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, x = output.chunk(2, -1)
         return mean, (softplus(x) + STD_MIN).clamp_max(STD_MAX).log()
-
-    def log_prob(self, output: Tensor, log_std: Tensor | None, action: Tensor, entropy: bool) -> tuple[Tensor, Tensor | None]:
-        mean, log_std = self.moments(output, None)
-        return gaussian_log_prob(mean, log_std, action.reshape(mean.shape).to(mean.dtype), entropy)
-
-    def log_densities(self, output: Tensor, log_std: Tensor | None, latent: Tensor) -> Tensor:
-        return gaussian_log_densities(*self.moments(output, None), latent)
-
-    def kl(self, output: Tensor, log_std: Tensor | None, other: Tensor, other_log_std: Tensor | None) -> Tensor:
-        return gaussian_kl(*self.moments(output, None), *self.moments(other, None))
-
-    def likeliest(self, output: Tensor) -> Tensor:
-        return self.moments(output, None)[0]
-
-    def fresh(self, output: Tensor, noise: Tensor | None, log_std: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        mean, log_std = self.moments(output, None)
-        action = mean if noise is None else mean + log_std.exp() * noise
-        return action, gaussian_log_prob(mean, log_std, action, entropy=False)[0]
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         return super().for_environment(np.tanh(action))

@@ -25,8 +25,18 @@ from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
 from unipg.networks.denoisers import Denoiser
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, alike, encoder_from, observation_of
-from unipg.networks.perceptron import ACTIVATIONS, Activation, Ensemble, HostFunction, Initialisation, Perceptron, Routed
-from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, LatentActions
+from unipg.networks.perceptron import (
+    ACTIVATIONS,
+    Activation,
+    Ensemble,
+    HostFunction,
+    Initialisation,
+    Perceptron,
+    Routed,
+    Stepped,
+    WithSpread,
+)
+from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, LatentActions, SpreadActions
 from unipg.policies.base import Policy
 from unipg.policies.mixtures import COMPONENTS, Evaluated, MixtureActions
 from unipg.policies.named import ACTOR, DECODER, ROUTER, VALUES, NamedNetworks, build_networks
@@ -125,11 +135,11 @@ class _Networks(nn.Module):
     """Actor, critic, for real actions the Gaussian's state-independent log_std [A], and what they see observations through."""
 
     log_std: nn.Parameter | None
-    actor: Perceptron | Routed
+    actor: Perceptron | Routed | Stepped
 
     def __init__(
         self,
-        actor: Perceptron | Routed,
+        actor: Perceptron | Routed | Stepped,
         critic: Perceptron | None,
         log_std: Tensor | None,
         flat: Flat | None,
@@ -176,6 +186,9 @@ class ActorCritic(NamedNetworks, Controller):
 
     `normalize`: both read observations in units of their running statistics (`RunningNormalizer`), which follow the batches that the policy
     is trained on, one behind: within a collection and the updates on it they stand still, so that log-probabilities are of one policy.
+
+    `steps`: an actor of its own, with a log_std of its own, for each of so many steps of an episode (`networks.Stepped`; of `spread`
+    actions), by the names `actor_0`, `actor_1` …; networks by step that an algorithm asks for are named in the same way.
     """
 
     memoryless = True
@@ -194,6 +207,7 @@ class ActorCritic(NamedNetworks, Controller):
         heads: tuple[int, int] = (1, 1),
         init: Initialisation = "orthogonal",
         networks: Mapping[str, Network] | None = None,
+        steps: int | None = None,
         seed: int = 0,
     ) -> None:
         self.observation = observation if isinstance(observation, dict) else {"type": "vector", "shape": list(observation)}
@@ -204,10 +218,11 @@ class ActorCritic(NamedNetworks, Controller):
             "critic": critic,
             "heads": heads,
         }
-        self._sizes |= {"init": init, "networks": networks}
+        self._sizes |= {"init": init, "networks": networks, "steps": steps}
         """What it was made with, but for spaces and seed."""
         self.actions = actions
         self.hidden = tuple(hidden)
+        self.steps = steps
         self.activation = activation
         self.init: Initialisation = init
         self.has_value = critic
@@ -234,6 +249,15 @@ class ActorCritic(NamedNetworks, Controller):
         own: dict[str, nn.Module | None] = {}
         if isinstance(actions, GreedyActions):
             own[VALUES] = own[ACTOR] = (networks or {}).get(VALUES, ActionValues()).build(body, generator(seed, VALUES))
+        if steps is not None:
+            if type(actions) is not SpreadActions or flat is None or not flat.plain or normalize or critic:
+                raise InputError(
+                    "a controller of its own for each step reads vectors as they are, draws real actions of kind spread, and has no critic "
+                    "of states; accepted: such an environment, controller.normalize_observations: false"
+                )
+            sizes, sources = [self.inputs - 1, *hidden, actions.size], [generator(seed, f"{ACTOR}_{step}") for step in range(steps)]
+            each = [Perceptron(sizes, activation=activation, init=init, shrunk=0.1, source=source) for source in sources]
+            own[ACTOR] = Stepped([WithSpread(network, log_std) for network in each])
         for name, out, gain in ((ACTOR, actions.outputs, 0.01), (CRITIC, math.prod(heads), 1.0)):
             if name not in own and (name == ACTOR or critic):
                 own[name] = network(name, out, gain)
@@ -251,14 +275,20 @@ class ActorCritic(NamedNetworks, Controller):
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         more = build_networks(networks or {}, own, body, seed, spread)
         self.lags = {name: network.of for name, network in (networks or {}).items() if isinstance(network, Lagged)}
-        self._first: dict[str, nn.Parameter] = {}
+        self._first: dict[str, list[nn.Parameter]] = {}
         self.modules = {name: module for name, module in own.items() if module is not None} | more
+        self.modules |= {
+            f"{name}_{step}": network
+            for name, module in self.modules.items()
+            if isinstance(module, Stepped)
+            for step, network in enumerate(module.networks)
+        }
         self.normalizes = normalize
         self.has_densities = actions.densities
         self.has_kl = actions.has_kl
         self.how_evaluated = actions.how_evaluated
         normalizer = RunningNormalizer(self.inputs) if normalize else None
-        acting, judging = cast("tuple[Perceptron | Routed, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
+        acting, judging = cast("tuple[Perceptron | Routed | Stepped, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
         before = None if flat is None or flat.plain else flat
         self._decoder = cast("Denoiser | None", own.get(DECODER))
         self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more, self._decoder)
@@ -336,6 +366,8 @@ class ActorCritic(NamedNetworks, Controller):
     def networks(self) -> dict[str, list[nn.Parameter]]:
         found: dict[str, list[nn.Parameter]] = {}
         for name, module in self.modules.items():
+            if isinstance(module, Stepped):
+                continue  # its steps have names of their own
             if not any(module is self.modules[other] for other in found):  # the actor of greedy actions is their values
                 found[name] = self.weights_of(name)
         return found
@@ -464,7 +496,7 @@ class ActorCritic(NamedNetworks, Controller):
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        config = {
+        config: dict[str, Any] = {
             "policy": "actor_critic",
             "observation": self.observation,
             "actions": described(self.actions),
@@ -474,6 +506,7 @@ class ActorCritic(NamedNetworks, Controller):
         }
         config |= {} if self.has_value else {"critic": False}
         config |= {} if self.heads == (1, 1) else {"heads": list(self.heads)}
+        config |= {} if self.steps is None else {"steps": self.steps}
         if isinstance(self.actions, GreedyActions):
             shape = next((m.members, m.channels) for m in self.module.actor.modules() if isinstance(m, Ensemble))
             config |= {} if shape == (1, 1) else {"values": list(shape)}
@@ -543,6 +576,7 @@ class ActorCritic(NamedNetworks, Controller):
                 critic=config.get("critic", True),
                 heads=tuple(config.get("heads", (1, 1))),
                 networks=networks,
+                steps=config.get("steps"),
             )
             weights = load_file(folder / _WEIGHTS)
             more = (_MORE,) if "decoder" in config else (_MORE, f"{DECODER}.")
@@ -605,6 +639,8 @@ class Wanted:
     """Whether there is a critic of states."""
     heads: tuple[int, int] = (1, 1)
     """Its members, and what each says."""
+    steps: int | None = None
+    """Of an episode, for each of which there is a policy of its own."""
     networks: Callable[[bool], Mapping[str, Network]] = lambda counted: {}
     """Beside the actor, by whether actions can be counted."""
 
@@ -619,7 +655,8 @@ class Wanted:
                     f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
                 )
             return asked
-        counted, real = ("auto", "greedy"), ("gaussian", "bounded", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
+        counted = ("auto", "greedy")
+        real = ("gaussian", "spread", "bounded", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -723,6 +760,7 @@ class ActorCriticRecipe(CheckedArguments):
             heads=wanted.heads,
             init=self.init or wanted.init,
             networks=networks,
+            steps=wanted.steps,
             seed=seed,
         )
 

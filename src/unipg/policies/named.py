@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
-from unipg.networks.perceptron import Routed
+from unipg.networks.perceptron import Routed, Stepped
 from unipg.policies.actions import Actions, BoxActions
 from unipg.policies.mixtures import MixtureNow
 from unipg.policies.now import Now
@@ -60,8 +60,8 @@ class NamedNetworks:
     """Every network by name."""
     lags: dict[str, str]
     """Which network each copy lags behind."""
-    _first: dict[str, nn.Parameter]
-    """A parameter of each: modules are slow to ask."""
+    _first: dict[str, list[nn.Parameter]]
+    """A parameter of each, or of each of its steps: modules are slow to ask."""
 
     if TYPE_CHECKING:
         module: nn.Module
@@ -112,8 +112,10 @@ class NamedNetworks:
     def version(self, name: str) -> int:
         """A number that grows with every step of a network's weights."""
         if name not in self._first:
-            self._first[name] = next(self.network(name).parameters())
-        return self._first[name]._version
+            module = self.network(name)
+            self._first[name] = [next(each.parameters()) for each in (module.networks if isinstance(module, Stepped) else (module,))]
+        first = self._first[name]
+        return first[0]._version if len(first) == 1 else sum(each._version for each in first)
 
     def buffers_of(self, network: str) -> list[Tensor]:
         return list(self.network(network).buffers())

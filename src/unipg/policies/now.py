@@ -6,11 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unipg.critics.networks import Behind
 from unipg.errors import InputError
-from unipg.estimator.likelihoods import placed
+from unipg.estimator.likelihoods import nth, placed
+from unipg.networks.perceptron import Stepped
 from unipg.policies.actions import BoxActions
 from unipg.trajectories import Evaluation, Trajectories
 
@@ -155,13 +156,14 @@ class Now(Evaluation):
 
     # ------------------------------------------------------------------------------------------------ other actions
 
-    def fresh(self, at: str, of: str = "actor", smoothing: float | None = None, limit: float | None = None) -> Elsewhere:
-        """The point at one action of the network `of` at each of the named observations. See `critics.Drawn` for the others."""
+    def fresh(self, at: str, of: str = "actor", smoothing: float | None = None, limit: float | None = None, draw: int = 0) -> Elsewhere:
+        """The point at one action of the network `of` at each of the named observations, its draw number `draw`. See `critics.Drawn` for
+        the others."""
 
-        found = self.graphed(
-            ("fresh", at, of, smoothing, limit), at, lambda: self.policy.fresh(self.observed(at), of, self.noise(at), smoothing, limit), of
-        )
-        return Elsewhere(self, at, found, of)
+        def find() -> tuple[Tensor, Tensor | None, Tensor]:
+            return self.policy.fresh(self.observed(at), of, self.noise(nth(at, draw)), smoothing, limit)
+
+        return Elsewhere(self, at, self.graphed(("fresh", at, of, smoothing, limit, draw), at, find, of), of)
 
     def fresh_action(self, at: str, of: str = "actor") -> Tensor:
         action = self.fresh(at, of).action
@@ -193,8 +195,7 @@ class Now(Evaluation):
         observation = self.observed(at)
         if not self.policy.counts_actions:
             assert action is not None
-            both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
-            found = values(*both, members=members)
+            found = values(*_read_by(values, observation, action), members=members)
             found = found.squeeze(-1) if values.channels == 1 else found[..., 0]
         else:
             if torch.is_grad_enabled():  # a graph is not shared: whoever uses it first may free it
@@ -218,8 +219,7 @@ class Now(Evaluation):
             said = values(observation).unflatten(-1, (values.channels, -1))
             found = said.gather(-1, action.long().reshape(1, -1, 1, 1).expand(*said.shape[:3], 1)).squeeze(-1)
         else:
-            both = (observation, action) if isinstance(values, Behind) else (torch.cat([observation, action.to(observation.dtype)], 1),)
-            found = values(*both)
+            found = values(*_read_by(values, observation, action))
         return self._members(found)
 
     def states_of(self, network: str, at: str) -> Tensor:
@@ -231,6 +231,12 @@ class Now(Evaluation):
         if self.everywhere:
             return found.reshape(found.shape[0], *self.shape, *found.shape[2:])
         return torch.stack([self.placed(values) for values in found])
+
+
+def _read_by(values: nn.Module, observation: Tensor, action: Tensor) -> tuple[Tensor, ...]:
+    """Both apart, for networks that look at the observation first; else as one vector."""
+    apart = isinstance(values, Behind | Stepped)
+    return (observation, action) if apart else (torch.cat([observation, action.to(observation.dtype)], 1),)
 
 
 class Elsewhere(Evaluation):

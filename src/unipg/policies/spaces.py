@@ -20,6 +20,7 @@ from unipg.policies.actions import (
     LatentActions,
     MultiBinaryActions,
     MultiDiscreteActions,
+    SpreadActions,
     SquashedActions,
 )
 from unipg.policies.mixtures import MixtureActions, SquashedMixtureActions
@@ -36,6 +37,7 @@ _KINDS: dict[str, type[Actions]] = {
         MultiBinaryActions,
         BoxActions,
         BoundedActions,
+        SpreadActions,
         SquashedActions,
         LatentActions,
         DeterministicActions,
@@ -46,6 +48,7 @@ _KINDS: dict[str, type[Actions]] = {
 _OF_A_BOX: dict[str, type[BoxActions]] = {
     "auto": BoxActions,
     "gaussian": BoxActions,
+    "spread": SpreadActions,
     "squashed": SquashedActions,
     "bounded": BoundedActions,
     "latent": LatentActions,

@@ -161,6 +161,10 @@ class Learning:
         finally:
             self.put(own)
 
+    def forget(self) -> None:
+        """What its optimiser has gathered."""
+        self.optimizer.state.clear()
+
     def points(self) -> tuple[Tensor | None, ...]:
         """Where the batches of its next step are collected; None for with the weights as they are."""
         return self.direction.points(self.flat(), self.state, generator(self.seed, "points", self.name, self.step))
@@ -271,13 +275,17 @@ class Learning:
 
     def _directed(self, displaced: Sequence[Displaced], planning: Planning) -> dict[str, Any]:
         """One step of a direction that is not the gradient alone. All rows are kept: those that cannot move anything count in a KL."""
+        row: dict[str, Any] = {}
+        if not any(bool(each.batch.mask.any()) for each in displaced):
+            self.skipped["empty"] += 1
+            self.step += 1
+            return row
         surfaces = []
         for number, (batch, point) in enumerate((each.batch, each.point) for each in displaced):
             seed_torch(self.seed, "update", *self.place, self.workers.rank, *([number] if number else []))
             with self.at(point):
                 planned = self._planned(self.algorithm.select(batch, planning, self.evaluate), planning)
             surfaces.append(BatchSurface(self, planned, planning, point))
-        row: dict[str, Any] = {}
         first = surfaces[0]
         try:
             found = self.direction(surfaces, self.state, planning.progress)

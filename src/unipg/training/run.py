@@ -229,9 +229,9 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
 
 def wanted_of(algorithm: Algorithm) -> Wanted:
     """What an algorithm asks of its controller."""
-    critic = not algorithm.replays
-    kinds, own = algorithm.controllers, algorithm.controller
-    return Wanted(algorithm.name, kinds, critic=critic, heads=algorithm.heads, networks=algorithm.networks, **own)  # type: ignore[arg-type]
+    kinds, own, steps = algorithm.controllers, algorithm.controller, algorithm.by_step
+    critic = not algorithm.replays and steps is None
+    return Wanted(algorithm.name, kinds, critic=critic, heads=algorithm.heads, networks=algorithm.networks, steps=steps, **own)  # type: ignore[arg-type]
 
 
 def _check_updates(recipe: Recipe, algorithm: Algorithm) -> None:

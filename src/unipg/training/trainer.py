@@ -27,6 +27,7 @@ from unipg.training.distribution import Workers
 from unipg.training.feeds.base import Feed
 from unipg.training.feeds.dataset import Dataset, DatasetRecipe
 from unipg.training.feeds.generated import Staged
+from unipg.training.feeds.mixed import Mixed
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 from unipg.training.feeds.rollouts import Rollouts
 from unipg.training.folder import check_free, locked, untouched
@@ -121,7 +122,7 @@ class Trainer:
                 neighbours=self.feed.neighbours,
             )
             self.learners.append(learning)
-        self.learner = next((found for found in self.learners if found.name == "policy"), self.learners[0])
+        self.learner = next((found for found in self.learners if found.spec.role == "policy"), self.learners[0])
         """The one whose objective is the policy's, where there are several."""
         self.stages = Stages(self)
         self.watch = Watch.of(algorithm, policy)
@@ -188,6 +189,8 @@ class Trainer:
 
     def _build_feed(self, replay: ReplayRecipe | None, dataset: DatasetRecipe | None) -> Feed:
         check_feed(self.algorithm, replay is not None, dataset is not None)
+        if dataset is not None and self.algorithm.mixes:
+            return Mixed(self, dataset)
         if not self.algorithm.replays:
             return Staged(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
         return Replay(self, replay or ReplayRecipe()) if dataset is None else Dataset(self, dataset)

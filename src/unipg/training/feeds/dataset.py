@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,9 @@ from unipg.arguments import CheckedArguments
 from unipg.critics.regression import DISCOUNT
 from unipg.errors import InputError
 from unipg.hub import in_home
+from unipg.loading import callable_named
 from unipg.policies.actions import BoxActions
+from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Pairs, Transitions, n_step, open_data
 from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.trajectories import Source, Trajectories
@@ -42,7 +46,8 @@ class DatasetRecipe(CheckedArguments):
     """Which transitions are learned from, and how often."""
 
     path: str
-    """An .npz, .hdf5 or .parquet file, a folder (a dataset's, Minari's, or a run with a replay buffer), or minari:NAME."""
+    """An .npz, .hdf5 or .parquet file, a folder (a dataset's, Minari's, or a run with a replay buffer), minari:NAME, or
+    package.module:function, which returns arrays by column, as unipg.environments.lock:collect does."""
     demonstrations: str | None = None
     """More transitions, those of an expert, for algorithms that imitate one; null: none. They may lack rewards."""
     entries: list[str] | None = None
@@ -55,6 +60,8 @@ class DatasetRecipe(CheckedArguments):
     """What rewards are multiplied by. `returns`: 1000 / (best return of an episode − worst)."""
     reward_shift: float = 0.0
     """What is added to them afterwards."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of the function that `path` names."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", in_home(self.path))
@@ -70,6 +77,76 @@ class DatasetRecipe(CheckedArguments):
     def settled(self, own: Mapping[str, Any]) -> int:
         """Transitions of an update; `own`: the algorithm's."""
         return self.batch or int(own.get("batch", 256))
+
+    def open(self, place: str) -> Transitions:
+        """The rows at a place: `path`, or `demonstrations`."""
+        called = ":" in place and not place.startswith("minari:") and not Path(place).exists()
+        if not called:
+            if self.options and place == self.path:
+                raise InputError(f"dataset.options are of a function, but dataset.path is '{place}'; accepted: package.module:function")
+            return open_data(place, entries=self.entries)
+        function = callable_named(place, "dataset")
+        own = self.options if place == self.path else {}
+        try:
+            inspect.signature(function).bind(**own)
+        except TypeError as error:
+            raise InputError(f"dataset.options do not fit '{place}': {error}") from None
+        return Transitions.of(function(**own), {"function": place, "options": own})
+
+    def rewards(self, data: Transitions) -> tuple[float, float]:
+        """What rewards are multiplied by, and what is added."""
+        if self.reward_scale != "returns":
+            return float(self.reward_scale), self.reward_shift
+        _, episode = np.unique(data.column("episode"), return_inverse=True)
+        returns = np.bincount(episode, data.column("reward"))
+        if not (spread := float(returns.max() - returns.min())) > 0:
+            raise InputError("dataset.reward_scale is returns, but all episodes have the same return; accepted: a number")
+        return 1000 / spread, self.reward_shift
+
+
+def data_for(policy: ActorCritic, recipe: DatasetRecipe, place: str, environment: str) -> Transitions:
+    """A recipe's rows at one of its places; `InputError` for those that are not of the policy's spaces."""
+    data, stored = recipe.open(place), policy.encoder.stored
+    observation, action = data.column("observation"), data.column("action")
+    if observation.shape[1:] != tuple(stored.shape):
+        raise InputError(
+            f"the observations of '{place}' have shape {list(observation.shape[1:])}; accepted for environment '{environment}': "
+            f"{list(stored.shape)}"
+        )
+    if policy.counts_actions != np.issubdtype(action.dtype, np.integer):
+        kind = "whole numbers" if policy.counts_actions else "real numbers"
+        raise InputError(f"the actions of '{place}' are {action.dtype}; accepted: {kind}")
+    for first in range(0, len(data), PIECE):
+        try:
+            inner = policy.actions.from_environment(action[first : first + PIECE])
+        except ValueError:
+            raise InputError(
+                f"the actions of '{place}' have shape {list(action.shape[1:])}, which is not that of the environment's"
+            ) from None
+        if (row := _outside(policy, inner)) is not None:
+            raise InputError(
+                f"the action {np.asarray(action[first + row]).tolist()} in row {first + row} of '{place}' is outside the "
+                "environment's; accepted: actions in the environment's own units, within its bounds"
+            )
+    return data
+
+
+def _outside(policy: ActorCritic, inner: np.ndarray) -> int | None:
+    """The first row whose action the environment does not have."""
+    actions = policy.actions
+    if isinstance(actions, BoxActions):
+        bounded = np.isfinite(actions.low) & np.isfinite(actions.high)
+        off = (np.abs(inner) > 1 + OUTSIDE)[:, bounded].any(1) if actions.type != "latent" else np.zeros(len(inner), bool)
+    else:
+        off = (inner < 0) | (inner >= policy.actions_per_step)
+        off = off if off.ndim == 1 else off.any(1)
+    return int(off.argmax()) if off.any() else None
+
+
+def inner_actions(policy: ActorCritic, action: Tensor) -> Tensor:
+    """An environment's actions [N,…] in the policy's units; inside their bounds where a density over these is learned."""
+    inner = torch.from_numpy(policy.actions.from_environment(action.numpy()))
+    return inner.clamp(INSIDE - 1, 1 - INSIDE) if policy.actions.type in ("squashed", "squashed_mixture") else inner
 
 
 class Dataset(Kept):
@@ -89,65 +166,15 @@ class Dataset(Kept):
         places = {Source.REPLAY: recipe.path} | ({Source.DEMONSTRATION: recipe.demonstrations} if recipe.demonstrations else {})
         super().__init__(run, dict.fromkeys(places, batch))
         self.recipe, self.each, self.rounds = recipe, batch, recipe.updates
-        self.data = {source: open_data(place, entries=recipe.entries) for source, place in places.items()}
+        self.data = {source: data_for(self.policy, recipe, place, self.experience.recipe.id) for source, place in places.items()}
         if "reward" in self.data[Source.REPLAY].card.get("missing", ()) and "step_reward" in self._objective.reads:
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
-        for source, data in self.data.items():
-            self._check(data, places[source])
-        self._scale, self._shift = self._rewards()
+        self._scale, self._shift = recipe.rewards(self.data[Source.REPLAY])
         self.ahead, self.discount = run.algorithm.steps_ahead
         if self.ahead > 1 and recipe.reward_shift:
             raise InputError(f"dataset.reward_shift is {recipe.reward_shift:g}, but returns are over {self.ahead} steps; accepted: 0")
-        self._inside = getattr(self.policy.actions, "type", "") in ("squashed", "squashed_mixture")
         self._pairs: Pairs | None = None
         self._told = max(1, recipe.updates // RECORDS)
-
-    def _check(self, data: Transitions, place: str) -> None:
-        """Refuses rows that are not of the policy's spaces."""
-        policy, stored = self.policy, self.policy.encoder.stored
-        observation, action = data.column("observation"), data.column("action")
-        if observation.shape[1:] != tuple(stored.shape):
-            raise InputError(
-                f"the observations of '{place}' have shape {list(observation.shape[1:])}; accepted for environment "
-                f"'{self.experience.recipe.id}': {list(stored.shape)}"
-            )
-        if policy.counts_actions != np.issubdtype(action.dtype, np.integer):
-            kind = "whole numbers" if policy.counts_actions else "real numbers"
-            raise InputError(f"the actions of '{place}' are {action.dtype}; accepted: {kind}")
-        for first in range(0, len(data), PIECE):
-            try:
-                inner = policy.actions.from_environment(action[first : first + PIECE])
-            except ValueError:
-                raise InputError(
-                    f"the actions of '{place}' have shape {list(action.shape[1:])}, which is not that of the environment's"
-                ) from None
-            if (row := self._outside(inner)) is not None:
-                raise InputError(
-                    f"the action {np.asarray(action[first + row]).tolist()} in row {first + row} of '{place}' is outside the "
-                    "environment's; accepted: actions in the environment's own units, within its bounds"
-                )
-
-    def _outside(self, inner: np.ndarray) -> int | None:
-        """The first row whose action the environment does not have."""
-        actions = self.policy.actions
-        if isinstance(actions, BoxActions):
-            bounded = np.isfinite(actions.low) & np.isfinite(actions.high)
-            off = (np.abs(inner) > 1 + OUTSIDE)[:, bounded].any(1) if actions.type != "latent" else np.zeros(len(inner), bool)
-        else:
-            off = (inner < 0) | (inner >= self.policy.actions_per_step)
-            off = off if off.ndim == 1 else off.any(1)
-        return int(off.argmax()) if off.any() else None
-
-    def _rewards(self) -> tuple[float, float]:
-        """What rewards are multiplied by, and what is added."""
-        if self.recipe.reward_scale != "returns":
-            return float(self.recipe.reward_scale), self.recipe.reward_shift
-        data = self.data[Source.REPLAY]
-        _, episode = np.unique(data.column("episode"), return_inverse=True)
-        returns = np.bincount(episode, data.column("reward"))
-        if not (spread := float(returns.max() - returns.min())) > 0:
-            raise InputError("dataset.reward_scale is returns, but all episodes have the same return; accepted: a number")
-        return 1000 / spread, self.recipe.reward_shift
 
     def steps(self, learner: Learner) -> int:
         first, last = learner.span
@@ -181,7 +208,7 @@ class Dataset(Kept):
             data, policy = self.data[Source.REPLAY], self.policy
             parts = [data.draw(index, "observation", "action") for index in torch.arange(len(data)).split(PIECE)]
             observation = torch.cat([policy.read(part["observation"].to(self._device)).cpu() for part in parts])
-            self._pairs = Pairs(observation, torch.cat([self._inner(part["action"]) for part in parts]))
+            self._pairs = Pairs(observation, torch.cat([inner_actions(policy, part["action"]) for part in parts]))
         return self._pairs
 
     def updates(self, round: int) -> int:
@@ -203,15 +230,10 @@ class Dataset(Kept):
         if self.ahead > 1:
             several = n_step(data, index, self.ahead, self.discount)
             drawn |= data.draw(several.last, "next_observation", "terminated") | {"reward": several.reward, FACTOR: several.factor}
-        drawn["action"] = self._inner(drawn["action"])
+        drawn["action"] = inner_actions(self.policy, drawn["action"])
         if (self._scale, self._shift) != (1.0, 0.0):
             drawn["reward"] = drawn["reward"] * self._scale + self._shift
         return drawn
-
-    def _inner(self, action: Tensor) -> Tensor:
-        """Stored actions [N,…] in the policy's units."""
-        inner = torch.from_numpy(self.policy.actions.from_environment(action.numpy()))
-        return inner.clamp(INSIDE - 1, 1 - INSIDE) if self._inside else inner
 
     def finish(self) -> dict[str, Any]:
         self._begun = False

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unipg.critics.regression import Regression
+from unipg.critics.regression import Bootstrapped, Regression
 from unipg.critics.values import bonus_of, reduced
 from unipg.estimator import Planning
 from unipg.policies.actor_critic import ActorCritic
@@ -54,6 +54,7 @@ def promised(
     value, bonus = _judged(ring, policy, regression, planning, index)
     tail = _targets(ring, policy, regression, planning, index[torch.from_numpy(last)], source)
     reward = ring.draw(index, "reward")["reward"].numpy()
+    assert isinstance(regression.target, Bootstrapped)
     observed, unseen = _returns(reward, bonus, tail, last, terminated[rows][last], regression.target.discount, ahead)
     counted = unseen <= UNSEEN
     if not counted.any():
@@ -86,7 +87,7 @@ def _returns(
 
 def _judged(ring: Ring, policy: ActorCritic, regression: Regression, planning: Planning, index: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """[N] values of the actions that were taken, and [N] what the target adds to such values."""
-    added = bonus_of(regression.target.value)
+    added = bonus_of(regression.target.value) if isinstance(regression.target, Bootstrapped) else None
     values, bonuses = [], []
     for piece in index.split(PIECE):
         batch = _batch(ring, policy, piece)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import GAE, Objective, ValueLoss
+from unipg.estimator import GAE, Advantage, Objective, ValueLoss
 from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import ActorCritic
@@ -40,6 +40,7 @@ class Rollouts(Feed):
         super().__init__(run)
         self.batch: Trajectories | None = None
         self._shuffled: tuple[tuple[str, int], Trajectories, list[Trajectories]] | None = None
+        self._mine: tuple[str, Trajectories, Trajectories] | None = None
         self.proposal: Policy | None = None
         if run.algorithm.proposes or run.training.overlap:
             self.proposal = run.policy.proposal()
@@ -129,7 +130,7 @@ class Rollouts(Feed):
             self.run.experience.update(self.batch, self.run.learner.memory)
         elif self.run.experience.learns:
             self.unlearned = self.batch
-        self.batch, self._shuffled, self.displaced = None, None, ()
+        self.batch, self._shuffled, self._mine, self.displaced = None, None, None, ()
 
     def close(self) -> None:
         if self.ahead is not None:
@@ -197,7 +198,7 @@ class Rollouts(Feed):
         if self.run.policy.memoryless and not self._cuts_steps:
             batch = batch.as_episodes()  # its rows may be windows with several of them
             self._check_groups(batch)
-        batch = self._prepare(self._with_noise(batch, number))
+        batch = self._prepare(self._with_noise(self._joined(batch, number), number))
         metrics |= self.run.algorithm.metrics(batch)
         if self.critic is not None and bool(batch.mask.any()):
             metrics |= value_metrics(batch, self.critic)
@@ -209,9 +210,14 @@ class Rollouts(Feed):
             batch = batch.select(live)
         return batch.as_steps() if self._cuts_steps else batch, metrics
 
+    def _joined(self, batch: Trajectories, number: int) -> Trajectories:
+        """Fresh batch `number` with what is added to it."""
+        return batch
+
     @property
     def _cuts_steps(self) -> bool:
-        return all(learner.cuts_steps for learner in self._on)
+        """Whether the whole batch is cut into steps: not where a learner is yet to look at whole rows (`Advantage.held`)."""
+        return all(learner.cuts_steps and not learner.objective.holds for learner in self._on)
 
     def _fresh(self, number: int) -> Collected:
         """Fresh batch `number` of this iteration; with `overlap` that of the process that collected it during the last one."""
@@ -316,8 +322,10 @@ class Rollouts(Feed):
         Of rows, or of whole groups where an advantage looks at them.
         """
         assert self.batch is not None
-        batch = self.batch
         learner, epoch, part, parts = self.schedule[number]
+        if learner.spec.afresh and (epoch, part) == (0, 0):
+            learner.forget()
+        batch = self._own(learner)
         if parts == 1:
             return batch
         turn = ("order", self.run.iteration, epoch) if learner.name == "policy" else ("order", learner.name, self.run.iteration, epoch)
@@ -331,3 +339,24 @@ class Rollouts(Feed):
             order = torch.randperm(len(batch), generator=generator(self.run.seed, *turn))
             self._shuffled = key, batch, batch.select(order.to(batch.mask.device)).cut(parts)
         return self._shuffled[2][part]
+
+    def _own(self, learner: Learning) -> Trajectories:
+        """The batch as a learner has it: with what its terms hold, and, of steps that may be cut, those alone that any of them takes."""
+        assert self.batch is not None
+        if learner.objective.holds and next(iter(learner.objective.held)) not in self.batch.planned:
+            self.batch = self._held(learner.spec.role, self.batch)
+        batch = self.batch
+        if self._cuts_steps or not learner.cuts_steps:
+            return batch
+        if self._mine is None or self._mine[0] != learner.name or self._mine[1] is not batch:
+            self._mine = learner.name, batch, batch.replace(mask=learner.objective.taken(batch)).as_steps()
+        return self._mine[2]
+
+    def _held(self, role: str, batch: Trajectories) -> Trajectories:
+        """With the advantages that all learners of a role hold, each of them taken once: of the networks as they are now."""
+        found: dict[Advantage, Tensor] = {}
+        with torch.no_grad():
+            for learner in self._on:
+                if learner.spec.role == role:
+                    batch = learner.objective.hold(batch, learner.planning(), learner.said(batch), found)
+        return batch
