@@ -318,6 +318,7 @@ def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
         ("recursive_control", 8, 3),
         ("polychromic", 5, 10),
         ("prdc", 4, 3),
+        ("hnpg", 5, 3),
     ],
 )
 def test_other_claims_in_small(

@@ -20,6 +20,7 @@ from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.statistics import mean_interval
 from unipg.training import Trainer, TrainingRecipe
+from unipg.training.feeds.dataset import DatasetRecipe
 from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe
@@ -59,6 +60,8 @@ def trained(
     controller: ActorCriticRecipe | None = None,
     optimizer: OptimizerRecipe | None = None,
     replay: ReplayRecipe | None = None,
+    dataset: DatasetRecipe | None = None,
+    watch: type[Progress] = Progress,
     of: str = "return/mean",
     evaluates: bool = False,
     more: Callable[[Sequence[dict[str, Any]]], dict[str, Any]] = lambda rows: {},
@@ -66,7 +69,7 @@ def trained(
     """A run of unipg: what `returns` makes of its episodes, its steps per CPU-second, and what `more` makes of its rows of metrics. `of`:
     the metric that is told of episodes, such as their length where that is their return without noise.
 
-    It evaluates nothing on the way but where it `evaluates`.
+    It evaluates nothing on the way but where it `evaluates`; `watch` may end it early.
     """
     experience = environment.build(seed)
     if not evaluates:
@@ -82,8 +85,9 @@ def trained(
             training=training,
             optimizer=optimizer,
             replay=replay,
+            dataset=dataset,
             seed=seed,
-            observer=Progress(told),
+            observer=watch(told),
         )
         began = time.process_time()
         run.train()

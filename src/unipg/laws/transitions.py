@@ -389,9 +389,8 @@ def _trainer(
     timed: list[Any] = [] if algorithm.by_step is None else ["gymnasium.wrappers.TimeAwareObservation"]
     options |= {"max_episode_steps": 1} if timed else {}
     collects = algorithm.replays and not algorithm.offline
-    recipe = EnvironmentRecipe(
-        "unipg.environments:unipg/Bandit-v0", 2 if algorithm.replays else 16, steps, options, evaluation_episodes=16, **timed
-    )  # type: ignore[arg-type]
+    count, bandit = 2 if algorithm.replays else 16, "unipg.environments:unipg/Bandit-v0"
+    recipe = EnvironmentRecipe(bandit, count, steps, options, evaluation_episodes=16, wrappers=timed)
     experience = recipe.build(3)
     controller = ActorCriticRecipe(hidden=[16], kind=kind)  # type: ignore[arg-type]
     given = _given(algorithm, kind, folder) if algorithm.offline or algorithm.mixes else None

@@ -29,7 +29,6 @@ from unipg.hub import check_place
 from unipg.policies.actor_critic import ActorCritic, Wanted
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
-from unipg.replay import open_data
 from unipg.replay.cards import References
 from unipg.rollouts.anchors import ANCHORS, AnchorCache
 from unipg.rollouts.base import Experience
@@ -157,7 +156,7 @@ def scored(recipe: Recipe, observer: Observer | None = None) -> Recipe:
     if recipe.dataset is None or recipe.environment is None or recipe.environment.references is not None:
         return recipe
     told = None if observer is None else lambda done: observer.phase("dataset", done)
-    found = References.of(open_data(recipe.dataset.path, entries=recipe.dataset.entries, progress=told).card)
+    found = References.of(recipe.dataset.open(recipe.dataset.path, told).card)
     return dataclasses.replace(recipe, environment=dataclasses.replace(recipe.environment, references=found))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,13 +78,13 @@ class DatasetRecipe(CheckedArguments):
         """Transitions of an update; `own`: the algorithm's."""
         return self.batch or int(own.get("batch", 256))
 
-    def open(self, place: str) -> Transitions:
-        """The rows at a place: `path`, or `demonstrations`."""
+    def open(self, place: str, progress: Callable[[float], None] | None = None) -> Transitions:
+        """The rows at a place: `path`, or `demonstrations`. `progress` is told the finished share of what is read."""
         called = ":" in place and not place.startswith("minari:") and not Path(place).exists()
         if not called:
             if self.options and place == self.path:
                 raise InputError(f"dataset.options are of a function, but dataset.path is '{place}'; accepted: package.module:function")
-            return open_data(place, entries=self.entries)
+            return open_data(place, entries=self.entries, progress=progress)
         function = callable_named(place, "dataset")
         own = self.options if place == self.path else {}
         try:
