@@ -334,6 +334,26 @@ def test_other_claims_in_small(
     assert kept["claim"]
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "pieces"),
+    [
+        ("odice", ["--methods", "orthogonal,true"], 3),
+        ("dual_rl", ["--methods", "bc,iql,chi_square_0.8"], 2),
+        ("dual_rl", ["--part", "recoil"], 2),
+    ],
+)
+def test_claims_on_the_pendulums_data_in_small(
+    scripts: Callable[[str], ModuleType], harness: ModuleType, name: str, arguments: list[str], pieces: int, tmp_path: Path
+) -> None:
+    script = scripts(name)
+    options = getattr(script, "options", lambda parser: None)
+    given = ["--quick", *arguments, "--output", str(tmp_path / name)]
+    assert harness.main(str(CLAIMS / f"{name}.py"), script.__doc__, script.build, given, options=options) == 0
+    kept = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert len(kept["assertions"]) == pieces
+    assert all(abs(run["score"]) < 60 for run in kept["runs"])  # in units of the references: returns are below −600
+
+
 def test_the_bandit_of_copg(scripts: Callable[[str], ModuleType]) -> None:
     bandit = scripts("copg").Bandit()
     assert bandit.regret(bandit.anchor) == pytest.approx(0.29187, abs=5e-6)

@@ -10,17 +10,37 @@ from typing import Any
 
 import numpy as np
 from control_runs import Progress
-from harness import Told
+from harness import ROOT, Told
 
 from unipg.algorithms.base import Algorithm
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
-from unipg.replay import Transitions
+from unipg.replay import Transitions, open_data
+from unipg.replay.cards import References
 from unipg.rollouts.base import EvaluationResult
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training import Trainer, TrainingRecipe
 from unipg.training.feeds.dataset import DatasetRecipe
 from unipg.training.optimization import OptimizerRecipe
 from unipg.training.run import wanted_of
+
+DATA = ROOT / "benchmarks" / "data"
+PENDULUM = EnvironmentRecipe("Pendulum-v1", evaluation_episodes=20)
+REFERENCES = References(-1240.0, -147.0, horizon=200)
+"""Of Pendulum-v1: returns of random actions, and of the expert that the data have."""
+
+
+def arrays_of(name: str) -> dict[str, np.ndarray]:
+    """The columns of a kept dataset."""
+    data = open_data(DATA / f"{name}.npz")
+    return {column.name: data.column(column.name) for column in data.columns}
+
+
+def spread_of(arrays: Mapping[str, np.ndarray], discount: float = 1.0) -> float:
+    """The best (discounted) return of an episode less the worst."""
+    _, first, episode = np.unique(arrays["episode"], return_index=True, return_inverse=True)
+    step = np.arange(len(episode)) - first[episode]
+    returns = np.bincount(episode, arrays["reward"] * discount**step)
+    return float(returns.max() - returns.min())
 
 
 class _Evaluated(Progress):
@@ -49,10 +69,13 @@ def learned(
     controller: ActorCriticRecipe | None = None,
     learning_rate: float | None = None,
     evaluations: int = 1,
+    demonstrations: Mapping[str, np.ndarray] | None = None,
+    references: References | None = None,
     **dataset: Any,
 ) -> tuple[dict[str, Any], ActorCritic]:
-    """A run of unipg on columns of transitions, and its policy: `score`, the mean return of the last evaluation; the `curve` of all of
-    them; and updates per CPU-second (`speed`), without evaluations. `dataset`: more of that section of recipes."""
+    """A run of unipg on columns of transitions, and its policy: `score`, the mean return of the last evaluation, in units of `references`
+    where there are any; the `curve` of all of them; and updates per CPU-second (`speed`), without evaluations. `demonstrations`: an
+    expert's transitions. `dataset`: more of that section of recipes."""
     experience = environment.build(seed)
     spent, evaluate = 0.0, experience.evaluate
 
@@ -68,6 +91,9 @@ def learned(
     policy = (controller or ActorCriticRecipe()).build(*spaces, seed, wanted=wanted_of(algorithm))
     with tempfile.TemporaryDirectory() as scratch:
         Transitions.of(arrays).save(Path(scratch, "data"))
+        if demonstrations is not None:
+            Transitions.of(demonstrations).save(Path(scratch, "demonstrations"))
+            dataset["demonstrations"] = str(Path(scratch, "demonstrations"))
         each = updates // evaluations
         run = Trainer(
             algorithm,
@@ -83,4 +109,5 @@ def learned(
         began = time.process_time()
         run.train()
         seconds = time.process_time() - began - spent
-    return {"score": list(watch.curve.values())[-1], "curve": watch.curve, "speed": each * evaluations / seconds}, policy
+    curve = {step: value if references is None else references.score(value) for step, value in watch.curve.items()}
+    return {"score": list(curve.values())[-1], "curve": curve, "speed": each * evaluations / seconds}, policy

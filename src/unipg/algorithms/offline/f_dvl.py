@@ -29,6 +29,7 @@ class FDVL(InSample):
         "The conjugate of chi-square is max(y + y²/4, 0), which rises again below −4, as in the released code.",
     )
     bias = "The critics' values stand for returns, and the states are those of the data."
+    claim = "benchmarks/claims/dual_rl.py"
     norm = True
 
     divergence: str = setting("chi_square", f"f: {', '.join(DIVERGENCES)}", "arXiv 2302.08560, section 5")

@@ -31,6 +31,7 @@ class ODICE(Algorithm):
         "The linear part (1 − lam) V(s) is not projected, as in the released code.",
     )
     bias = "The weights come from one learned V, and the states are those of the data."
+    claim = "benchmarks/claims/odice.py"
     replays = True
     offline = True
     acts = True

@@ -27,6 +27,7 @@ class ReCOIL(InSample):
         "The terminal value of ls is a setting: the code's −q_max is wrong where an expert ends on success.",
     )
     bias = "It follows the expert, not the reward."
+    claim = "benchmarks/claims/dual_rl.py"
     demonstrations = "required"
     imitates = True
 
