@@ -18,7 +18,7 @@ PLACES = "an .npz, .hdf5 or .parquet file, a folder (a dataset's, Minari's, or a
 
 def add_data(commands: Any) -> None:
     """Adds the command and its own commands."""
-    data = commands.add_parser("data", help="datasets of transitions: collect, check, show")
+    data = commands.add_parser("data", help="datasets of transitions: collect, check, show, and what a policy would earn by them")
     kinds = data.add_subparsers(dest="data", required=True, metavar="COMMAND", parser_class=type(data))
 
     collect = kinds.add_parser("collect", help="play episodes in a run's environment and keep them, with a data card")
@@ -36,6 +36,21 @@ def add_data(commands: Any) -> None:
     collect.add_argument("--references", metavar="MIN,MAX", help="returns that score 0 and 100 (default: measured, 100 episodes each)")
     collect.add_argument("--threads", type=int)
     collect.set_defaults(run=_collect)
+
+    value = kinds.add_parser("estimate", help="what a policy would earn, from data of others alone: fitted Q, importance sampling")
+    value.add_argument("model", type=in_home, help="a controller: a run folder or its model folder")
+    value.add_argument("--data", required=True, metavar="FILE", type=in_home, help=PLACES)
+    value.add_argument(
+        "--behaviour", metavar="MODEL", type=in_home, help="a controller in the place of who acted; adds importance sampling"
+    )
+    value.add_argument("--sample", action="store_true", help="of the policy that draws its actions, not of its most likely ones")
+    value.add_argument("--discount", type=float, default=0.99, help="per step (default 0.99)")
+    value.add_argument("--updates", type=int, default=10_000, help="of the fitted Q (default 10000)")
+    value.add_argument("--recipe", metavar="FILE", type=in_home, help="where a model without a run folder acts")
+    value.add_argument("--seed", type=int, default=0)
+    value.add_argument("--threads", type=int)
+    value.add_argument("--json", metavar="FILE", type=in_home, help="write the estimates to this file")
+    value.set_defaults(run=_estimate)
 
     look = kinds.add_parser(
         "check",
@@ -86,6 +101,37 @@ def _collect(options: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"file     {options.out}", soft_wrap=True, highlight=False)
     console.print(f"next     unipg data check {options.out}", soft_wrap=True, highlight=False)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    import dataclasses
+    import json
+
+    from unipg.files import check_output, generator, write_output
+    from unipg.terminal import estimates_table, evaluation_progress, plain_console
+    from unipg.training.estimates import estimate_return
+
+    console = plain_console()
+    if options.json:
+        check_output(Path(options.json), "data")
+    with evaluation_progress(console) as progress:
+        found = estimate_return(
+            options.model,
+            options.data,
+            discount=options.discount,
+            updates=options.updates,
+            draws=options.sample,
+            behaviour=options.behaviour,
+            recipe=options.recipe,
+            seed=options.seed,
+            threads=options.threads,
+            progress=progress,
+        )
+    console.print(estimates_table(found, options.discount))
+    if options.json:
+        told = {"generator": generator("data"), "model": options.model, "data": options.data, "discount": options.discount}
+        estimates = [{**dataclasses.asdict(each), "interval": each.interval._asdict()} for each in found]
+        write_output(Path(options.json), json.dumps({**told, "estimates": estimates}, indent=1), "data")
 
 
 def _opened(options: argparse.Namespace, console: Any) -> Transitions:

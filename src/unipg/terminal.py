@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from unipg.training.collapse import Finding
 from unipg.training.observer import Observer
 
 if TYPE_CHECKING:
+    from unipg.training.estimates import Estimate
     from unipg.training.trainer import Trainer
 
 Shown = tuple[tuple[str, str, str], ...]
@@ -220,6 +221,18 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
 
             interval = f"{shown(m['low'])} – {shown(m['high'])}" if "low" in m else ""
             table.add_row(f"{result.task}, {result.how}" if result.how else result.task, name, shown(m["value"]), interval, f"{m['n']:.0f}")
+    return table
+
+
+def estimates_table(found: Sequence[Estimate], discount: float) -> Table:
+    """One row per estimator, with its 95 % interval."""
+    table = Table(title=f"discounted return, {discount:g} a step, by data alone", title_justify="left")
+    for column in ("estimator", "value", "95 % interval", "episodes", "effective"):
+        table.add_column(column, justify="left" if column == "estimator" else "right", no_wrap=True)
+    for each in found:
+        value, low, high, n = each.interval
+        effective = "" if each.effective is None else f"{each.effective:.1f}"
+        table.add_row(each.estimator, f"{value:.4g}", f"{low:.4g} – {high:.4g}", str(n), effective)
     return table
 
 

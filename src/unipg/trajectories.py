@@ -428,6 +428,10 @@ class Evaluation:
         """[N,O] the named observations of the N steps that count, as the networks read them."""
         return self.fresh(at).log_prob
 
+    def likeliest(self, at: str, of: str = "actor") -> Evaluation:
+        """This evaluation at the most likely actions of the network `of` at the named observations, without graph."""
+        return self.fresh(at, of)
+
     def every(self, at: str) -> Evaluation:
         """This evaluation at all n actions that there are: one more dimension, [B,T,n], everywhere."""
         return self.fresh(at)

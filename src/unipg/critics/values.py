@@ -256,6 +256,17 @@ class Unacted(Expectation):
 
 
 @dataclass(frozen=True)
+class Likeliest(Expectation):
+    """f at the most likely action of the network `of`: that of a policy which is evaluated without chance."""
+
+    minor: ClassVar[frozenset[str]] = frozenset({"of"})
+    of: str = "actor"
+
+    def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
+        return value(now.likeliest(at, self.of))
+
+
+@dataclass(frozen=True)
 class Exact(Expectation):
     """sum_a pi(a|s) · f(s, a) over all actions."""
 

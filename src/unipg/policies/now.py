@@ -170,6 +170,14 @@ class Now(Evaluation):
         assert action is not None
         return self.placed(action)
 
+    def likeliest(self, at: str, of: str = "actor") -> Elsewhere:
+        def find() -> tuple[Tensor, None, Tensor]:
+            with torch.no_grad():
+                output = self.policy.network(of)(self.observed(at))
+                return self.policy.actions.likeliest(output), None, output
+
+        return Elsewhere(self, at, self.once(("likeliest", at, of), (of,), find), of)
+
     def graphed(self, key: tuple[Any, ...], at: str, find: Callable[[], Any], of: str = "actor") -> Any:
         """`once`, of the network `of` at the named observations: with its graph if somebody in this step will differentiate that."""
         graph = at in self.graphs and of == "actor"

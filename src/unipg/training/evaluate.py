@@ -17,7 +17,7 @@ from unipg.policies.actor_critic import ActorCriticRecipe, is_controller
 from unipg.policies.causal_lm import CausalLanguageModel, load_model, load_tokenizer
 from unipg.policies.reward_model import SequenceScorer, is_reward_model, load_reward_model
 from unipg.rollouts.base import EvaluationResult
-from unipg.rollouts.environments import evaluate_controller
+from unipg.rollouts.environments import EnvironmentRecipe, evaluate_controller
 from unipg.rollouts.evaluation import EvaluationRecipe, evaluate_pairs, evaluate_task
 from unipg.rollouts.recording import EPISODES, Film, check_film, without_screen
 from unipg.rollouts.scoring import RewardFunctionRecipe, scored_alike
@@ -111,6 +111,20 @@ def evaluate_model(
     return results
 
 
+def environment_of(folder: Path, recipe: str | Recipe | None) -> EnvironmentRecipe:
+    """Where a saved controller acts: as a recipe says, by default that of the run that it is in."""
+    own = folder.resolve().parent / "recipe.yaml"
+    if recipe is None and not own.is_file():
+        asked = spoken("--recipe FILE", "recipe=FILE")
+        raise InputError(f"'{folder}' does not say which environment it acts in: give {asked} with one, or the run folder")
+    held = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)
+    with suppress(InputError):  # the data may be elsewhere by now: then there is no score
+        held = scored(held)
+    if held.environment is None:
+        raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
+    return held.environment
+
+
 def _evaluate_controller(
     folder: Path,
     recipe: str | Recipe | None,
@@ -125,16 +139,7 @@ def _evaluate_controller(
     if record is not None:
         check_film(record)
         check_output(record, "evaluate")
-    own = folder.resolve().parent / "recipe.yaml"
-    if recipe is None and not own.is_file():
-        asked = spoken("--recipe FILE", "recipe=FILE")
-        raise InputError(f"'{folder}' does not say which environment it acts in: give {asked} with one, or the run folder")
-    held = recipe if isinstance(recipe, Recipe) else load_recipe(recipe or own)
-    with suppress(InputError):  # the data may be elsewhere by now: then there is no score
-        held = scored(held)
-    environment = held.environment
-    if environment is None:
-        raise InputError(f"'{recipe or own}' has no environment for the controller in '{folder}'; accepted: a control recipe")
+    environment = environment_of(folder, recipe)
     if episodes is not None and episodes < 1:
         raise InputError(f"{spoken('--episodes', 'episodes')} is {episodes}; accepted: 1 or more")
     episodes = episodes or (environment.evaluation_episodes if record is None else EPISODES)
