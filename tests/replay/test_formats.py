@@ -23,7 +23,7 @@ from minari.data_collector import EpisodeBuffer
 
 from unipg.errors import InputError
 from unipg.replay import Ring, Transitions, formats, open_data, pieces, save_data, transition_columns
-from unipg.replay.cards import Episodes, facts
+from unipg.replay.cards import Episodes, References, facts
 from unipg.replay.formats import cache_folder
 
 NAMES = ("observation", "next_observation", "action", "reward", "terminated", "truncated", "episode")
@@ -421,6 +421,38 @@ def test_a_damaged_folder_is_told(tmp_path: Path) -> None:
     (tmp_path / "data" / "float32.npy").write_bytes(whole[:-100])
     with pytest.raises(InputError, match="is damaged"):
         open_data(tmp_path / "data")
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet", "folder"])
+def test_a_byte_that_has_changed_is_no_traceback(kind: str, tmp_path: Path) -> None:
+    """Wherever it is: the rows are there, others or not; or the error is one line."""
+    name, write = WHOLE[kind]
+    place = write(tmp_path / name, walk(23))
+    files = [place] if place.is_file() else sorted(place.iterdir())
+    draw = np.random.default_rng(0)
+    refused: list[str] = []
+    for path in files:
+        whole = path.read_bytes()
+        for at in draw.integers(len(whole), size=60).tolist():
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 255]) + whole[at + 1 :])
+            try:
+                data = open_data(place)
+                assert len(data.draw(torch.arange(len(data)))["reward"]) == len(data)
+            except InputError as error:
+                refused.append(str(error))
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(InputError):
+            open_data(place)
+        path.write_bytes(whole)
+    assert refused
+    assert not any("\n" in line for line in refused)
+
+
+@pytest.mark.parametrize("card", ["[]", "3", "{", '{"references": {"min": 1}}', '{"references": [1, 2]}'])
+def test_a_card_that_is_none_is_refused(card: str, tmp_path: Path) -> None:
+    path = as_npz(tmp_path / "data.npz", {**walk(), "card": np.array(card)})
+    with pytest.raises(InputError, match="card"):
+        References.of(open_data(path).card)
 
 
 def test_draws_from_a_mapped_folder_are_those_from_memory(tmp_path: Path) -> None:

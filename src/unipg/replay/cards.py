@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from unipg.arguments import CheckedArguments
-from unipg.errors import InputError
+from unipg.errors import InputError, shown
 from unipg.replay.tables import Array
 from unipg.replay.transitions import Transitions
 
@@ -41,9 +41,13 @@ class References(CheckedArguments):
 
     @classmethod
     def of(cls, card: Mapping[str, Any]) -> References | None:
-        """Those of a card; None where it has none."""
+        """Those of a card; None where it has none. `InputError` for what are none."""
         found = card.get("references")
-        return None if not found else cls(found["min"], found["max"], found.get("horizon"), found.get("label", "local"))
+        if not found:
+            return None
+        if not isinstance(found, Mapping) or not {"min", "max"} <= found.keys() <= {field.name for field in fields(cls)}:
+            raise InputError(f"the references of the card are {shown(found)}; accepted: min, max, horizon, label")
+        return cls(**found)
 
 
 def environment_of(card: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, nearest, one_line
 from unipg.files import write_folder
 from unipg.replay.pieces import CARD, Settled, gathered, pieces_of, stored, write_card
 from unipg.replay.tables import Array, Column, Tables, widths_of
@@ -100,6 +100,6 @@ class Transitions:
             fits = all(table.shape == (len(next(iter(tables.values()))), widths_of(columns)[dtype]) for dtype, table in tables.items())
             if not (tables and fits):
                 raise ValueError("its tables do not have the shapes that its card says")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"'{folder}' is not a dataset's folder, or is damaged: {error}") from None
-        return cls(columns, tables, told["card"])
+            return cls(columns, tables, told["card"])
+        except Exception as error:  # of NumPy and of what is made of the card, whatever it holds
+            raise InputError(f"'{folder}' is not a dataset's folder, or is damaged: {one_line(error)}") from None

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, nearest, one_line
 from unipg.files import check_output
 from unipg.hub import in_home
 from unipg.replay.formats import hdf5, minari, npz, parquet, run
@@ -133,8 +133,17 @@ def _known(places: Sequence[Path], entries: Sequence[str] | None) -> tuple[int, 
 
 
 def _counted(source: Source, progress: Progress | None) -> Iterator[Piece]:
-    done = 0
-    for piece in source.pieces:
+    """The pieces; whatever a library says of a damaged file is one line."""
+    done, pieces = 0, iter(source.pieces)
+    while True:
+        try:
+            piece = next(pieces, None)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot be read from row {done} on: {one_line(error)}") from error
+        if piece is None:
+            return
         yield piece
         done += len(piece["action"]) if "action" in piece else 0
         if progress is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from unipg.errors import InputError, missing_package, nearest
+from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.replay.formats.base import KNOWN, Source, named
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
@@ -29,7 +29,7 @@ def read(path: Path, entries: Sequence[str] | None = None) -> Source:
                 raise InputError("entries are asked for, but its observations are one array; accepted: none")
             return _flat(path, file)
     except OSError as error:
-        raise InputError(f"cannot be read as HDF5: {error}") from None
+        raise InputError(f"cannot be read as HDF5: {one_line(error)}") from None
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from unipg.errors import InputError
+from unipg.errors import InputError, one_line
 from unipg.files import check_output, generator, write_file
 from unipg.replay.formats.base import Source, named
 from unipg.replay.pieces import PIECE, Piece
@@ -31,8 +31,10 @@ def read(path: Path) -> Source:
                 with archive.open(name) as file:
                     shapes[name.removesuffix(_SUFFIX)] = _head(file)
             card = json.loads(str(np.load(path)[CARD])) if CARD in shapes else {}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise InputError(f"cannot be read as NPZ: {error}") from None
+        if not isinstance(card, dict):
+            raise ValueError(f"its card is {type(card).__name__}; accepted: an object")
+    except Exception as error:  # of zipfile, zlib and NumPy, which raise what they like of a damaged file
+        raise InputError(f"cannot be read as NPZ: {one_line(error)}") from None
     shapes.pop(CARD, None)
     rows = {shape[0] if shape else 0 for shape, *_ in shapes.values()}
     if len(rows) > 1:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from unipg.errors import InputError, missing_package
+from unipg.errors import InputError, missing_package, one_line
 from unipg.replay.formats.base import ALIASES, KNOWN, Source, named
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
@@ -16,31 +16,30 @@ from unipg.replay.tables import Array
 
 def read(path: Path) -> Source:
     """Columns by our names or D4RL's; others are left alone."""
-    pyarrow, parquet = _library()
+    parquet = _library()
     try:
         with parquet.ParquetFile(path) as file:
             there = file.schema_arrow.names
             rows = file.metadata.num_rows
-    except (OSError, pyarrow.ArrowException) as error:
-        raise InputError(f"cannot be read as Parquet: {error}") from None
+    except Exception as error:  # whatever Arrow and what reads names for it say of a damaged file
+        raise InputError(f"cannot be read as Parquet: {one_line(error)}") from None
     columns = [name for name in there if name in KNOWN]
     if not columns:
         raise InputError(f"has the columns {', '.join(there)}; accepted: {', '.join(ALIASES.values())}, episode, or D4RL's names")
     return Source(_pieces(path, columns), rows, {})
 
 
-def _library() -> tuple[Any, Any]:
+def _library() -> Any:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError as absent:
         raise missing_package("pyarrow", "offline", "a dataset in Parquet") from absent
-    return pyarrow, pyarrow.parquet
+    return pyarrow.parquet
 
 
 def _pieces(path: Path, columns: list[str]) -> Iterator[Piece]:
     row = 0
-    with _library()[1].ParquetFile(path) as file:
+    with _library().ParquetFile(path) as file:
         for batch in file.iter_batches(PIECE, columns=columns):
             yield named({name: _array(batch.column(name), name, row) for name in columns})
             row += batch.num_rows
