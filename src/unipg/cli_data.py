@@ -68,13 +68,14 @@ def add_data(commands: Any) -> None:
     show.set_defaults(run=_show)
 
 
-def _collect(options: argparse.Namespace) -> None:
+def _collect(options: argparse.Namespace) -> int:
     import torch
 
     from unipg.replay import save_data
     from unipg.replay.formats import check_free
     from unipg.terminal import TrainingDisplay, evaluation_progress, plain_console
     from unipg.training.collecting import collect_dataset, references_from, trained_run
+    from unipg.training.observer import Stopped
     from unipg.training.recipe import check_threads, load_recipe
 
     if options.threads is not None:
@@ -84,8 +85,12 @@ def _collect(options: argparse.Namespace) -> None:
     references = None if options.references is None else references_from(options.references)
     console = plain_console()
     display = None if Path(options.source).is_dir() else TrainingDisplay(console, load_recipe(options.source).build_algorithm().name)
-    with display or nullcontext():
-        folder = trained_run(options.source, display)
+    try:
+        with display or nullcontext():
+            folder = trained_run(options.source, display)
+    except Stopped as stopped:
+        console.print("stopped; nothing is lost: the same command goes on from here", soft_wrap=True)
+        return 128 + stopped.signal
     with evaluation_progress(console) as progress:
         data = collect_dataset(
             folder,
@@ -101,6 +106,7 @@ def _collect(options: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     console.print(f"file     {options.out}", soft_wrap=True, highlight=False)
     console.print(f"next     unipg data check {options.out}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def _estimate(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from unipg.replay.checks import check
 from unipg.training import collecting
 from unipg.training.collecting import Part, collect_dataset, references_from, trained_run
 from unipg.training.observers import measured_returns
+from unipg.training.trainer import Trainer
 
 RECIPE = """
 algorithm: {name: sac, discount: 0.9}
@@ -196,6 +197,29 @@ def test_commands_from_a_run_to_a_checked_dataset(run: Path, tmp_path: Path, cap
     ):
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
+
+
+def test_a_training_that_is_stopped_goes_on_with_the_same_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, place = tmp_path / "recipe.yaml", tmp_path / "data.npz"
+    recipe.write_text(RECIPE.replace("OUTPUT", str(tmp_path / "sac")), encoding="utf-8")
+    command = ["data", "collect", str(recipe), "--mix", "random", "--episodes", "1", "--references=-150,50", "--out", str(place)]
+    finished = Trainer._finish_iteration
+
+    def stopped(self: Trainer, seconds: float) -> dict[str, Any]:
+        row = finished(self, seconds)
+        self.stop_requested = self.iteration == 2
+        return row
+
+    monkeypatch.setattr(Trainer, "_finish_iteration", stopped)
+    assert main(command) == 130
+    assert "the same command goes on" in capsys.readouterr().out
+    assert not place.exists()
+    monkeypatch.undo()
+    assert main(command) == 0
+    assert len(open_data(place)) == 20
+    assert [each["iteration"] for each in measured_returns(tmp_path / "sac")] == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("place", ["folder", "minari:pendulum/random-v0"])
