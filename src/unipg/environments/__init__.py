@@ -32,3 +32,6 @@ register(
     vector_entry_point="unipg.environments.lock:LockWorlds",
 )
 """A combination lock that only its last step pays; `lock.collect` has episodes of one who knows it but for lapses."""
+
+register(id="unipg/PointMaze-v0", entry_point="unipg.environments.point_maze:PointMaze", max_episode_steps=300)
+"""Gymnasium-Robotics' point mazes (`pip install 'unipg[robotics]'`); `point_maze.collect` has episodes of one who knows the way."""
