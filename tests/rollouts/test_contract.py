@@ -13,7 +13,7 @@ from gymnasium import spaces
 from unipg.cli import main
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCriticRecipe
-from unipg.rollouts.base import Demand
+from unipg.rollouts.base import Demand, Vines
 from unipg.rollouts.environments import EnvironmentRecipe
 
 BOX = spaces.Box(-1, 1, (2,), np.float32)
@@ -73,7 +73,9 @@ def played(how: str, what: str, **settings: Any) -> None:
     recipe = EnvironmentRecipe(id="Wrong-v0", count=2, steps=6, evaluation_episodes=2, options={"how": how}, **settings)
     environments = recipe.build(0)
     policy = ActorCriticRecipe([4]).build(environments.observation_space, environments.action_space, 0)
-    if what == "window":
+    if what == "vine":
+        environments.collect(policy, Demand(iteration=0, value=True, vines=Vines(states=1, count=2)))
+    elif what == "window":
         environments.collect(policy, Demand(iteration=0, value=True))
     elif what == "evaluation":
         environments.evaluate(policy, 0)
@@ -86,7 +88,7 @@ def played(how: str, what: str, **settings: Any) -> None:
 pytestmark = [pytest.mark.filterwarnings("ignore:.*(WARN|ERROR):UserWarning")]
 
 
-@pytest.mark.parametrize("what", ["window", "evaluation", "run"])
+@pytest.mark.parametrize("what", ["window", "vine", "evaluation", "run"])
 @pytest.mark.parametrize("how", GIVEN)
 def test_what_cannot_be_used_is_one_line(how: str, what: str) -> None:
     with pytest.raises(InputError, match=rf"^in environment 'Wrong-v0', .*{what}.*: .*{GIVEN[how]}") as found:
@@ -106,6 +108,7 @@ def test_in_processes_of_their_own_too(how: str) -> None:
         ("window", "row 0 at step 3 of the window"),
         ("evaluation", "row 0 at step 3 of an episode"),
         ("run", "row 0 at step 2 of its episode"),
+        ("vine", "step 2 of an episode"),
     ],
 )
 def test_a_number_that_its_space_does_not_have(what: str, where: str) -> None:
@@ -115,7 +118,7 @@ def test_a_number_that_its_space_does_not_have(what: str, where: str) -> None:
         played("place", what)
 
 
-@pytest.mark.parametrize("what", ["window", "evaluation", "run"])
+@pytest.mark.parametrize("what", ["window", "vine", "evaluation", "run"])
 def test_its_own_errors_keep_their_traceback(what: str) -> None:
     with pytest.raises(np.linalg.LinAlgError) as found:
         played("raise", what)

@@ -291,10 +291,8 @@ class EnvironmentRollouts(Experience):
         try:
             with at_once(stop):
                 found = self._vineyard.collect(policy, demand, self.seed, stop)
-        except (Interrupted, InputError):
-            raise
-        except Exception as error:
-            error.add_note(f"in environment '{recipe.id}', in an episode or a vine")
+        except (Exception, SystemExit) as error:
+            blame(error, recipe.id, "in an episode or a vine")
             raise
         self._steps += found.steps
         returns, lengths = zip(*found.told, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,8 @@ from unipg.errors import InputError, one_line
 from unipg.loading import callable_named
 from unipg.policies.actor_critic import Controller
 from unipg.rollouts.base import Demand, Vines
-from unipg.rollouts.playing import not_finite
+from unipg.rollouts.blame import check_shape, number
+from unipg.rollouts.playing import check_counts, not_finite
 from unipg.rollouts.snapshots import Copies, Node, NotNumbers
 from unipg.seeding import derived_seed, generator
 from unipg.trajectories import Trajectories
@@ -62,6 +64,11 @@ class _Row:
     def ended(self) -> bool:
         return self.terminated or self.truncated
 
+    @property
+    def where(self) -> str:
+        """What an error of its last step, or of its reset, says of the place."""
+        return f"step {self.began + len(self) - 1} of an episode" if self.rewards else "the reset before an episode"
+
 
 class Vineyard:
     """Draws them. `new(k)`: a single environment, not yet reset; `name`: of the environment, for errors; `limit`: most steps of an episode,
@@ -71,8 +78,11 @@ class Vineyard:
     """
 
     def __init__(self, new: Callable[[], gymnasium.Env], count: int, name: str, limit: int) -> None:
+        from unipg.rollouts.rows import shape_of  # which needs Gymnasium
+
         self._new, self.name, self.limit = new, name, limit
         self.environments = [new() for _ in range(count)]
+        self._shape = shape_of(self.environments[0].observation_space)
 
         def fresh() -> gymnasium.Env:
             environment = new()
@@ -91,23 +101,24 @@ class Vineyard:
             return what, demand.iteration, demand.round, demand.worker
 
         starts = []
-        for number, environment in enumerate(self.environments):
+        for index, environment in enumerate(self.environments):
             stop()
-            observation, info = environment.reset(seed=derived_seed(seed, *named("episode"), number) % _SEEDS)
-            starts.append(_Row(environment, policy.flatten_one(observation), 0, number, False))
+            observation, info = environment.reset(seed=derived_seed(seed, *named("episode"), index) % _SEEDS)
+            starts.append(_Row(environment, np.empty(0), 0, index, False))
+            self._see(starts[-1], observation, policy)
             starts[-1].places.append(self._place(place, starts[-1], info))
         saved = [self._saved(row.environment) for row in starts] if vines.states else []
         self._play(starts, policy, generator(demand.seed, *named("act")), place, stop)
         grown: list[_Row] = []
         replayed = 0
-        for number, at in enumerate(saved):
+        for start, at in zip(starts, saved, strict=False):
             stop()
-            for index in dict.fromkeys(len(starts[number]) * k // vines.states for k in range(vines.states)):
-                state = self._at(starts[number], at, index, policy) if index else at
+            for index in dict.fromkeys(len(start) * k // vines.states for k in range(vines.states)):
+                state = self._at(start, at, index, policy) if index else at
                 replayed += index
                 group = len(starts) + len(grown) // vines.count
                 for _ in range(vines.count):
-                    row = _Row(self._back(state), starts[number].before[index], index, group, True, places=[starts[number].places[index]])
+                    row = _Row(self._back(state), start.before[index], index, group, True, places=[start.places[index]])
                     row.environment.unwrapped.np_random = np.random.default_rng(derived_seed(seed, *named("vine"), len(grown)))
                     grown.append(row)
         self._play(grown, policy, generator(demand.seed, *named("act vines")), place, stop)
@@ -162,13 +173,20 @@ class Vineyard:
                 row.before.append(observation)
                 row.actions.append(action)
                 following, reward, row.terminated, row.truncated, info = row.environment.step(theirs)
-                row.observation = policy.flatten_one(following)
-                row.rewards.append(float(reward))
-                for what, value in (("observation", row.observation), ("reward", np.float64(reward))):
-                    if value.dtype.kind == "f" and not np.isfinite(value).all():
-                        raise not_finite(self.name, what, value, f"step {row.began + len(row) - 1} of an episode")
+                row.rewards.append(number(reward))
+                if not math.isfinite(row.rewards[-1]):
+                    raise not_finite(self.name, "reward", row.rewards[-1], row.where)
+                self._see(row, following, policy)
                 row.places.append(self._place(place, row, info))
             going = [row for row in going if not row.ended and row.began + len(row) < self.limit]
+
+    def _see(self, row: _Row, observation: Any, policy: Controller) -> None:
+        """Takes an observation as the one before a row's next step."""
+        check_shape(observation, self._shape)
+        row.observation = policy.flatten_one(observation)
+        if row.observation.dtype.kind == "f" and not np.isfinite(row.observation).all():
+            raise not_finite(self.name, "observation", row.observation, row.where)
+        check_counts(policy, self.name, row.observation, None, lambda: row.where)
 
     def _place(self, place: Any, row: _Row, info: dict[str, Any]) -> Any:
         if place is None:
@@ -212,8 +230,8 @@ class Grown:
 
         def padded(name: str, like: np.ndarray) -> torch.Tensor:
             found = np.zeros((len(rows), width, *like.shape), like.dtype)
-            for number, row in enumerate(rows):
-                found[number, : len(row)] = getattr(row, name)
+            for index, row in enumerate(rows):
+                found[index, : len(row)] = getattr(row, name)
             return torch.from_numpy(found)
 
         last = np.arange(width) == mask.sum(1)[:, None] - 1
