@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 
+import gymnasium
+import numpy as np
 import pytest
 import torch
 
 from unipg import InputError, load_run, train
-from unipg.algorithms import PPO
+from unipg.algorithms import DQN, PPO
 from unipg.policies.actor_critic import ActorCritic
 from unipg.training import BestModel, EarlyStopping, Observer, Track
 
@@ -174,3 +176,42 @@ def test_a_misspelt_metric_is_told() -> None:
 def test_settings_that_make_no_sense(make, line) -> None:
     with pytest.raises(InputError, match=line):
         make()
+
+
+class OneStill(gymnasium.ObservationWrapper):
+    """The cart stands at 50."""
+
+    def __init__(self, environment: gymnasium.Env) -> None:
+        super().__init__(environment)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+
+    def observation(self, observation: np.ndarray) -> np.ndarray:
+        return observation * np.array([0, 1, 1, 1], np.float32) + np.array([50, 0, 0, 0], np.float32)
+
+
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
+
+
+@pytest.mark.parametrize("algorithm", [PPO(), DQN()], ids=["rollouts", "replay"])
+def test_numbers_that_hardly_change_are_told_of_once_where_they_are_normalised(algorithm) -> None:
+    told = {}
+    for wrappers, normalize in (([], True), ([f"{__name__}.OneStill"], True), ([f"{__name__}.OneStill"], False)):
+        notes = Notes()
+        train(
+            algorithm,
+            environment={**ENVIRONMENT, "count": 1, "steps": 64, "wrappers": wrappers},
+            controller={"hidden": [8], "normalize_observations": normalize},
+            iterations=3,
+            output=f"run-{len(told)}",
+            observers=[notes],
+            progress=False,
+        )
+        told[bool(wrappers), normalize] = notes.heard
+    assert told[False, True] == told[True, False] == []
+    (text,) = told[True, True]
+    assert text.startswith("of the first iteration's observations the numbers 0 hardly change (std below 0.001)")

@@ -440,6 +440,10 @@ class ActorCritic(NamedNetworks, Controller):
     def must_observe(self) -> bool:
         return self.module.normalizer is not None and self.module.normalizer.empty
 
+    @property
+    def still(self) -> list[int]:
+        return [] if self.module.normalizer is None else self.module.normalizer.still
+
     def observe(self, batch: Trajectories, total: Reduce) -> None:
         if self.module.normalizer is not None:
             observation = batch.require("observation", "ActorCritic")

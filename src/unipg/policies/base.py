@@ -120,6 +120,11 @@ class Policy(ABC):
         """Whether it must `observe` a batch before it is trained on any."""
         return False
 
+    @property
+    def still(self) -> list[int]:
+        """The numbers of an observation that hardly change in what it was shown; none where it reads them as they are."""
+        return []
+
     def observe(self, batch: Trajectories, total: Reduce) -> None:
         """Told of every batch after the updates on it, for what it keeps of its inputs beside its parameters; `total` sums over workers."""
 

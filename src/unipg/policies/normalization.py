@@ -14,6 +14,8 @@ from unipg.estimator.parts import Reduce, alone
 LIMIT = 10.0
 """Standard deviations at which a normalised observation is cut off."""
 EPS = 1e-8
+STILL = 1e-3
+"""Standard deviation of an observed number below which its units say little."""
 
 
 def _normalised(x: Tensor, mean: Tensor, scale: Tensor, limit: float) -> Tensor:
@@ -58,6 +60,11 @@ class RunningNormalizer(nn.Module):
     @property
     def empty(self) -> bool:
         return not bool(self.count)
+
+    @property
+    def still(self) -> list[int]:
+        """Of the O numbers those that hardly change: a standard deviation below 1e-3."""
+        return [] if self.empty else ((self.squares / self.count).sqrt() < STILL).nonzero()[:, 0].tolist()
 
     def scale(self) -> Tensor:
         """[O] what distances from the mean are multiplied by."""

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from unipg.algorithms.learners import Learner
 from unipg.estimator.parts import Neighbours, no_neighbours
+from unipg.policies.normalization import STILL
 from unipg.training.learner import Learning
 from unipg.training.surface import Displaced
 from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
+
+NAMED = 12
+"""Most numbers of observations that are told one by one."""
 
 
 class Feed(ABC):
@@ -76,6 +80,15 @@ class Feed(ABC):
 
     def stepped(self, learning: Learning) -> None:
         """After each step of a learner."""
+
+    def tell_still(self, whose: str) -> None:
+        """Says which numbers of observations hardly change, where a policy reads them in units of their standard deviations."""
+        if still := self.run.policy.still:
+            shown = ", ".join(map(str, still[:NAMED])) + (f" and {len(still) - NAMED} more" if len(still) > NAMED else "")
+            self.run.observer.note(
+                f"of {whose} observations the numbers {shown} hardly change (std below {STILL:g}): in units of their standard deviation "
+                "whatever differs from them is large"
+            )
 
     def finish(self) -> dict[str, Any]:
         """Ends the iteration; metrics of it."""

@@ -34,8 +34,6 @@ OUTSIDE = 1e-4
 """How far an action may lie outside its bounds, in units of half their distance: rounding."""
 INSIDE = 1e-5
 """How far inside its bounds an action is taken to lie where a density over them is learned: at the bounds themselves it has no end."""
-STILL = 1e-3
-"""Standard deviation of an observed number below which its units say little."""
 FACTOR = "factor"
 RECORDS = 32
 """Updates of an iteration whose terms are recorded for diagnostics."""
@@ -193,14 +191,7 @@ class Dataset(Kept):
             piece = torch.from_numpy(np.array(seen[first : first + PIECE])).unsqueeze(1)
             rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
             self.policy.observe(rows.to(self._device), self.run.workers.sum)
-        normalizer = self.policy.module.normalizer
-        assert normalizer is not None
-        still = ((normalizer.squares / normalizer.count).sqrt() < STILL).nonzero()[:, 0].tolist()
-        if still:
-            self.run.observer.note(
-                f"of the dataset's observations the numbers {', '.join(map(str, still))} hardly change (std below {STILL:g}): in units of "
-                "their standard deviation whatever differs from them is large"
-            )
+        self.tell_still("the dataset's")
 
     def neighbours(self) -> Pairs:
         """All pairs, as `Planning.neighbours` has them: copied when they are first asked for, once the statistics are there."""

@@ -249,6 +249,8 @@ class Replay(Kept):
             metrics["replay/age"] = self._size - 1 - float(self._index.double().mean())
         metrics |= {"replay/filled": len(self.ring) / self.ring.capacity, **self._promised(metrics)}
         self._begun = False
+        if self.run.iteration == 0:
+            self.tell_still("the first iteration's")
         return metrics
 
     def _promised(self, metrics: dict[str, float]) -> dict[str, float]:

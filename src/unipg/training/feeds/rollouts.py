@@ -121,6 +121,8 @@ class Rollouts(Feed):
         assert batch is not None
         row = run.algorithm.learn(batch, run.learner.planning(), run.learner.evaluate)
         run.policy.observe(batch, run.workers.sum)
+        if run.iteration == 0:
+            self.tell_still("the first iteration's")
         return row
 
     def learnt(self) -> None:
