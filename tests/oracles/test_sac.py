@@ -9,6 +9,7 @@ from torch import Tensor
 from unipg import InputError, Source, Trajectories
 from unipg.algorithms import SAC, Setting
 from unipg.algorithms.learners import Learner
+from unipg.estimator.policy_gradient import Record
 from unipg.policies.actions import DiscreteActions, SquashedActions
 from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.now import NOISE
@@ -161,6 +162,32 @@ def test_discrete_actions_are_summed_over() -> None:
         taken = torch.stack([q[k, torch.arange(ROWS), batch.action[:, 0]] for k in range(2)])
         expected = 0.5 * ((taken - target) ** 2).mean(1).sum()
     torch.testing.assert_close(loss_of(learners["critic"], made, batch).detach(), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("counted", [False, True])
+def test_the_entropy_is_told_where_the_temperature_is_fixed(counted: bool) -> None:
+    """Where it is learned its own loss tells it: no second time."""
+    made, batch = policy(SAC(), counted=counted), transitions(counted=counted)
+    observation = batch.observation[:, 0]
+    with torch.no_grad():
+        if counted:
+            log_pi = torch.log_softmax(perceptron(made.module.actor, observation), -1)
+            entropy = -(log_pi.exp() * log_pi).sum(-1)
+        else:
+            entropy = -drawn(made, observation, batch.planned[NOISE.format("observation")][:, 0])[1]
+    told = {}
+    for temperature in (0.2, None):
+        for learner in SAC(temperature=temperature).learned(setting(counted)):
+            records: list[Record] = []
+            planned = learner.terms.plan(batch)
+            learner.terms.loss(made.now(planned, learner.terms.differentiates), planned, records=records)
+            for record in records:
+                if "entropy" in record.facts:
+                    told[temperature, record.term] = record.facts["entropy"]
+    assert list(told) == [(0.2, "policy_gradient"), (None, "temperature_loss")]
+    for found in told.values():
+        assert not found.requires_grad
+        torch.testing.assert_close(found, entropy, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("aim", [-100.0, -2.0, 1.3])

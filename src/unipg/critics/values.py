@@ -136,6 +136,10 @@ class Surprise(Advantage):
     joint: ClassVar[Joint] = "step"
     alpha: float | str
 
+    @property
+    def weighs_entropy(self) -> bool:
+        return not isinstance(self.alpha, str)
+
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Tensor:
         assert now is not None
         alpha = now.number(self.alpha).detach() if isinstance(self.alpha, str) else self.alpha

@@ -84,6 +84,11 @@ class Advantage(Part):
         """What must be read off the next-token distributions."""
         return ()
 
+    @property
+    def weighs_entropy(self) -> bool:
+        """Whether an entropy bonus of fixed weight is in it: how large the entropy is, is then told of it."""
+        return False
+
     def facts(self, batch: Trajectories, now: Evaluation) -> dict[str, Tensor]:
         """Detached values `[B]` by name whose means over the rows are worth plotting (`margin`, `accuracy`); NaN where a row has none."""
         return {}
@@ -155,6 +160,10 @@ class Combination(Advantage):
     @property
     def spans(self) -> bool:
         return any(a.spans for _, a in self.terms)
+
+    @property
+    def weighs_entropy(self) -> bool:
+        return any(a.weighs_entropy for _, a in self.terms)
 
     def facts(self, batch: Trajectories, now: Evaluation) -> dict[str, Tensor]:
         return {name: value for _, a in self.terms for name, value in a.facts(batch, now).items()}

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import ClassVar, Literal
@@ -85,6 +85,8 @@ class Record:
     """What the advantage tells of itself, `[n]` by name."""
     shapes: tuple[str, ...] = ()
     """Facts of which more than the mean is worth telling."""
+    later: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    """Facts that are found for a record which is kept."""
 
     @classmethod
     def of(cls, term: str, *, advantage: Tensor | None = None, shapes: tuple[str, ...] = (), **facts: Tensor) -> Record:
@@ -93,8 +95,9 @@ class Record:
 
     def kept(self) -> Record:
         """The same, detached and flat."""
-        facts = {name: value.detach().reshape(-1) for name, value in self.facts.items()}
-        return dataclasses.replace(self, advantage=self.advantage.detach().reshape(-1), facts=facts)
+        found = self.facts | {name: find() for name, find in self.later.items()}
+        facts = {name: value.detach().reshape(-1) for name, value in found.items()}
+        return dataclasses.replace(self, advantage=self.advantage.detach().reshape(-1), facts=facts, later={})
 
 
 @dataclass(frozen=True)
@@ -336,11 +339,15 @@ class PolicyGradient(Term):
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
         if isinstance(self.likelihood, Substituted):
-            value = self.likelihood.expected(lambda point: self.advantage(batch, point, planning), now)
+            expected = self.likelihood.expected
+            value = expected(lambda point: self.advantage(batch, point, planning), now)
+            record = Record.of(name, advantage=value)
+            if self.advantage.weighs_entropy:
+                record.later["entropy"] = lambda: expected(lambda point: -point.log_prob, now)
             if not self._scaled:
-                return -value, Record.of(name, advantage=value)
+                return -value, record
             unit = batch.planned.get(f"{name}/{UNIT}")
-            return -value * (self._unit(value, batch, planning) if unit is None else unit), Record.of(name, advantage=value)
+            return -value * (self._unit(value, batch, planning) if unit is None else unit), record
         log_prob = self.likelihood(now)
         lp = log_prob.detach()
         log_reference = self.reference(lp, batch)

@@ -99,7 +99,7 @@ OPTIMISATION = (
     ),
     Panel(
         "Entropy",
-        {"entropy": "entropy", "temperature_loss/entropy": "entropy"},
+        {"entropy": "entropy", "temperature_loss/entropy": "entropy", "policy_gradient/entropy": "entropy"},
         "How undecided the policy is. Healthy: falls slowly. An early collapse means it has stopped exploring (of real actions entropies "
         "may be negative); a steady rise means it drifts into noise.",
         unit="nats",
