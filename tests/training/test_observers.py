@@ -158,9 +158,29 @@ def test_numbers_go_to_a_tracker_of_ones_own() -> None:
     json.dumps(logged)
 
 
-def test_a_misspelt_metric_is_told() -> None:
-    with pytest.warns(UserWarning, match="EarlyStopping saw no 'retrun/mean' in this run; did you mean 'return/mean'"):
-        run(EarlyStopping("retrun/mean", patience=1), iterations=2)
+@pytest.mark.parametrize(
+    ("metric", "iterations", "line", "seen"),
+    [
+        ("retrun/mean", 3, "saw no 'retrun/mean' after 2 iterations; did you mean 'return/mean'", 2),  # when the first episode ended
+        ("accuracy", 3, "saw no 'accuracy' in this run", 3),
+        ("accuracy", 12, "saw no 'accuracy' after 10 iterations", 10),
+    ],
+)
+def test_a_metric_that_does_not_come_is_told_once_and_soon(metric, iterations, line, seen) -> None:
+    class Early(EarlyStopping):
+        def iteration(self, done, total, metrics) -> None:
+            super().iteration(done, total, metrics)
+            at.append(len(told))
+
+    at: list[int] = []
+    with pytest.warns(UserWarning, match=f"Early {line}") as told:
+        run(Early(metric, patience=1), iterations=iterations)
+    assert len([each for each in told if "saw no" in str(each.message)]) == 1
+    assert at == [int(done >= seen and iterations > seen) for done in range(1, iterations + 1)]
+
+
+def test_a_metric_that_comes_late_is_not_doubted() -> None:
+    run(EarlyStopping("return/mean", patience=100), iterations=2)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import sys
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
 
 
+ALIKE = 0.85
+"""How much a name that was not seen must be like one that was, for it to be told at once (`difflib`'s ratio)."""
+DOUBT = 10
+"""Iterations after which any name that was not seen is told."""
+
+
 class _Watching(Observer):
     """Follows one number: a name of metrics.jsonl (`reward/mean`), or of an evaluation (`pass@1 (greedy)`, or `evaluation/TASK/NAME` of one
     task among several). After a resume it has seen what the run folder holds."""
@@ -31,6 +38,8 @@ class _Watching(Observer):
         self.run = run
         self.best, self.since = -math.inf, 0
         self.met: set[str] = set()
+        self.doubted = False
+        """Whether it was told that the number was not seen."""
         for row in _rows(run.folder / "metrics.jsonl", run.iteration):
             self._look(row, told=False)
         for row in _rows(run.folder / "evaluations.jsonl", run.iteration + 1):
@@ -38,6 +47,8 @@ class _Watching(Observer):
 
     def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
         self._look(metrics)
+        if done >= DOUBT or difflib.get_close_matches(self.metric, self.met, 1, ALIKE):
+            self._doubt(f"after {done} {'iteration' if done == 1 else 'iterations'}")
 
     def evaluation(self, results: list[EvaluationResult]) -> None:
         self._look(_flat(results))
@@ -62,10 +73,14 @@ class _Watching(Observer):
         """Told of every value, and whether it is the best so far."""
 
     def stop(self, status: str) -> None:
-        if status == "finished" and self.metric not in self.met:
-            warnings.warn(
-                f"{type(self).__name__} saw no '{self.metric}' in this run; {nearest(self.metric, sorted(self.met))}", stacklevel=2
-            )
+        if status == "finished":
+            self._doubt("in this run")
+
+    def _doubt(self, when: str) -> None:
+        """Warns once where the number has not been seen yet."""
+        if self.metric not in self.met and not self.doubted:
+            self.doubted = True
+            warnings.warn(f"{type(self).__name__} saw no '{self.metric}' {when}; {nearest(self.metric, sorted(self.met))}", stacklevel=3)
 
 
 class EarlyStopping(_Watching):
