@@ -650,6 +650,23 @@ def test_returns_of_training_and_evaluation_share_a_chart_over_environment_steps
     assert clock["evaluations"]["environment steps"] == [0, 2000, 3000]  # before the iteration of that number
 
 
+def test_the_last_and_the_best_evaluation_are_told(tmp_path: Path) -> None:
+    runs = [control_run(tmp_path / name) for name in ("one", "two", "odd")]
+    for run, measured in zip(runs, ({"iteration": 3, "return": -117.0}, {"iteration": 2, "return": -1180.25}, None), strict=True):
+        info = json.loads((run / "run.json").read_text())
+        best = {"iteration": 2, "return": -90.5}
+        info["evaluations"] = {"last": measured, "best": best, "n": 3} if measured else [1]
+        (run / "run.json").write_text(json.dumps(info))
+    alone = write_report(runs[:1], tmp_path / "alone.html").read_text()
+    assert "Of 3 evaluations the last returned −117 (iteration 3), the best −90.5 (iteration 2). " in alone
+    assert "--checkpoint best" in alone
+    beside = write_report(runs, tmp_path / "beside.html").read_text()
+    assert "one: of 3 evaluations the last returned −117 (iteration 3), the best −90.5 (iteration 2). " in beside
+    assert "two: of 3 evaluations the last returned −1,180 (iteration 2), the best −90.5 (iteration 2). " in beside
+    assert beside.count("--checkpoint best") == 2  # what cannot be read is left out
+    assert "--checkpoint best" not in write_report([control_run(tmp_path / "none")], tmp_path / "none.html").read_text()
+
+
 def test_a_replay_run_shows_critic_and_buffer(tmp_path: Path) -> None:
     page = report(tmp_path, control_run(tmp_path / "run"))
     assert page.chart("Critic loss")["data"][0]["y"] == [7, 6, 5]

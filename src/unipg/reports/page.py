@@ -151,7 +151,20 @@ def results(runs: Sequence[Run]) -> str:
         '<p class="soft">Value and 95 % interval at the first and at the last evaluation. Where the intervals overlap the change may be '
         "chance; where they do not, it hardly is.</p>"
     )
-    return table(head, rows) + note + _answers_counted(runs)
+    return table(head, rows) + note + _answers_counted(runs) + "".join(_last_and_best(run, len(runs) > 1) for run in runs)
+
+
+def _last_and_best(run: Run, several: bool) -> str:
+    """Of a controller's evaluations, as its run.json has them; empty where it has none, or others."""
+    try:
+        found = run.info["evaluations"]
+        last, best = (f"{number(found[name]['return'])} (iteration {int(found[name]['iteration'])})" for name in ("last", "best"))
+        told = f"of {int(found['n'])} evaluations the last returned {last}, the best {best}"
+    except (KeyError, TypeError, ValueError):
+        return ""
+    told = f"{run.label}: {told}" if several else told[0].upper() + told[1:]
+    why = "The best was chosen by its number, which is likely too high: <code>unipg evaluate RUN --checkpoint best</code> plays others."
+    return f'<p class="soft">{escape(told)}. {why}</p>'
 
 
 def _when(run: Run, position: int) -> str:
