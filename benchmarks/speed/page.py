@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -460,23 +461,26 @@ def kept_transitions(result: Result, images: Path) -> list[str]:
     """What replay.py measured."""
     cases = result["cases"]
     lines = [
-        f"SAC and TD3 on Pendulum-v1 (an update of 256 transitions after every step) and DQN on CartPole-v1 (64, after every fourth), at "
-        f"Stable-Baselines3's defaults otherwise, {result['seeds']} seeds; a name ends with the width of the two hidden layers. That "
-        "losses and gradients are equal on the same tensors is tested.",
+        "SAC and TD3 on Pendulum-v1 (an update of 256 transitions after every step) and DQN on CartPole-v1 (64, after every fourth), at "
+        "Stable-Baselines3's defaults otherwise; a name ends with the width of the two hidden layers. That losses and gradients are equal "
+        "on the same tensors is tested.",
         "",
     ]
     rows, missed = [], []
     for name, case in cases.items():
         ratio, sides = case["ratio"], (case["ours"], case["stable_baselines3"])
         speeds = [f"{side['steps_per_cpu_second']['median']:,.0f}" for side in sides]
-        ends = [f"{r['value']:.0f} ({r['low']:.0f} – {r['high']:.0f})" for r in (side["final_return"] for side in sides)]
+        ends = [
+            f"{r['value']:.0f}" + (f" ({r['low']:.0f} – {r['high']:.0f})" if "low" in r else "") for r in (s["final_return"] for s in sides)
+        ]
         overlap = case["returns_overlap"]
         told = "reached" if case["reached"] else "**not reached**"
         both = f"{_yes(overlap['mean_return'])}, {_yes(overlap['final_return'])}"
-        rows.append([name, *speeds, spread(ratio), f"{ratio['target']}", told, *ends, both])
+        rows.append([name, f"{case['seeds']}", *speeds, spread(ratio), f"{ratio['target']}", told, *ends, both])
         missed += [] if case["reached"] else [f"{name} is {1 - ratio['median'] / ratio['target']:.0%} short"]
     heading = [
         "",
+        "seeds",
         "unipg, steps per CPU-second",
         "Stable-Baselines3's",
         "times",
@@ -511,7 +515,7 @@ def draw_kept(cases: dict[str, Result], path: Path) -> None:
         for colour, side in zip(COLOURS.values(), ("ours", "stable_baselines3"), strict=False):
             curve = case[side]["curve"]
             steps = sorted(curve, key=int)
-            middle, low, high = ([curve[s][part] for s in steps] for part in ("value", "low", "high"))
+            middle, low, high = ([curve[s].get(part, math.nan) for s in steps] for part in ("value", "low", "high"))
             axis.plot([int(s) for s in steps], middle, color=colour, label=SIDES[side])
             axis.fill_between([int(s) for s in steps], low, high, color=colour, alpha=0.2)
         axis.set(title=name, xlabel="steps")
@@ -521,8 +525,8 @@ def draw_kept(cases: dict[str, Result], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _yes(value: bool) -> str:
-    return "yes" if value else "no"
+def _yes(value: bool | None) -> str:
+    return "–" if value is None else "yes" if value else "no"
 
 
 def draw_control(sides: dict[str, Result], path: Path) -> None:

@@ -1,13 +1,14 @@
 """SAC, TD3 and DQN beside Stable-Baselines3: steps per CPU-second, and learning curves of the same runs.
 
-    python benchmarks/speed/replay.py [--peers PYTHON] [--cases sac-256,td3-64] [--seeds 5] [--steps N] [--quick]
+    python benchmarks/speed/replay.py [--peers PYTHON] [--cases sac-256,td3-64] [--seeds 5] [--steps N] [--quick] [--kept]
 
 Both sides have one environment, one thread and the settings of Stable-Baselines3's defaults, but for what a case says: networks of 2 x 256
 or 2 x 64 with ReLU, batches of 256 and an update after every step (SAC, TD3), batches of 64 and an update after every fourth step (DQN).
 Each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a short first run are over
 before the clock starts. A learning curve has at most ten points, the last of which is the return at the end. That losses and gradients are
 equal on the same tensors is in `tests/peers/`. What still differs: the random numbers, and which temperature SAC's critic reads (ours that
-of after its step). Finished runs are kept beside the result and are not done again.
+of after its step). Finished runs are kept beside the result and are not done again; --kept tells of them alone, of as many seeds as each
+case has.
 """
 
 from __future__ import annotations
@@ -119,12 +120,21 @@ SIDES = {"ours": ours, "stable_baselines3": stable_baselines3}
 
 
 def compared(case: Case, mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
-    """Ratios of runs that ran after each other, and whether the intervals of returns overlap."""
+    """Ratios of runs that ran after each other, and whether the intervals of returns overlap; null where one seed says nothing of it."""
     ratios = [(a["steps"] / a["cpu"]) / (b["steps"] / b["cpu"]) for a, b in zip(mine, theirs, strict=True)]
-    a, b = summary(mine), summary(theirs)
-    found = {name: a[name]["low"] <= b[name]["high"] and b[name]["low"] <= a[name]["high"] for name in ("mean_return", "final_return")}
+    sides = {"ours": ended(summary(mine)), "stable_baselines3": ended(summary(theirs))}
+    found: dict[str, bool | None] = {}
+    for name in ("mean_return", "final_return"):
+        a, b = (side[name] for side in sides.values())
+        found[name] = a["low"] <= b["high"] and b["low"] <= a["high"] if len(ratios) > 1 else None
     ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "target": case.aim}
-    return {"ratio": ratio, "reached": ratio["median"] >= case.aim, "returns_overlap": found, "ours": a, "stable_baselines3": b}
+    return {"seeds": len(ratios), "ratio": ratio, "reached": ratio["median"] >= case.aim, "returns_overlap": found, **sides}
+
+
+def ended(found: dict[str, Any]) -> dict[str, Any]:
+    """Without the ends of intervals that a single number does not have: they are NaN, which nothing equals."""
+    inner = {name: ended(value) if isinstance(value, dict) else value for name, value in found.items()}
+    return {name: value for name, value in inner.items() if value == value}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -135,6 +145,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, help="of each run, instead of the case's own")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--quick", action="store_true", help="one seed of 1,000 steps: only whether it runs")
+    parser.add_argument("--kept", action="store_true", help="start nothing: tell of the runs that are kept")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -148,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
         told(json.dumps(SIDES[chosen.side](case, chosen.seed, chosen.steps or case.steps)))
         return 0
     python = chosen.peers or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
-    if not control.present("stable_baselines3", python, None):
+    if not chosen.kept and not control.present("stable_baselines3", python, None):
         return 1
     seeds = 1 if chosen.quick else chosen.seeds
     kept = chosen.output.with_suffix(".jsonl")
@@ -156,25 +167,27 @@ def main(arguments: Sequence[str]) -> int:
     runs: dict[str, dict[str, list[Run]]] = {name: {side: [] for side in SIDES} for name in chosen.cases.split(",")}
     for name, seed in [(name, seed) for seed in range(seeds) for name in runs]:
         steps = 1000 if chosen.quick else chosen.steps or CASES[name].steps
+        keys = {side: {"case": name, "side": side, "seed": seed, "of": steps} for side in SIDES}
+        known = {side: next((row["run"] for row in done if row["key"] == key), None) for side, key in keys.items()}
+        if chosen.kept and None in known.values():
+            continue
         for side in SIDES if seed % 2 == 0 else reversed(SIDES):
-            key = {"case": name, "side": side, "seed": seed, "of": steps}
-            found = next((row["run"] for row in done if row["key"] == key), None)
+            found = known[side]
             if found is None:
                 interpreter = sys.executable if side == "ours" else python
                 told(f"{name} seed {seed} {side} …")
                 found = run(interpreter, "--cases", name, "--side", side, "--seed", seed, "--steps", steps)
                 if not chosen.quick:
                     with kept.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key, "run": found}) + "\n")
+                        file.write(json.dumps({"key": keys[side], "run": found}) + "\n")
             runs[name][side].append(found)
             told(f"{name:8s} seed {seed}  {side:18s} {found['steps'] / found['cpu']:8.0f} steps per CPU-second")
-    cases = {name: compared(CASES[name], found["ours"], found["stable_baselines3"]) for name, found in runs.items()}
+    cases = {name: compared(CASES[name], found["ours"], found["stable_baselines3"]) for name, found in runs.items() if found["ours"]}
     for name, found in cases.items():
         ratio, word = found["ratio"], "reached" if found["reached"] else "NOT reached"
         told(f"{name}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] x, aim {ratio['target']}: {word}")
         for side in SIDES:
-            end = found[side]["final_return"]
-            told(f"{'':10s}{side:18s} return at the end {end['value']:.0f} [{end['low']:.0f}, {end['high']:.0f}]")
+            told(f"{'':10s}{side:18s} return at the end {found[side]['final_return']['value']:.0f}")
         told(f"{'':10s}returns overlap: {found['returns_overlap']}")
     if not chosen.quick:
         from unipg.training.run import cpu_name
@@ -186,7 +199,6 @@ def main(arguments: Sequence[str]) -> int:
             "command": shlex.join(["python", *sys.argv]),
             "commit": head,
             "machine": machine,
-            "seeds": seeds,
             "cases": cases,
         }
         chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
