@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing.connection
 import sys
+import time
 from typing import Any
 
 import gymnasium
@@ -96,8 +98,17 @@ def test_what_cannot_be_used_is_one_line(how: str, what: str) -> None:
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late"])
 @pytest.mark.parametrize("how", ["shape", "old step", "text"])
-def test_in_processes_of_their_own_too(how: str) -> None:
+def test_in_processes_of_their_own_too(how: str, late: bool, monkeypatch) -> None:
+    """Also where nobody looks before the process has told its error and is gone."""
+    wait = multiprocessing.connection.wait
+
+    def waited(*given: Any) -> Any:
+        time.sleep(0.1 if late else 0)
+        return wait(*given)
+
+    monkeypatch.setattr(multiprocessing.connection, "wait", waited)
     with pytest.raises(InputError, match=rf"^in environment 'Wrong-v0', at step 2 of the window: .*{GIVEN[how]}"):
         played(how, "window", processes=2)
 

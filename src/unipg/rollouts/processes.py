@@ -82,14 +82,19 @@ class Processes(AsyncVectorEnv):
         return super().call_wait(*values, **named)
 
     def _wait(self) -> None:
-        """Until every process has answered. One that dies takes its turn (`at_once`) with it, and others would wait for that for ever."""
-        silent = {*self.parent_pipes}
-        ends = [process.sentinel for process in self.processes]
+        """Until every process has answered. One that dies takes its turn (`at_once`) with it, and others would wait for that for ever; one
+        whose environment has raised an error says so and ends in order."""
+        silent = dict(zip(self.parent_pipes, self.processes, strict=True))
         while silent:
-            ready = multiprocessing.connection.wait([*silent, *ends])
-            if any(end in ready for end in ends):
-                raise ConnectionError("a process has ended")
-            silent -= {*ready}
+            ready = multiprocessing.connection.wait([*silent, *(process.sentinel for process in silent.values())])
+            for pipe, process in [*silent.items()]:
+                if process.sentinel in ready:
+                    process.join(LAST_SECONDS)
+                    if process.exitcode != 0:
+                        raise ConnectionError("a process has ended")
+                    del silent[pipe]
+                elif pipe in ready:
+                    del silent[pipe]
 
     def fetch(self) -> list[gymnasium.Env]:
         """Copies of the environments as they stand. `NotNumbers` where they cannot be pickled."""
