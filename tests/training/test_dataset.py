@@ -10,6 +10,11 @@ from unipg.errors import InputError
 from unipg.front import train
 from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Transitions, open_data
+from unipg.training.observer import Stopped
+from unipg.training.optimization import TrainingRecipe
+from unipg.training.recipe import recipe_from
+from unipg.training.run import build
+from unipg.training.trainer import Trainer
 
 ROWS = 60
 
@@ -90,7 +95,8 @@ def test_rows_that_are_not_of_the_environment_are_refused(tmp_path: Path, change
         ({"algorithm": "ppo"}, "one of"),
         ({"dataset": {"path": "nowhere.npz"}}, "does not exist"),
         ({"dataset": {"demonstrations": "more.npz"}}, "demonstrations is given"),
-        ({"replay": {}}, "both replay and dataset"),
+        ({"replay": {}}, "dataset.batch is given"),
+        ({"replay": {}, "dataset": {"batch": None, "share": 1.0}}, "share is 1.0"),
     ],
 )
 def test_sections_that_do_not_fit_are_refused(tmp_path: Path, more: dict, told: str) -> None:
@@ -137,3 +143,48 @@ def test_a_time_limit_is_not_followed_by_the_next_episode() -> None:
     middle = ~data.column("terminated")
     follow = given["observation"].astype(np.float32)
     assert all(np.any(np.all(follow == after, 1)) for after in data.column("next_observation")[middle])
+
+
+def joined(folder: Path, name: str) -> Trainer:
+    """A run that draws a quarter of its rows from the dataset and the others from what it keeps, rewards tenfold."""
+    np.savez(folder / "data.npz", **arrays())
+    environment = {"id": "Pendulum-v1", "count": 1, "steps": 6, "evaluation_episodes": 1}
+    given = {"path": str(folder / "data.npz"), "share": 0.25, "reward_scale": 10.0}
+    controller = {"hidden": [8], "kind": "deterministic"}
+    values = {"algorithm": "td3_bc", "environment": environment, "dataset": given, "replay": {"batch": 8}, "controller": controller}
+    recipe = recipe_from(values)
+    algorithm = recipe.build_algorithm()
+    policy, experience = build(recipe, algorithm, torch.device("cpu"))
+    training = TrainingRecipe(iterations=3, save_every=1, evaluate_every=0)
+    sections = {"replay": recipe.replay, "dataset": recipe.dataset, "training": training}
+    return Trainer(algorithm, policy, experience, folder=folder / name, **sections)
+
+
+def test_kept_rows_and_given_ones_make_up_a_batch(tmp_path: Path) -> None:
+    feed = joined(tmp_path, "run").feed
+    feed.begin()
+    for round in range(3):
+        feed.gather(round)
+    batch = feed.draw(2, 0)
+    own, given = (torch.from_numpy(rows) for rows in (feed.ring.draw(torch.arange(3))["reward"].numpy(), arrays()["reward"]))
+    reward = batch.step_reward[:, 0]
+    assert len(batch) == 8
+    assert all(bool(torch.isclose(10 * own, each).any()) for each in reward[:6])
+    assert all(bool(torch.isclose(10 * given, each).any()) for each in reward[6:])
+    assert not any(bool(torch.isclose(10 * given, each).any()) for each in reward[:6])
+    assert bool((batch.action.abs() <= 1).all())
+
+
+def test_a_joined_run_goes_on_to_the_bit(tmp_path: Path) -> None:
+    straight = joined(tmp_path, "straight")
+    straight.train()
+    first = joined(tmp_path, "stopped")
+    first.stop_after_steps = 8
+    with pytest.raises(Stopped):
+        first.train()
+    second = joined(tmp_path, "stopped")
+    second.resume()
+    second.train()
+    expected, found = (run.policy.module.state_dict() for run in (straight, second))
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert straight.step == 18

@@ -405,8 +405,6 @@ def check_feed(algorithm: Algorithm, replay: bool, dataset: bool) -> None:
             raise InputError(
                 f"{section} is given, but {who} learns from each batch of rollouts once; accepted: leave it out, or one of {names}"
             )
-    if replay and dataset:
-        raise InputError("both replay and dataset are given; accepted: one of them")
     if algorithm.mixes and not dataset:
         raise InputError(f"{who} adds rows of a dataset to what it collects; accepted: `dataset: {{path: FILE}}`")
     if algorithm.offline and not (replay or dataset):

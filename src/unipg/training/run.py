@@ -101,7 +101,7 @@ def run_recipe(
         if not algorithm.replays and all(settings == own[0] for settings in own):
             settings = own[0] if own else None
             recipe = dataclasses.replace(recipe, optimizer=recipe.optimizer.settled(algorithm, policy, controller=control, own=settings))
-        collects = algorithm.replays and recipe.dataset is None
+        collects = algorithm.replays and (recipe.dataset is None or recipe.replay is not None)
         if collects and not goes_on and isinstance(policy, ActorCritic) and isinstance(experience, EnvironmentRollouts):
             ring_of(recipe.replay or ReplayRecipe(), folder, policy, experience, recipe.training).check_room()
         if workers.leads:

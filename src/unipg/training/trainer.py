@@ -27,6 +27,7 @@ from unipg.training.distribution import Workers
 from unipg.training.feeds.base import Feed
 from unipg.training.feeds.dataset import Dataset, DatasetRecipe
 from unipg.training.feeds.generated import Staged
+from unipg.training.feeds.joined import Joined
 from unipg.training.feeds.mixed import Mixed
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 from unipg.training.feeds.rollouts import Rollouts
@@ -193,7 +194,9 @@ class Trainer:
             return Mixed(self, dataset)
         if not self.algorithm.replays:
             return Staged(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
-        return Replay(self, replay or ReplayRecipe()) if dataset is None else Dataset(self, dataset)
+        if dataset is None:
+            return Replay(self, replay or ReplayRecipe())
+        return Dataset(self, dataset) if replay is None else Joined(self, replay, dataset)
 
     # ------------------------------------------------------------------------------------------------ the loop
 

@@ -17,6 +17,7 @@ from unipg.algorithms.learners import Learner
 from unipg.arguments import CheckedArguments
 from unipg.critics.regression import DISCOUNT
 from unipg.errors import InputError
+from unipg.estimator.parts import alone
 from unipg.hub import in_home
 from unipg.loading import callable_named
 from unipg.policies.actions import BoxActions
@@ -58,6 +59,8 @@ class DatasetRecipe(CheckedArguments):
     """What rewards are multiplied by. `returns`: 1000 / (best return of an episode − worst)."""
     reward_shift: float = 0.0
     """What is added to them afterwards."""
+    share: float = 0.5
+    """Of an update's rows, where a recipe has `replay` too: the others are the run's own."""
     options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the function that `path` names."""
 
@@ -68,6 +71,8 @@ class DatasetRecipe(CheckedArguments):
         for name in ("batch", "updates"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise InputError(f"dataset.{name} is {value}; accepted: 1 or more")
+        if not 0 < self.share < 1:
+            raise InputError(f"dataset.share is {self.share}; accepted: between 0 and 1, without these")
         scale = self.reward_scale
         if scale != "returns" and (isinstance(scale, str) or not (math.isfinite(scale) and scale != 0)):
             raise InputError(f"dataset.reward_scale is {scale}; accepted: a finite number other than 0, or returns")
@@ -147,6 +152,15 @@ def inner_actions(policy: ActorCritic, action: Tensor) -> Tensor:
     return inner.clamp(INSIDE - 1, 1 - INSIDE) if policy.actions.type in ("squashed", "squashed_mixture") else inner
 
 
+def observe_all(policy: ActorCritic, data: Transitions) -> None:
+    """Gives a policy the statistics of all observations of a dataset."""
+    seen = data.column("observation")
+    for first in range(0, len(seen), PIECE):
+        piece = torch.from_numpy(np.array(seen[first : first + PIECE])).unsqueeze(1)
+        rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
+        policy.observe(rows.to(policy.device), alone)
+
+
 class Dataset(Kept):
     """As many rounds as updates of an iteration (`dataset.updates`), each of which draws uniformly.
 
@@ -180,18 +194,10 @@ class Dataset(Kept):
 
     def begin(self) -> None:
         if self.policy.must_observe:
-            self._observe()
+            observe_all(self.policy, self.data[Source.REPLAY])
+            self.tell_still("the dataset's")
         self.seconds = 0.0
         self._begun = True
-
-    def _observe(self) -> None:
-        """The statistics of the whole dataset."""
-        seen = self.data[Source.REPLAY].column("observation")
-        for first in range(0, len(seen), PIECE):
-            piece = torch.from_numpy(np.array(seen[first : first + PIECE])).unsqueeze(1)
-            rows = Trajectories(action=torch.zeros(len(piece), 1), mask=torch.ones(len(piece), 1, dtype=torch.bool), observation=piece)
-            self.policy.observe(rows.to(self._device), self.run.workers.sum)
-        self.tell_still("the dataset's")
 
     def neighbours(self) -> Pairs:
         """All pairs, as `Planning.neighbours` has them: copied when they are first asked for, once the statistics are there."""

@@ -205,6 +205,10 @@ class Replay(Kept):
     def draw(self, round: int, number: int) -> Trajectories:
         numbers, planned = self.numbers()
         self.run.diagnostics.recording = self.done % self._tell_every == 0
+        return self.rows(self._drawn_rows(numbers, planned), planned)
+
+    def _drawn_rows(self, numbers: np.ndarray, planned: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of the rows that numbers in [0, 1) decide; what goes with them is planned."""
         if self.priorities is None:
             self._index = chosen(numbers, len(self.ring))
         else:
@@ -219,7 +223,7 @@ class Replay(Kept):
             several = n_step(self.ring, self._index, self.ahead, self.discount, self.count)
             drawn |= self.ring.draw(several.last, "next_observation", "terminated") | {"reward": several.reward}
             planned[DISCOUNT] = several.factor.unsqueeze(1).to(self._device)
-        return self.rows(drawn, planned)
+        return drawn
 
     def fitted(self, learner: Learner) -> Learner:
         if self.priorities is None:
