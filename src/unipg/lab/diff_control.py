@@ -10,7 +10,6 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.critics.regression import Regression
-from unipg.errors import InputError
 from unipg.estimator import Objective, Planning, PolicyGradient, Progress
 from unipg.estimator.directions import Plain
 from unipg.lab import diff
@@ -22,6 +21,8 @@ from unipg.policies.now import NOISE, Now
 from unipg.replay import Pairs, Ring, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
+from unipg.training.feeds.dataset import data_for, inner_actions, observe_all
+from unipg.training.observer import Observer
 from unipg.training.recipe import Recipe
 from unipg.training.run import build, pick_device, wanted_of
 from unipg.trajectories import Source, Trajectories
@@ -52,8 +53,9 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
         return Difference(first.name, second.name, parts, nothing, [], [], [], {}, notes=[note])
     both = ((first, policy), (second, other))
     if first.replays:
-        batch = _transitions(experience, policy, first, seed)
-        numbers = [_targets(algorithm, made, batch, setting) for algorithm, made in both]
+        batch = _transitions(experience, policy, first, seed) if loaded.dataset is None else _given(loaded, policy, seed)
+        judged = all(_regression(algorithm, setting) is not None for algorithm, _ in both)
+        numbers = [(_targets if judged else _weights)(algorithm, made, batch, setting) for algorithm, made in both]
         counts = {"transitions": float(len(batch))}
     else:
         batch = diff.shared_batch(first, second, policy, experience, seed)
@@ -75,7 +77,7 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
         [] if kept else diff.by_position(gap, batch.mask),
         {} if kept else diff.by_sign(a, gap, batch.mask),
         counts,
-        TARGETS if kept else diff.COEFFICIENTS,
+        TARGETS if kept and judged else diff.COEFFICIENTS,
         notes,
     )
 
@@ -134,13 +136,38 @@ def _transitions(experience: EnvironmentRollouts, policy: ActorCritic, first: Al
         found = stepper.step(give(stepper.observation, action))
         fields = {name: value for name, value in vars(found).items() if name != "live"}
         ring.append(action=action if found.live is None else action[found.live], **fields)
-    rows = {name: tensor.unsqueeze(1) for name, tensor in ring.draw(torch.arange(len(ring))).items() if name not in ("episode",)}
-    size = (len(ring), 1, policy.actions.noises)
+    return _rows(policy, {Source.REPLAY: ring.draw(torch.arange(len(ring)))}, source)
+
+
+def _given(loaded: Recipe, policy: ActorCritic, seed: int) -> Trajectories:
+    """[N,1] steps of the recipe's dataset, and as many of its demonstrations where it has some."""
+    recipe, environment = loaded.dataset, loaded.environment
+    assert recipe is not None
+    assert environment is not None
+    source, found = generator(seed, "diff"), {}
+    for of, place in ((Source.REPLAY, recipe.path), (Source.DEMONSTRATION, recipe.demonstrations)):
+        if place is not None:
+            data = data_for(policy, recipe, place, environment.id)
+            if of is Source.REPLAY:
+                scale, shift = recipe.rewards(data)
+                if policy.must_observe:
+                    observe_all(policy, data, Observer())
+            rows = data.draw(torch.randint(len(data), (TRANSITIONS,), generator=source))
+            found[of] = rows | {"action": inner_actions(policy, rows["action"]), "reward": rows["reward"] * scale + shift}
+    return _rows(policy, found, source)
+
+
+def _rows(policy: ActorCritic, drawn: dict[Source, dict[str, Tensor]], noise: torch.Generator) -> Trajectories:
+    """[N,1] of columns [N,…] by their source, with the noise of fresh actions."""
+    names = [name for name in next(iter(drawn.values())) if name != "episode"]
+    rows = {name: torch.cat([each[name] for each in drawn.values()]).unsqueeze(1) for name in names}
+    count = len(rows["reward"])
+    size = (count, 1, policy.actions.noises)
     batch = Trajectories(
-        mask=torch.ones(len(ring), 1, dtype=torch.bool),
-        source=torch.full((len(ring),), int(Source.REPLAY)),
+        mask=torch.ones(count, 1, dtype=torch.bool),
+        source=torch.cat([torch.full((len(each["reward"]),), int(of)) for of, each in drawn.items()]),
         step_reward=rows.pop("reward"),
-        planned={NOISE.format(at): torch.randn(size, generator=source) for at in ("observation", "next_observation")},
+        planned={NOISE.format(at): torch.randn(size, generator=noise) for at in ("observation", "next_observation")},
         **rows,  # type: ignore[arg-type]
     )
     return batch.to(policy.device)
@@ -148,7 +175,9 @@ def _transitions(experience: EnvironmentRollouts, policy: ActorCritic, first: Al
 
 def _planned(algorithm: Algorithm, policy: ActorCritic, objective: Objective, batch: Trajectories, setting: Setting) -> Trajectories:
     planning = _planning(policy, batch)
-    if not algorithm.replays:
+    if algorithm.replays:
+        batch = objective.prepare(batch, planning)
+    else:
         batch = selected(algorithm, policy, prepared(algorithm, batch, setting, planning, objective)[1], planning)
     return objective.plan(batch, planning)
 
@@ -189,12 +218,29 @@ def _coefficients(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories
 
 
 @torch.no_grad()
+def _weights(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, setting: Setting) -> Tensor:
+    """[B,1] what multiplies ∇log pi of each step of data, over all policy gradients of an algorithm."""
+    found = torch.zeros(batch.mask.shape, device=policy.device)
+    planning = _planning(policy, batch)
+    for learner in algorithm.learned(setting):
+        for term in learner.terms.terms:
+            if isinstance(term, PolicyGradient) and not term.likelihood.substitutes:
+                weight = term.advantage(batch, policy.now(batch), planning).to(found.dtype)
+                found += torch.where(batch.rows_from(*term.rows).unsqueeze(1), weight, 0)
+    return found
+
+
+def _regression(algorithm: Algorithm, setting: Setting) -> Regression | None:
+    """The first regression of an algorithm, where it has any."""
+    terms = (term for learner in algorithm.learned(setting) for term in learner.terms.terms)
+    return next((term for term in terms if isinstance(term, Regression)), None)
+
+
+@torch.no_grad()
 def _targets(algorithm: Algorithm, policy: ActorCritic, batch: Trajectories, setting: Setting) -> Tensor:
     """[B,1] what the first regression of an algorithm aims at."""
-    terms = (term for learner in algorithm.learned(setting) for term in learner.terms.terms)
-    regression = next((term for term in terms if isinstance(term, Regression)), None)
-    if regression is None:
-        raise InputError(f"algorithm '{algorithm.name}' has no regression of values, whose targets could be compared")
+    regression = _regression(algorithm, setting)
+    assert regression is not None
     return regression.aim(policy.now(batch), batch, _planning(policy, batch))
 
 
@@ -214,6 +260,9 @@ def _compared(
         if name == "actor" and policy.actions != other.actions:
             kinds = f"{_kind(policy)} actions in {first.name} and {_kind(other)} ones in {second.name}"
             notes.append(f"'{name}' is not compared: it gives {kinds}; both begin with the same most likely action")
+            continue
+        if len(a[name]) != len(b[name]):
+            notes.append(f"'{name}' is not compared: it has layer normalisation in one of the two")
             continue
         sizes = _members(policy, name), _members(other, name)
         if sizes[0] != sizes[1]:
