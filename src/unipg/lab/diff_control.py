@@ -22,7 +22,6 @@ from unipg.replay import Pairs, Ring, transition_columns
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.dataset import data_for, inner_actions, observe_all
-from unipg.training.observer import Observer
 from unipg.training.recipe import Recipe
 from unipg.training.run import build, pick_device, wanted_of
 from unipg.trajectories import Source, Trajectories
@@ -151,7 +150,7 @@ def _given(loaded: Recipe, policy: ActorCritic, seed: int) -> Trajectories:
             if of is Source.REPLAY:
                 scale, shift = recipe.rewards(data)
                 if policy.must_observe:
-                    observe_all(policy, data, Observer())
+                    observe_all(policy, data)
             rows = data.draw(torch.randint(len(data), (TRANSITIONS,), generator=source))
             found[of] = rows | {"action": inner_actions(policy, rows["action"]), "reward": rows["reward"] * scale + shift}
     return _rows(policy, found, source)
