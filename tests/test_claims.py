@@ -319,6 +319,7 @@ def test_pieces_of_otr(scripts: Callable[[str], ModuleType]) -> None:
         ("polychromic", 5, 10),
         ("prdc", 4, 3),
         ("hnpg", 5, 3),
+        ("cdsa", 11, 8),
     ],
 )
 def test_other_claims_in_small(

@@ -473,6 +473,10 @@ class Evaluation:
         """[B,T] mean squared error of a denoising network on the stored action, at planned noise."""
         return self.fresh(network).log_prob
 
+    def errors(self, network: str) -> dict[str, Tensor]:
+        """[B,T] by name: what a model of the data is off by on the stored transition, at planned noise."""
+        return {network: self.fresh(network).log_prob}
+
     def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
         """[B,T,A] mean and standard deviation of the Gaussian that a network's real actions are drawn from."""
         return self.fresh(network).log_prob, self.fresh(network).log_prob

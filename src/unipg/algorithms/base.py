@@ -133,6 +133,9 @@ class Algorithm(CheckedArguments):
     acts: ClassVar[bool] = False
     """Whether it is for policies that act in environments alone."""
 
+    wraps: ClassVar[bool] = False
+    """Whether it changes what a trained controller does (`controller.model`, of any of its kinds), and trains nothing of that itself."""
+
     controllers: ClassVar[tuple[str, ...]] = ()
     """Kinds of actions that it can train (`controller.kind`), `auto` for those that can be counted; the first that fits is the default.
     None: any that have probabilities."""

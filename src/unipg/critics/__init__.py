@@ -6,7 +6,8 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 
 from unipg.critics.duals import ChiSquare, DualValue, Expectile, Gumbel, Level, Shape, TotalVariation, Toward
 from unipg.critics.lagged import Copied, Follows, Polyak
-from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network, Number, StateValues, ValuesByStep
+from unipg.critics.models import ModelLoss
+from unipg.critics.networks import ActionValues, Body, Corrector, Decoder, Lagged, Network, Number, StateValues, ValuesByStep
 from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Planned, Regression, Target, TemperatureLoss
 from unipg.critics.values import (
     Drawn,
@@ -30,6 +31,7 @@ __all__ = [
     "Bootstrapped",
     "ChiSquare",
     "Copied",
+    "Corrector",
     "Decoder",
     "Drawn",
     "DualValue",
@@ -48,6 +50,7 @@ __all__ = [
     "Level",
     "Likeliest",
     "Likeliness",
+    "ModelLoss",
     "Network",
     "Number",
     "Planned",

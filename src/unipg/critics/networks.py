@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unipg.errors import InputError
+from unipg.networks.corrections import Correction
 from unipg.networks.denoisers import Denoiser, Process
 from unipg.networks.perceptron import Activation, Ensemble, HostFunction, Stepped
 
@@ -164,3 +165,23 @@ class Decoder(Network):
         if body.encoder is not None:
             raise InputError("a decoder reads observations that are vectors, but these are images; accepted: an environment without images")
         return Denoiser(self.process, body.inputs, body.actions, self.hidden, self.steps)
+
+
+@dataclass(frozen=True)
+class Corrector(Network):
+    """What a policy's actions are corrected by, `networks.Correction`, of these settings."""
+
+    hidden: tuple[int, ...] = (128, 128)
+    sigmas: tuple[float, ...] = (0.05, 0.1, 0.2)
+    k_state: float = 0.2
+    k_action: float = 0.1
+    gate: float | None = None
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.discrete:
+            raise InputError("a correction needs a continuous action space; accepted: real actions")
+        if body.encoder is not None:
+            raise InputError(
+                "a correction reads observations that are vectors, but these are images; accepted: an environment without images"
+            )
+        return Correction(body.inputs, body.actions, **vars(self), source=source)

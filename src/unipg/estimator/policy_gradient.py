@@ -111,6 +111,8 @@ class Term(Part):
     """
 
     needs_log_prob: ClassVar[bool] = True
+    reads_ends: ClassVar[bool] = False
+    """Whether what is observed where an episode terminates counts: of a model of the data it does, of values it must not."""
     rows: tuple[Source, ...] = ROLLOUTS
     counted: tuple[Source, ...] | None = None
     aggregate: Aggregate = TokenMean()

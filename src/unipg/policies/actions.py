@@ -426,6 +426,12 @@ class BoxActions(Actions):
         least, most = (torch.from_numpy(each) for each in self._bounds)
         return action.maximum(least).minimum(most).to(_dtype(self.dtype)).reshape(-1, *self.shape)
 
+    def inside(self, action: Tensor) -> Tensor:
+        """[N,A] in the policy's units, held inside what bounds there are."""
+        bounded = torch.from_numpy(self._bounded)
+        low, high = (torch.tensor(each, dtype=torch.float64) for each in (self.low, self.high))
+        return action.double().maximum(torch.where(bounded, -1, low)).minimum(torch.where(bounded, 1, high)).to(action.dtype)
+
     def from_environment(self, action: np.ndarray) -> np.ndarray:
         """[N,A] float32; 0 in a dimension whose bounds are one number."""
         flat = np.asarray(action, np.float64).reshape(len(action), self.size)
@@ -626,6 +632,9 @@ class LatentActions(SpreadActions):
     def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
         mean, x = output.chunk(2, -1)
         return mean, (softplus(x) + STD_MIN).clamp_max(STD_MAX).log()
+
+    def inside(self, action: Tensor) -> Tensor:
+        return action  # tanh holds them
 
     def for_environment(self, action: np.ndarray) -> np.ndarray:
         return super().for_environment(np.tanh(action))

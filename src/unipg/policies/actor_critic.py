@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from unipg.arguments import CheckedArguments
-from unipg.critics.networks import ActionValues, Body, Decoder, Lagged, Network
+from unipg.critics.networks import ActionValues, Body, Corrector, Decoder, Lagged, Network
 from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.estimator.likelihoods import Reading, placed, read_off
 from unipg.estimator.parts import Reduce
 from unipg.hub import in_home
+from unipg.networks.corrections import Correction
 from unipg.networks.denoisers import Denoiser
 from unipg.networks.encoders import Channels, Encoder, Flat, Observation, alike, encoder_from, observation_of
 from unipg.networks.perceptron import (
@@ -39,10 +40,11 @@ from unipg.networks.perceptron import (
 from unipg.policies.actions import Actions, BoxActions, DiscreteActions, GreedyActions, Kind, LatentActions, SpreadActions
 from unipg.policies.base import Policy
 from unipg.policies.mixtures import COMPONENTS, Evaluated, MixtureActions
-from unipg.policies.named import ACTOR, DECODER, ROUTER, VALUES, NamedNetworks, build_networks
+from unipg.policies.named import ACTOR, CORRECTION, DECODER, ROUTER, VALUES, NamedNetworks, build_networks
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.now import CRITIC
 from unipg.policies.spaces import actions_from, actions_of, described
+from unipg.policies.transforms import correcting, decoding
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
@@ -146,10 +148,12 @@ class _Networks(nn.Module):
         normalizer: RunningNormalizer | None,
         more: Mapping[str, nn.Module],
         decoder: Denoiser | None = None,
+        correction: Correction | None = None,
     ) -> None:
         super().__init__()
         self.actor = actor
         self.decoder = decoder
+        self.correction = correction
         self.critic = critic
         self.flat = flat
         self.normalizer = normalizer
@@ -182,7 +186,8 @@ class ActorCritic(NamedNetworks, Controller):
     touched.
 
     `networks` may have a `decoder` (`critics.Decoder`) where actions are latent: it lies between them and the environment's, reads
-    observations in units of statistics of its own, and is saved with what acting needs.
+    observations in units of statistics of its own, and is saved with what acting needs. So has and is a `correction` (`critics.Corrector`),
+    which is added to real actions of any kind.
 
     `normalize`: both read observations in units of their running statistics (`RunningNormalizer`), which follow the batches that the policy
     is trained on, one behind: within a collection and the updates on it they stand still, so that log-probabilities are of one policy.
@@ -272,6 +277,8 @@ class ActorCritic(NamedNetworks, Controller):
             if not isinstance(actions, LatentActions):
                 raise InputError(f"a decoder reads what latent actions are, but these are '{actions.kind}'; accepted: kind latent")
             own[DECODER] = networks[DECODER].build(body, generator(seed, DECODER))
+        if networks and CORRECTION in networks:
+            own[CORRECTION] = networks[CORRECTION].build(body, generator(seed, CORRECTION))
         spread = torch.full((actions.outputs,), log_std) if actions.has_log_std else None
         more = build_networks(networks or {}, own, body, seed, spread)
         self.lags = {name: network.of for name, network in (networks or {}).items() if isinstance(network, Lagged)}
@@ -291,7 +298,9 @@ class ActorCritic(NamedNetworks, Controller):
         acting, judging = cast("tuple[Perceptron | Routed | Stepped, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
         before = None if flat is None or flat.plain else flat
         self._decoder = cast("Denoiser | None", own.get(DECODER))
-        self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more, self._decoder)
+        self.correction = cast("Correction | None", own.get(CORRECTION))
+        """What is added to its actions, once that has seen data, in every environment that it acts in."""
+        self.module: _Networks = _Networks(acting, judging, spread, before, normalizer, more, self._decoder, self.correction)
         self.exploration: float | None = None
         """What `Actions.draw` reads as its `std`, of kinds whose exploration is no part of the distribution; None for their own."""
 
@@ -454,19 +463,20 @@ class ActorCritic(NamedNetworks, Controller):
         return self.actions.for_environment(action)
 
     def outward(self) -> Outward:
-        """See `Controller.outward`. Errors: `InputError` where a decoder gives what is not finite, which bounds would hide."""
-        if self._decoder is None:
+        """See `Controller.outward`, `decoding` and `correcting`."""
+        stages = [] if self._decoder is None else [decoding(self._decoder)]
+        if self.correction is not None and bool(self.correction.fitted):
+            assert isinstance(self.actions, BoxActions)
+            stages.append(correcting(self.correction, self.actions))
+        if not stages:
             return super().outward()
-        decode = self._decoder.on_the_host()
         encode = None if self.module.flat is None else self.module.flat.on_the_host()
 
         def give(observation: np.ndarray, action: np.ndarray) -> np.ndarray:
-            with np.errstate(over="ignore", invalid="ignore"):  # told below, of what comes out
-                decoded = decode(observation if encode is None else encode(observation), action)
-            if not np.isfinite(decoded).all():
-                row = int(np.argwhere(~np.isfinite(decoded))[0][0])
-                raise InputError(f"the decoder gives {decoded[row].tolist()} for the latent action {action[row].tolist()} (row {row})")
-            return self.actions.for_environment(decoded)
+            condition = observation if encode is None else encode(observation)
+            for stage in stages:
+                action = stage(condition, action)
+            return self.actions.for_environment(action)
 
         return give
 
@@ -476,7 +486,7 @@ class ActorCritic(NamedNetworks, Controller):
         return self._decoder
 
     def condition(self, observation: Tensor) -> Tensor:
-        """[N,O] stored observations as the decoder reads them, in their own units."""
+        """[N,O] stored observations as decoder and correction read them, in their own units."""
         flat = observation.reshape(len(observation), *self.encoder.stored.shape)
         return flat if self.module.flat is None else self.module.flat(flat)
 
@@ -516,6 +526,7 @@ class ActorCritic(NamedNetworks, Controller):
             config |= {} if shape == (1, 1) else {"values": list(shape)}
         if (decoder := self._decoder) is not None:
             config["decoder"] = {"process": decoder.process, "hidden": list(decoder.network.sizes[1:-1]), "steps": decoder.steps}
+        config |= {} if self.correction is None else {"correction": self.correction.settings}
         weights = {name: tensor for name, tensor in self.module.state_dict().items() if not name.startswith(_MORE)}
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, folder / _WEIGHTS)
         (folder / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -565,12 +576,14 @@ class ActorCritic(NamedNetworks, Controller):
             raise InputError(f"{folder / _CONFIG} does not describe an actor_critic policy")
         config = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
         networks = dict(networks or {})
-        learns = DECODER in networks
+        learns, corrects = DECODER in networks, CORRECTION in networks
         try:
             if "values" in config:
                 networks = {VALUES: ActionValues(*config["values"]), **networks}
             if "decoder" in config:
                 networks[DECODER] = Decoder(**{**config["decoder"], "hidden": tuple(config["decoder"]["hidden"])})
+            if "correction" in config and not corrects:
+                networks[CORRECTION] = Corrector(**config["correction"])
             policy = cls(
                 config["observation_shape"] if "observation_shape" in config else config["observation"],
                 actions_from(**config["actions"]),
@@ -583,7 +596,8 @@ class ActorCritic(NamedNetworks, Controller):
                 steps=config.get("steps"),
             )
             weights = load_file(folder / _WEIGHTS)
-            more = (_MORE,) if "decoder" in config else (_MORE, f"{DECODER}.")
+            more = (_MORE, *([] if "decoder" in config else [f"{DECODER}."]), *([f"{CORRECTION}."] if corrects else []))
+            weights = {name: tensor for name, tensor in weights.items() if not name.startswith(more)}
             new = {name: tensor for name, tensor in policy.module.state_dict().items() if name.startswith(more)}
             policy.module.load_state_dict(weights | new)
             policy.copy_lagged()
@@ -647,6 +661,8 @@ class Wanted:
     """Of an episode, for each of which there is a policy of its own."""
     networks: Callable[[bool], Mapping[str, Network]] = lambda counted: {}
     """Beside the actor, by whether actions can be counted."""
+    wraps: bool = False
+    """Whether a saved policy of any of these kinds will do, and acts as it did."""
 
     def kind_of(self, asked: Kind, space: gymnasium.Space) -> Kind:
         """The kind of actions; `InputError` for one, or for a space, that the algorithm cannot train."""
@@ -744,8 +760,9 @@ class ActorCriticRecipe(CheckedArguments):
         actions = actions_of(action_space, kind, **self._own(kind, wanted))
         networks = wanted.networks(isinstance(actions, DiscreteActions))
         if self.model is not None:
-            asked = kind if wanted.who or kind != "auto" else None  # where no algorithm asks, the saved policy's own
-            heads = wanted.heads if wanted.who else None
+            own = self.kind == "auto" if wanted.wraps else not wanted.who and kind == "auto"  # nobody asks for another one
+            asked = None if own else kind
+            heads = wanted.heads if wanted.who and not wanted.wraps else None
             return self._saved(Path(self.model), observation, action_space, asked, normalized, networks, heads)
         if normalized and self.normalize_observations is None:
             warnings.warn(

@@ -19,6 +19,7 @@ from unipg.errors import InputError, missing_package, nearest, one_line
 from unipg.files import generator
 from unipg.networks.encoders import Leaf
 from unipg.networks.perceptron import Ensemble
+from unipg.policies.actions import BoxActions
 from unipg.policies.actor_critic import ActorCritic
 
 Format = Literal["onnx", "torchscript"]
@@ -46,6 +47,8 @@ class Acting(nn.Module):
         self.normalizer = None if networks.normalizer is None else networks.normalizer.frozen()
         self.actor = networks.actor
         self.decoder = networks.decoder
+        trained = policy.correction is not None and bool(policy.correction.fitted)
+        self.correction = policy.correction if trained else None
         self.leaves: list[Leaf] = policy.encoder.leaves()
 
     def forward(self, *observation: Tensor) -> Tensor:
@@ -56,7 +59,12 @@ class Acting(nn.Module):
         if output.ndim == 3:  # an ensemble of values, whose mean chooses
             output = cast("Ensemble", self.actor).mean_value(output)
         action = self.actions.likeliest(output)
-        return self.actions.given(action if self.decoder is None else self.decoder.decode(condition, action))
+        action = action if self.decoder is None else self.decoder.decode(condition, action)
+        if self.correction is not None:
+            inner = cast("BoxActions", self.actions).inside(action)
+            added = self.correction(condition, inner)
+            action = torch.where(torch.isfinite(added).all(1, keepdim=True), inner + added, inner)
+        return self.actions.given(action)
 
     def examples(self, rows: int) -> tuple[Tensor, ...]:
         return tuple(torch.zeros(rows, *leaf.shape, dtype=getattr(torch, leaf.dtype)) for leaf in self.leaves)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unipg.critics.networks import Body, Lagged, Network
 from unipg.errors import InputError, nearest
+from unipg.networks.corrections import Correction
 from unipg.networks.perceptron import Routed, Stepped
 from unipg.policies.actions import Actions, BoxActions
 from unipg.policies.mixtures import MixtureNow
@@ -17,9 +18,9 @@ from unipg.policies.now import Now
 from unipg.seeding import generator
 from unipg.trajectories import Evaluation, Trajectories
 
-ACTOR, VALUES, ROUTER, DECODER = "actor", "q", "router", "decoder"
+ACTOR, VALUES, ROUTER, DECODER, CORRECTION = "actor", "q", "router", "decoder", "correction"
 """Names that a controller's own networks have beside `CRITIC`: what acts, values of actions where these are what acts, what chooses among
-the components of a mixture, and what lies between its actions and the environment's."""
+the components of a mixture, what lies between its actions and the environment's, and what corrects them there."""
 LOG_STD = "log_std"
 
 
@@ -82,6 +83,11 @@ class NamedNetworks:
     @property
     def names_networks(self) -> bool:
         return True
+
+    def noises(self, at: str) -> int:
+        """Planned standard normal numbers of what is drawn there: a fresh action at observations, or errors of a network."""
+        module = self.modules.get(at)
+        return module.noises if isinstance(module, Correction) else self.actions.noises
 
     def network(self, name: str) -> nn.Module:
         """A network by its name; `InputError` for one that there is not."""

@@ -17,6 +17,7 @@ from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     from unipg.critics.networks import PositiveNumber
+    from unipg.networks.corrections import Correction
     from unipg.networks.denoisers import Denoiser
     from unipg.policies.named import NamedNetworks
 
@@ -143,6 +144,14 @@ class Now(Evaluation):
         condition = self.policy.condition(self.flat(self.batch.require("observation", "a denoising network")))
         error = cast("Denoiser", self.policy.network(network)).error
         return self.placed(error(condition, self.action.to(condition.dtype), self.noise(network)))
+
+    def errors(self, network: str) -> dict[str, Tensor]:
+        fields = (self.batch.require(name, "a model of the data") for name in ("observation", "next_observation"))
+        seen, following = (self.policy.condition(self.flat(field)) for field in fields)
+        ended = self.flat(self.batch.require("terminated", "a model of the data"))
+        model = cast("Correction", self.policy.network(network))
+        found = model.errors(seen, self.action.to(seen.dtype), following, ended, self.noise(network))
+        return {name: self.placed(error) for name, error in found.items()}
 
     def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
         mean, log_std = self.policy.gaussian(self.observed("observation"), network)

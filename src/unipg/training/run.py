@@ -179,6 +179,11 @@ def _leader_says(workers: Workers, decide: Callable[[], bool]) -> bool:
 def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[Policy, Experience]:
     """The policy and the source of experience that a recipe names."""
     if recipe.environment is not None:
+        if algorithm.wraps and recipe.controller.model is None:
+            raise InputError(
+                f"algorithm '{algorithm.name}' changes what a trained controller does; accepted: `controller: {{model: RUN}}`, a run or "
+                "its model folder"
+            )
         environments = recipe.environment.build(recipe.seed)
         spaces, normalized = (environments.observation_space, environments.action_space), environments.normalized
         controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized, wanted=wanted_of(algorithm))
@@ -230,7 +235,16 @@ def wanted_of(algorithm: Algorithm) -> Wanted:
     """What an algorithm asks of its controller."""
     kinds, own, steps = algorithm.controllers, algorithm.controller, algorithm.by_step
     critic = not algorithm.replays and steps is None
-    return Wanted(algorithm.name, kinds, critic=critic, heads=algorithm.heads, networks=algorithm.networks, steps=steps, **own)  # type: ignore[arg-type]
+    return Wanted(
+        algorithm.name,
+        kinds,  # type: ignore[arg-type]
+        critic=critic,
+        heads=algorithm.heads,
+        networks=algorithm.networks,
+        steps=steps,
+        wraps=algorithm.wraps,
+        **own,
+    )
 
 
 def _check_updates(recipe: Recipe, algorithm: Algorithm) -> None:

@@ -22,6 +22,7 @@ from unipg.hub import in_home
 from unipg.loading import callable_named
 from unipg.policies.actions import BoxActions
 from unipg.policies.actor_critic import ActorCritic
+from unipg.policies.named import CORRECTION
 from unipg.replay import Pairs, Transitions, n_step, open_data
 from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.trajectories import Source, Trajectories
@@ -35,6 +36,8 @@ OUTSIDE = 1e-4
 """How far an action may lie outside its bounds, in units of half their distance: rounding."""
 INSIDE = 1e-5
 """How far inside its bounds an action is taken to lie where a density over them is learned: at the bounds themselves it has no end."""
+CHANCE = 0.2
+"""Share of the variance of steps above which a model of them is told to be a poor one."""
 FACTOR = "factor"
 RECORDS = 32
 """Updates of an iteration whose terms are recorded for diagnostics."""
@@ -186,6 +189,9 @@ class Dataset(Kept):
         if self.ahead > 1 and recipe.reward_shift:
             raise InputError(f"dataset.reward_shift is {recipe.reward_shift:g}, but returns are over {self.ahead} steps; accepted: 0")
         self._pairs: Pairs | None = None
+        trained = any(CORRECTION in learner.trains for learner in run.learned)
+        self._warned = False
+        self._correction = self.policy.correction if trained else None
         self._told = max(1, recipe.updates // RECORDS)
 
     def steps(self, learner: Learner) -> int:
@@ -196,8 +202,19 @@ class Dataset(Kept):
         if self.policy.must_observe:
             observe_all(self.policy, self.data[Source.REPLAY])
             self.tell_still("the dataset's")
+        model = self._correction
+        if still := [] if model is None or model.fitted else model.fit(*self._sample()):
+            which = ", ".join(map(str, still))
+            self.run.observer.note(f"of the dataset's observations the numbers {which} never change: they are left out of what is dense")
         self.seconds = 0.0
         self._begun = True
+
+    def _sample(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Up to `PIECE` observations, actions in the policy's units, next observations and ends, spread evenly over the dataset."""
+        data, policy = self.data[Source.REPLAY], self.policy
+        drawn = data.draw(torch.arange(0, len(data), -(-len(data) // PIECE)), "observation", "action", "next_observation", "terminated")
+        seen, following = (policy.condition(drawn[name].to(self._device)) for name in ("observation", "next_observation"))
+        return seen, inner_actions(policy, drawn["action"]).to(self._device), following, drawn["terminated"].to(self._device)
 
     def neighbours(self) -> Pairs:
         """All pairs, as `Planning.neighbours` has them: copied when they are first asked for, once the statistics are there."""
@@ -235,7 +252,14 @@ class Dataset(Kept):
     def finish(self) -> dict[str, Any]:
         self._begun = False
         rows = len(self.data[Source.REPLAY])
-        return {"dataset/updates": float(self.done), "dataset/passes": self.done * self.each / rows, "time/rollout": self.seconds}
+        told = {} if self._correction is None else {"correction/unexplained": self._correction.settle(*self._sample())}
+        if (open := told.get("correction/unexplained", 0.0)) > CHANCE and not self._warned:
+            self._warned = True
+            self.run.observer.note(
+                f"{open:.0%} of the variance of the data's steps is not explained by state and action: a correction takes the environment "
+                "to be deterministic, and its dynamics to be learned"
+            )
+        return told | {"dataset/updates": float(self.done), "dataset/passes": self.done * self.each / rows, "time/rollout": self.seconds}
 
     def _fingerprints(self) -> list[str]:
         return [data.fingerprint() for data in self.data.values()]

@@ -89,9 +89,12 @@ class Kept(Feed):
         block, place = divmod(self.done, BLOCK)
         if self._block is None or self._block[0] != block:
             source = generator(self.run.seed, self.stream, block)
-            rows, size = self.batch, self.policy.actions.noises
+            rows = self.batch
             uniform = torch.rand(BLOCK, rows, generator=source, dtype=torch.float64).numpy()
-            normal = {NOISE.format(at): torch.randn(BLOCK, rows, 1, size, generator=source).to(self._device) for at in self._drawn}
+            normal = {
+                NOISE.format(at): torch.randn(BLOCK, rows, 1, self.policy.noises(at), generator=source).to(self._device)
+                for at in self._drawn
+            }
             self._block = block, uniform, normal
         return self._block[1][place], {name: values[place] for name, values in self._block[2].items()}
 
