@@ -382,3 +382,20 @@ def test_two_runs_that_begin_at_once_do_not_share_a_folder(recipe, tmp_path) -> 
     assert f"process {first}, writes to it" in line or "already exists" in line
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["iteration"] for line in metrics] == list(range(5))
+
+
+def test_a_lock_that_was_just_taken_is_waited_for(tmp_path) -> None:
+    """Its holder is told although the file is still empty when it is first looked at."""
+    import fcntl
+
+    place = tmp_path / "run.lock"
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    later = threading.Timer(0.1, lambda: os.write(descriptor, b'{"pid": 4711}'))
+    later.start()
+    try:
+        with pytest.raises(InputError, match="process 4711"), locked(tmp_path):
+            pass
+    finally:
+        later.join()
+        os.close(descriptor)

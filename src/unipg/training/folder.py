@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -91,8 +92,8 @@ def _taken(folder: Path, path: Path) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = _read(path)
             os.close(descriptor)
+            holder = _written(path)
             raise _refusal(folder, holder) from None
         except OSError:  # this file system has no such locks
             os.close(descriptor)
@@ -139,6 +140,14 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _written(path: Path) -> dict[str, Any]:
+    """What a lock says once it says anything: between taking it and writing who has it lies a moment."""
+    until = time.monotonic() + 1.0
+    while not (found := _read(path)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return found
 
 
 def _lives(holder: dict[str, Any]) -> bool:
