@@ -42,7 +42,7 @@ import torch
 
 from unipg.errors import InputError, nearest
 from unipg.statistics import Interval, mean_interval
-from unipg.training.run import versions
+from unipg.training.record import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 INTERVAL = "95 % percentile bootstrap over seeds (unipg.statistics); with few seeds it is narrower than its name says"

@@ -104,7 +104,7 @@ def ours(case: Case, seed: int, iterations: int, vectorized: bool | None, envpoo
 def clocked(make: Callable[[int, int, Path], Any], seed: int, first: int, length: int, point: int = POINT) -> Run:
     """A run of unipg, what it took and what its episodes returned; `make`: a trainer by seed, length and folder. One of length `first` and
     of another seed is over before the clock starts. `point`: see `curve`."""
-    from unipg.training.run import versions
+    from unipg.training.record import versions
 
     with tempfile.TemporaryDirectory() as scratch:
         make(seed + 1000, first, Path(scratch, "first")).train()
@@ -341,7 +341,7 @@ def main(arguments: Sequence[str]) -> int:
         told(json.dumps(found))
         return 0
 
-    from unipg.training.run import cpu_name
+    from unipg.training.record import cpu_name
 
     python = chosen.peers or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
     script = str(Path(chosen.cleanrl).resolve()) if chosen.cleanrl else None

@@ -42,7 +42,7 @@ from unipg.estimator.projection import project
 from unipg.policies import packing
 from unipg.policies.causal_lm import CausalLanguageModel, recompute_activations
 from unipg.rollouts.generation import Decoding, sample
-from unipg.training.run import cpu_name, versions
+from unipg.training.record import cpu_name, versions
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = ROOT / "benchmarks" / "results" / "speed-gpu.json"

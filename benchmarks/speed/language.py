@@ -410,7 +410,7 @@ def verdicts(work: Work, sides: dict[str, Any]) -> list[dict[str, Any]]:
 
 def facts(pythons: dict[str, str], command: Sequence[str], repeats: int, quick: bool) -> dict[str, Any]:
     """Commit, machine, versions and command."""
-    from unipg.training.run import cpu_name, versions
+    from unipg.training.record import cpu_name, versions
 
     named: dict[str, dict[str, str]] = {"ours": versions()}
     if "trl" in pythons:

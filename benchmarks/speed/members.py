@@ -25,7 +25,8 @@ from unipg.critics.kinds import Ensemble, Gaussian, GeneralizedGaussian
 from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training.feeds.replay import ReplayRecipe
-from unipg.training.run import versions, wanted_of
+from unipg.training.record import versions
+from unipg.training.run import wanted_of
 from unipg.training.trainer import Trainer, TrainingRecipe
 
 OUTPUT = ROOT / "benchmarks" / "results" / "speed-members.json"

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="one repeat of four iterations: only whether it runs")
     chosen = parser.parse_args(arguments)
 
-    from unipg.training.run import cpu_name, versions
+    from unipg.training.record import cpu_name, versions
 
     repeats, iterations = (1, 4) if chosen.quick else (chosen.repeats, chosen.iterations)
     found: dict[str, dict[str, list[dict[str, float]]]] = {case: {way: [] for way in WAYS} for case in CASES}

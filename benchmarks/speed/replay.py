@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
             told(f"{'':10s}{side:18s} return at the end {found[side]['final_return']['value']:.0f}")
         told(f"{'':10s}returns overlap: {found['returns_overlap']}")
     if not chosen.quick:
-        from unipg.training.run import cpu_name
+        from unipg.training.record import cpu_name
 
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
         machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1, "python": platform.python_version()}

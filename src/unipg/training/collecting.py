@@ -25,7 +25,8 @@ from unipg.training.folder import EVALUATED
 from unipg.training.observer import Observer
 from unipg.training.observers import measured_returns
 from unipg.training.recipe import Recipe, load_recipe
-from unipg.training.run import run_recipe, versions
+from unipg.training.record import versions
+from unipg.training.run import run_recipe
 
 PLAYED = ("random", "medium", "expert")
 """Behaviours whose episodes are played."""

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import importlib.metadata
-import json
-import os
-import platform
 import shutil
 import signal
-import sys
 import threading
 import types
 import warnings
@@ -41,19 +35,17 @@ from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
 from unipg.tasks.verifiers import verifier_named
-from unipg.training.collapse import Finding
 from unipg.training.distribution import Workers
 from unipg.training.feeds.replay import ReplayRecipe, ring_of
 from unipg.training.folder import BEST, EVALUATED, LOCK, holds_checkpoint, locked, trained, untouched
 from unipg.training.observer import Observer, Observers, Stopped
-from unipg.training.observers import BestModel, EvaluatedModels, last_and_best
+from unipg.training.observers import BestModel, EvaluatedModels
 from unipg.training.recipe import DemonstrationsRecipe, Recipe, identity_of
+from unipg.training.record import RunRecord, earlier
 from unipg.training.state import difference
 from unipg.training.tracking import Tracker
 from unipg.training.trainer import Trainer
 from unipg.trajectories import Source
-
-PACKAGES = ("unipg", "torch", "transformers", "tokenizers", "reasoning-gym", "gymnasium", "peft", "datasets", "bm25s", "numpy")
 
 
 def run_recipe(
@@ -365,7 +357,7 @@ def _untrained(folder: Path) -> bool:
 
 def _unfinished(folder: Path) -> bool:
     """Whether a folder holds a run that has not come to its end."""
-    record = _earlier(folder / "run.json")
+    record = earlier(folder / "run.json")
     return "unipg" in record.get("versions", ()) and record.get("status") != "finished"
 
 
@@ -410,114 +402,3 @@ def _stopping(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class RunRecord:
-    """Keeps `run.json`: what ran, on what, and how it ended."""
-
-    trainer: Trainer | None = None
-
-    def __init__(
-        self,
-        folder: Path,
-        recipe: Recipe,
-        algorithm: Algorithm,
-        policy: Policy,
-        command: str,
-        device: torch.device,
-        *,
-        continues: bool = False,
-        writes: bool = True,
-    ) -> None:
-        self.path, self.writes = folder / "run.json", writes
-        earlier = _earlier(self.path) if continues else {}
-        parameters = list(policy.module.parameters())
-        self.content: dict[str, Any] = {
-            "name": folder.name,
-            "algorithm": algorithm.name,
-            "status": "running",
-            "seed": recipe.seed,
-            "started": earlier.get("started") or _now(),
-            "resumed": [*earlier.get("resumed", []), _now()] if earlier else [],
-            "command": command or " ".join(sys.argv),
-            "iterations": recipe.training.iterations,
-            "policy": {
-                "parameters": sum(p.numel() for p in parameters),
-                "trained": sum(p.numel() for p in parameters if p.requires_grad),
-                "critic": sum(p.numel() for p in policy.critic_parameters),
-            },
-            "versions": versions(),
-            "machine": {
-                "cpu": cpu_name(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-            },
-            "warnings": [],
-        }
-
-    def follow(self, trainer: Trainer) -> None:
-        """Keeps what the trainer warns of, and how long it has trained."""
-        self.trainer = trainer
-        self.content["warnings"] = [dataclasses.asdict(finding) for finding in trainer.watch.found]
-        trainer.watch.listeners.append(self._warned)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Writes the record now, and again with the outcome."""
-        status = "failed"
-        self._write()
-        try:
-            yield
-            status = "finished"
-        except (Stopped, KeyboardInterrupt):
-            status = "interrupted"
-            raise
-        finally:
-            if self.trainer is not None and self.trainer.ended:
-                self.content["ended_early"] = self.trainer.ended
-            if measured := last_and_best(self.path.parent):
-                self.content["evaluations"] = measured
-            seconds = round(self.trainer.seconds, 3) if self.trainer else 0.0
-            self.content |= {"status": status, "finished": _now(), "seconds": seconds}
-            self._write()
-
-    def _warned(self, finding: Finding) -> None:
-        self.content["warnings"].append(dataclasses.asdict(finding))
-        self._write()
-
-    def _write(self) -> None:
-        if self.writes:
-            write_file(self.path, json.dumps(self.content, indent=1), untouched)
-
-
-def _earlier(path: Path) -> dict[str, Any]:
-    """The record of a run that is continued; empty where there is none, or none that can be read."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def cpu_name() -> str:
-    """What the processor calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
