@@ -103,7 +103,7 @@ def of_values(policy: ActorCritic, data: Arrays, *, best: bool) -> dict[str, flo
 
 
 def sizes(options: argparse.Namespace) -> tuple[int, int]:
-    return (40, 2) if options.quick else (4000, 8)
+    return (40, 2) if options.quick else (4000, 4)
 
 
 def mixed(runs: Runs) -> list[Check | None]:

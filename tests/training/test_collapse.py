@@ -99,6 +99,14 @@ def test_of_prompts_that_earn_nothing_demonstrations_help_and_of_equal_ones_a_fi
     assert "a finer reward" in same.found[0].text
 
 
+def test_a_policy_whose_weights_are_all_zero_is_told_of() -> None:
+    seen = watch(compares=False, given=True)
+    assert read(seen, 3, **{"steps/still": lambda i: 60.0 * i}) == [("still", 2)]
+    assert "receives no gradient, for 120 steps" in seen.found[0].text
+    assert "lambda" in seen.found[0].text
+    assert read(watch(), 3, **{"steps/still": 500.0}) == []
+
+
 # ---------------------------------------------------------------------------------------------------- no false alarm
 
 

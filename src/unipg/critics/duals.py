@@ -141,7 +141,9 @@ class DualValue(Term):
     def _differences(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
         """[K,B,T]; 0 where nothing counts."""
         values = now.state_value(self.of)
-        y = self.toward(batch, now, planning).detach() - values
+        with torch.no_grad():
+            toward = self.toward(batch, now, planning)
+        y = toward - values
         return torch.where(self.taken(batch) & batch.rows_from(*self.rows).unsqueeze(1), y, 0)
 
     @torch.no_grad()

@@ -354,8 +354,9 @@ class PolicyGradient(Term):
         lp = log_prob.detach()
         log_reference = self.reference(lp, batch)
         if self.advantage.is_dynamic and f"{name}/advantage" not in batch.planned:
-            advantage = self.advantage(batch, now.detach(), planning)
-            facts = self.advantage.facts(batch, now.detach())
+            with torch.no_grad():  # a coefficient has no graph
+                advantage = self.advantage(batch, now.detach(), planning)
+                facts = self.advantage.facts(batch, now.detach())
         else:
             advantage = batch.require(f"{name}/advantage", "PolicyGradient")
             prefix = f"{name}/fact/"

@@ -65,6 +65,10 @@ class Now(Evaluation):
             self._kept[key] = kept = (version, find())
         return kept[1]
 
+    def shared(self, key: Any, network: str, find: Callable[[], Tensor]) -> Tensor:
+        """`once`, where no graph is built: a graph is not shared, since whoever uses it first may free it."""
+        return find() if torch.is_grad_enabled() else self.once(key, (network,), find)
+
     def observed(self, at: str) -> Tensor:
         """[N,O] observations of a field as the networks read them."""
         if at not in self._read:
@@ -120,7 +124,7 @@ class Now(Evaluation):
 
     def action_value(self, network: str, members: int | None = None) -> Tensor:
         """[K,B,T]"""
-        return self.values_of(network, "observation", self.action, members)
+        return self.shared(("value", network, members), network, lambda: self.values_of(network, "observation", self.action, members))
 
     def action_values(self, network: str) -> Tensor:
         return self.all_of(network, "observation", self.action)
@@ -215,10 +219,7 @@ class Now(Evaluation):
             found = values(*_read_by(values, observation, action), members=members)
             found = found.squeeze(-1) if values.channels == 1 else found[..., 0]
         else:
-            if torch.is_grad_enabled():  # a graph is not shared: whoever uses it first may free it
-                found = values(observation, members=members)
-            else:
-                found = self.once(("all", network, at, members), (network,), lambda: values(observation, members=members))
+            found = self.shared(("all", network, at, members), network, lambda: values(observation, members=members))
             if values.channels != 1:
                 found = found[..., : self.policy.actions_per_step]
             if action is not None:
@@ -241,7 +242,8 @@ class Now(Evaluation):
 
     def states_of(self, network: str, at: str) -> Tensor:
         """[K,B,T] values of the named observations."""
-        return self._members(self.policy.network(network)(self.observed(at)).squeeze(-1))
+        found = self.shared(("states", network, at), network, lambda: self.policy.network(network)(self.observed(at)))
+        return self._members(found.squeeze(-1))
 
     def _members(self, found: Tensor) -> Tensor:
         """[K,N,…] back as [K,B,T,…]."""

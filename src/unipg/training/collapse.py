@@ -36,6 +36,8 @@ STUCK = 0.05
 """Share of the latent actions' standard deviations at a limit."""
 SKIPPED = 0.2
 """Share of the optimiser steps that were not applied."""
+STILL = 100
+"""Steps in a row without any gradient."""
 OFTEN, RECENT = 3, 5
 """Iterations of the last few in which a ratio or a gradient must be too large."""
 
@@ -47,7 +49,7 @@ class Finding:
     """What was found, and where."""
 
     kind: str
-    """no_signal, solved, entropy, length, reward, ratio, gradient, latent, or verifier: answers that could not be scored."""
+    """no_signal, solved, entropy, length, reward, ratio, gradient, latent, still, or verifier: answers that could not be scored."""
     iteration: int
     text: str
     """In one line, with what usually helps."""
@@ -62,11 +64,12 @@ class Watch:
     """Reads the metrics rows of a run in their order, and finds each kind of collapse once.
 
     `compares`: whether prompts whose rollouts all earn the same teach nothing. `samples`: whether the policy learns from its own rollouts.
-    `counts`: whether its actions can be counted; an entropy of densities has no smallest value.
+    `counts`: whether its actions can be counted; an entropy of densities has no smallest value. `given`: whether what it learns from is
+    given once for all, where a policy that has stopped does not get going again.
     """
 
-    def __init__(self, *, compares: bool, samples: bool = True, counts: bool = True) -> None:
-        self.compares, self.samples, self.counts = compares, samples, counts
+    def __init__(self, *, compares: bool, samples: bool = True, counts: bool = True, given: bool = False) -> None:
+        self.compares, self.samples, self.counts, self.given = compares, samples, counts, given
         self.found: list[Finding] = []
         self.listeners: list[Callable[[Finding], None]] = []
         """Are told of each finding when it is made."""
@@ -75,7 +78,7 @@ class Watch:
     @classmethod
     def of(cls, algorithm: Algorithm, policy: Policy) -> Watch:
         compares = algorithm.needs_group > 1 and not algorithm.learns_from_equals
-        return cls(compares=compares, samples=algorithm.uses_rollouts, counts=not policy.has_densities)
+        return cls(compares=compares, samples=algorithm.uses_rollouts, counts=not policy.has_densities, given=algorithm.offline)
 
     def tell(self, finding: Finding) -> None:
         """Something found elsewhere, once for its kind."""
@@ -91,7 +94,7 @@ class Watch:
                 self._series.setdefault(name, []).append(float(value))
         known = {finding.kind for finding in self.found}
         fresh = []
-        for judge in (self._reward, self._no_signal, self._entropy, self._length, self._ratio, self._gradient, self._latent):
+        for judge in (self._reward, self._no_signal, self._entropy, self._length, self._ratio, self._gradient, self._latent, self._still):
             shown = judge(row)
             if shown is not None and shown[0] not in known:
                 kind, text = shown
@@ -199,6 +202,15 @@ class Watch:
         return "latent", (
             f"{share:.0%} of the latent actions' standard deviations are at a limit (0.001 or 10), where they hardly move. What usually "
             f"helps: another weight of the entropy bonus (algorithm.entropy) or of the pull to 0 (algorithm.pull), {LOWER}"
+        )
+
+    def _still(self, row: Mapping[str, Any]) -> tuple[str, str] | None:
+        steps = row.get("steps/still", 0)
+        if not self.given or steps < STILL:
+            return None
+        return "still", (
+            f"the policy receives no gradient, for {steps:.0f} steps now: every action of the data has a weight of 0. What usually helps: a "
+            "lower lambda (algorithm.lam), rewards of another scale (dataset.reward_scale)"
         )
 
     def _ratio(self, row: Mapping[str, Any]) -> tuple[str, str] | None:

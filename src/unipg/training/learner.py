@@ -100,6 +100,8 @@ class Learning:
             self.state = self.direction.start(self.flat())
         self.step, self.total = 0, steps
         self.skipped = {"empty": 0, "large": 0, "nonfinite": 0}
+        self.still = 0
+        """Steps up to the last one whose gradient was 0 throughout."""
         self.memory = memory
         self.diagnostics = diagnostics
         self.place = (0, 0)
@@ -179,10 +181,12 @@ class Learning:
         return Planning(progress, workers.sum, self.seed, self.memory, workers.gather, workers.rank, vars(self.recipe), self.neighbours)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "skipped": dict(self.skipped), "optimizer": self.optimizer.state_dict(), "direction": dict(self.state)}
+        counts = {"step": self.step, "skipped": dict(self.skipped), "still": self.still}
+        return {**counts, "optimizer": self.optimizer.state_dict(), "direction": dict(self.state)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.skipped, self.state = state["step"], dict(state["skipped"]), dict(state["direction"])
+        self.still = state.get("still", 0)  # checkpoints of before do not know it
         self.optimizer.load_state_dict(state["optimizer"])
 
     # ------------------------------------------------------------------------------------------------ without gradient
@@ -453,11 +457,15 @@ class Learning:
             moved = [p for p in model if p.grad is not None]
             gradients = [p.grad for p in moved if p.grad is not None]
             row[f"{self.prefix}{name}gradient_norm"] = length = gradient_norm(gradients)
+            if not name:
+                self.still = self.still + 1 if length == 0 else 0
             if not self.fit(length, name, batch):
                 for parameter in moved:
                     parameter.grad = None
             elif longest is not None and length > longest:
                 torch._foreach_mul_(gradients, longest / length)
+        if self.still:
+            row[f"{self.prefix}steps/still"] = float(self.still)
         take_step(self.optimizer)
         return row
 
