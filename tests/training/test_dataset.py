@@ -10,7 +10,8 @@ from unipg.errors import InputError
 from unipg.front import train
 from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Transitions, open_data
-from unipg.training.observer import Stopped
+from unipg.training.collapse import Finding
+from unipg.training.observer import Observer, Stopped
 from unipg.training.optimization import TrainingRecipe
 from unipg.training.recipe import recipe_from
 from unipg.training.run import build
@@ -54,14 +55,49 @@ def test_statistics_are_those_of_the_whole_dataset_and_stay(tmp_path: Path) -> N
     torch.testing.assert_close(normalizer.mean, torch.from_numpy(seen.mean(0, dtype=np.float64)), rtol=1e-6, atol=1e-6)
 
 
+class Notes(Observer):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
+
+    def warning(self, finding: Finding) -> None:
+        self.heard.append(str(finding))
+
+
+@pytest.mark.parametrize(("algorithm", "told"), [("bc", 1), ("iql", 0)])
+def test_rewards_that_an_imitation_is_given_are_told_of_once(tmp_path: Path, algorithm: str, told: int) -> None:
+    notes = Notes()
+    run(tmp_path, arrays(), algorithm=algorithm, iterations=2, observers=[notes])
+    assert [("the rewards of" in text, text.count("\n")) for text in notes.heard] == [(True, 0)] * told
+
+
+def test_recoil_needs_no_rewards_and_an_expert_of_the_same_spaces(tmp_path: Path) -> None:
+    without = arrays()
+    del without["reward"]
+    expert, notes = str(tmp_path / "expert.npz"), Notes()
+    recoil = {"algorithm": "recoil", "dataset": {"demonstrations": expert}}
+    np.savez(expert, **without)
+    run(tmp_path, without, **recoil, observers=[notes])
+    assert notes.heard == []
+    for wrong, told in (
+        ({"action": np.zeros((ROWS, 2), np.float32)}, "shape"),
+        ({name: rows[:0] for name, rows in without.items()}, "no rows"),
+    ):
+        np.savez(expert, **{**without, **wrong})
+        with pytest.raises(InputError, match=told):
+            run(tmp_path, without, **recoil, output=str(tmp_path / "other"))
+
+
+def test_a_policy_without_any_gradient_is_told_of(tmp_path: Path) -> None:
+    """Rewards so low that no residual is above 0: every weight is."""
+    notes = Notes()
+    run(tmp_path, arrays(), algorithm="odice", dataset={"reward_shift": -1000.0, "updates": 110}, iterations=2, observers=[notes])
+    assert [text for text in notes.heard if "receives no gradient, for 110 steps" in text] == notes.heard != []
+
+
 def test_a_number_that_hardly_changes_is_told_of(tmp_path: Path) -> None:
-    class Notes:
-        def __init__(self) -> None:
-            self.heard: list[str] = []
-
-        def note(self, text: str) -> None:
-            self.heard.append(text)
-
     still, notes = arrays(), [Notes(), Notes()]
     still["observation"] = still["observation"] * [1, 0, 1] + [0, 50, 0]
     for name, data, listener in zip(("moving", "still"), (arrays(), still), notes, strict=True):

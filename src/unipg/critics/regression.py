@@ -30,6 +30,11 @@ class Target(Part):
     joint: ClassVar[Joint] = "step"
 
     @property
+    def reads(self) -> frozenset[str]:
+        """Fields of the batch that must be there."""
+        return self.needs
+
+    @property
     def noise(self) -> frozenset[str]:
         """Observations at which it draws actions, by field."""
         return frozenset()
@@ -75,6 +80,10 @@ class Bootstrapped(Target):
             raise InputError(f"discount is {self.discount}; accepted: a number in [0, 1]")
 
     @property
+    def reads(self) -> frozenset[str]:
+        return self.needs if self.reward is None else self.needs - {"step_reward"}
+
+    @property
     def noise(self) -> frozenset[str]:
         return self.over.noise("next_observation")
 
@@ -114,7 +123,7 @@ class Regression(Term):
 
     @property
     def reads(self) -> frozenset[str]:
-        return self.needs | self.target.needs
+        return self.needs | self.target.reads
 
     @property
     def noise(self) -> frozenset[str]:

@@ -209,8 +209,8 @@ class Watch:
         if not self.given or steps < STILL:
             return None
         return "still", (
-            f"the policy receives no gradient, for {steps:.0f} steps now: every action of the data has a weight of 0. What usually helps: a "
-            "lower lambda (algorithm.lam), rewards of another scale (dataset.reward_scale)"
+            f"the policy receives no gradient, for {steps:.0f} steps now: every action of the data has a weight of 0. What usually helps: "
+            "a lower lambda (algorithm.lam), rewards of another scale (dataset.reward_scale)"
         )
 
     def _ratio(self, row: Mapping[str, Any]) -> tuple[str, str] | None:

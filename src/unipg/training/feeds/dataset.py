@@ -182,8 +182,10 @@ class Dataset(Kept):
         super().__init__(run, dict.fromkeys(places, batch))
         self.recipe, self.each, self.rounds = recipe, batch, recipe.updates
         self.data = {source: data_for(self.policy, recipe, place, self.experience.recipe.id) for source, place in places.items()}
-        if "reward" in self.data[Source.REPLAY].card.get("missing", ()) and "step_reward" in self._objective.reads:
+        rewarded = "reward" not in self.data[Source.REPLAY].card.get("missing", ())
+        if not rewarded and "step_reward" in self._objective.reads:
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
+        self._unread = rewarded and "step_reward" not in self._objective.reads
         self._scale, self._shift = recipe.rewards(self.data[Source.REPLAY])
         self.ahead, self.discount = run.algorithm.steps_ahead
         if self.ahead > 1 and recipe.reward_shift:
@@ -206,6 +208,8 @@ class Dataset(Kept):
         if still := [] if model is None or model.fitted else model.fit(*self._sample()):
             which = ", ".join(map(str, still))
             self.run.observer.note(f"of the dataset's observations the numbers {which} never change: they are left out of what is dense")
+        if self._unread and self.done == 0 and self.data[Source.REPLAY].column("reward").any():
+            self.run.observer.note(f"algorithm '{self.run.algorithm.name}' imitates: the rewards of '{self.recipe.path}' count for nothing")
         self.seconds = 0.0
         self._begun = True
 
