@@ -424,6 +424,19 @@ class Evaluation:
         """[B,T,A] the real actions themselves, in the policy's units; of a policy that draws none its only ones."""
         return self.fresh(at, of).log_prob
 
+    def several(self, at: str, count: int, of: str = "actor") -> tuple[Tensor, Tensor]:
+        """[B,T,J,A] so many more actions of the network `of` at each of the named observations, and their log-probabilities [B,T,J];
+        without graph."""
+        return self.fresh(at).several(at, count, of)
+
+    def evenly(self, name: str, count: int) -> Tensor:
+        """[B,T,J,A] so many actions that are drawn evenly from [-1,1], by the noise of that name."""
+        return self.fresh("observation").evenly(name, count)
+
+    def values_at(self, network: str, at: str, action: Tensor) -> Tensor:
+        """[K,B,T,J] what each of a network's K members says of several actions [B,T,J,A] at each of the named observations."""
+        return self.fresh(at).values_at(network, at, action)
+
     def observed(self, at: str) -> Tensor:
         """[N,O] the named observations of the N steps that count, as the networks read them."""
         return self.fresh(at).log_prob

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -182,6 +183,27 @@ class Now(Evaluation):
         action = self.fresh(at, of).action
         assert action is not None
         return self.placed(action)
+
+    def several(self, at: str, count: int, of: str = "actor") -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            output = self.once(("output", at, of), (of,), lambda: self.policy.network(of)(self.observed(at)))
+            action, log_prob = self.policy.actions.fresh(output.unsqueeze(1), self._noises(at, count), self.policy.log_std_of(of))
+        assert log_prob is not None
+        return self.placed(action), self.placed(log_prob)
+
+    def evenly(self, name: str, count: int) -> Tensor:
+        return self.placed(torch.erf(self._noises(name, count) * math.sqrt(0.5)))  # the distribution function of a normal number is even
+
+    def _noises(self, at: str, count: int) -> Tensor:
+        """[N,J,…] planned noise of draws after the first."""
+        return torch.stack([self.noise(nth(at, draw)) for draw in range(1, count + 1)], 1)
+
+    def values_at(self, network: str, at: str, action: Tensor) -> Tensor:
+        each, values, observation = self.flat(action), self.policy.network(network), self.observed(at)
+        rows = observation.unsqueeze(1).expand(-1, each.shape[1], *observation.shape[1:]).flatten(0, 1)
+        acted = each.flatten(0, 1).to(observation.dtype)
+        both = (rows, acted) if isinstance(values, Behind) else (torch.cat([rows, acted], 1),)
+        return self._members(values(*both)[..., 0].unflatten(1, each.shape[:2]))
 
     def likeliest(self, at: str, of: str = "actor") -> Elsewhere:
         def find() -> tuple[Tensor, None, Tensor]:

@@ -21,7 +21,7 @@ from unipg.critics import (
 )
 from unipg.critics.regression import REPLAYED
 from unipg.errors import InputError
-from unipg.estimator import Enumerated, Likelihood, Pathwise, PolicyGradient
+from unipg.estimator import Advantage, Enumerated, Likelihood, Pathwise, PolicyGradient
 
 ADAM = {"learning_rate": 3e-4, "clip_norm": None}
 
@@ -74,7 +74,7 @@ class SAC(KindOfCritic, SeveralSteps, Algorithm):
     def learners(self, setting: Setting) -> tuple[Learner, ...]:
         alpha = "temperature" if self.temperature is None else self.temperature
         critic, (over, after, likelihood) = self.critic_of_actions(), self.actions(setting)
-        target = Bootstrapped(critic.target_value("q_lagged") + Surprise(alpha), self.discount, after)
+        target = Bootstrapped(self.worth(critic.target_value("q_lagged"), alpha), self.discount, after)
         policy = PolicyGradient(rows=REPLAYED, advantage=critic.value("q") + Surprise(alpha), likelihood=likelihood)
         temperature = TemperatureLoss(of="temperature", target_entropy=self._target(setting), over=over)
         return (
@@ -82,6 +82,10 @@ class SAC(KindOfCritic, SeveralSteps, Algorithm):
             Learner("critic", ("q",), critic.regression("q", target), then=(Polyak("q", "q_lagged", self.tau),), optimizer=ADAM),
             Learner("policy", ("actor",), policy, optimizer=ADAM),
         )
+
+    def worth(self, value: Advantage, alpha: float | str) -> Advantage:
+        """What targets read of the next action: its value, and its entropy by the weight alpha."""
+        return value + Surprise(alpha)
 
     def actions(self, setting: Setting) -> tuple[Expectation, Expectation, Likelihood]:
         """Over which of the policy's actions expectations are taken, here and in targets, and how they are differentiated."""

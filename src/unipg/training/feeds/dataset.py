@@ -185,7 +185,7 @@ class Dataset(Kept):
         rewarded = "reward" not in self.data[Source.REPLAY].card.get("missing", ())
         if not rewarded and "step_reward" in self._objective.reads:
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
-        self._unread = rewarded and "step_reward" not in self._objective.reads
+        self._unread = rewarded and run.algorithm.imitates and "step_reward" not in self._objective.reads
         self._scale, self._shift = recipe.rewards(self.data[Source.REPLAY])
         self.ahead, self.discount = run.algorithm.steps_ahead
         if self.ahead > 1 and recipe.reward_shift:
