@@ -51,6 +51,7 @@ from unipg.algorithms.language.tppo import TPPO as TPPO
 from unipg.algorithms.offline.awac import AWAC as AWAC
 from unipg.algorithms.offline.bc import BC as BC
 from unipg.algorithms.offline.cdsa import CDSA as CDSA
+from unipg.algorithms.offline.cql import CQL as CQL
 from unipg.algorithms.offline.f_dvl import FDVL as FDVL
 from unipg.algorithms.offline.hnpg import HNPG as HNPG
 from unipg.algorithms.offline.iql import IQL as IQL
