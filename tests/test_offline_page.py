@@ -14,23 +14,31 @@ from unipg.replay.checks import KINDS
 
 TEXT = (Path(__file__).parent.parent / "docs" / "offline.md").read_text(encoding="utf-8")
 SHORTER = {"steps: 250": "steps: 20, evaluation_episodes: 1", "iterations: 40": "iterations: 3", "warmup: 500": "warmup: 10, batch: 8"}
+SHORT = {
+    "data collect": ["--references=-1800,-100"],  # so short a run makes no expert
+    "data check": [],
+    "train offline.yaml": ["training.iterations=1", "dataset.updates=8", "environment.evaluation_episodes=1", "threads=1"],
+    "data estimate": ["--updates", "10", "--threads", "1"],
+    "train online.yaml": ["training.iterations=1", "environment.steps=8", "environment.evaluation_episodes=1", "threads=1"],
+}
+"""What is said behind a command here, so that it ends soon."""
 
 
 def test_data_are_made_and_checked_as_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     install, *blocks = re.findall(r"```sh\n(.*?)```", TEXT, re.S)
     assert install == "pip install 'unipg[control,offline]'\n"
-    recipe = next(block for block in blocks if block.startswith("cat > pendulum.yaml"))
-    name, content = re.fullmatch(r"cat > (\S+) <<'END'\n(.*)END\n", recipe, re.S).groups()  # type: ignore[union-attr]
-    for whole, short in SHORTER.items():
-        assert whole in content
-        content = content.replace(whole, short)
-    Path(name).write_text(content, encoding="utf-8")
-    commands = [shlex.split(block) for block in blocks if block.startswith("unipg data")]
-    assert [command[2] for command in commands] == ["collect", "check"]
-    for command in commands:
-        short = ["--references=-1800,-100"] if command[2] == "collect" else []  # so short a run makes no expert
-        assert main([*command[1:], *short]) == 0
+    for block in blocks:
+        if written := re.fullmatch(r"cat > (\S+) <<'END'\n(.*)END\n", block, re.S):
+            name, content = written.groups()
+            for whole, short in SHORTER.items() if name == "pendulum.yaml" else ():
+                assert whole in content
+                content = content.replace(whole, short)
+            Path(name).write_text(content, encoding="utf-8")
+        else:
+            command = shlex.split(block)[1:]
+            told = next(short for start, short in SHORT.items() if " ".join(command).startswith(start))
+            assert main([*command, *told]) == 0
     data = open_data("mix.npz")
     assert [(part["behaviour"], part["episodes"]) for part in data.card["parts"]] == [("random", 25), ("medium", 25), ("expert", 10)]
     assert len(data) == 12_000

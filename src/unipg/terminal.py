@@ -227,12 +227,12 @@ def evaluation_table(results: list[EvaluationResult]) -> Table:
 def estimates_table(found: Sequence[Estimate], discount: float) -> Table:
     """One row per estimator, with its 95 % interval."""
     table = Table(title=f"discounted return, {discount:g} a step, by data alone", title_justify="left")
-    for column in ("estimator", "value", "95 % interval", "episodes", "effective"):
+    for column in ("estimator", "value", "95 % interval", "n", "effective n"):
         table.add_column(column, justify="left" if column == "estimator" else "right", no_wrap=True)
     for each in found:
         value, low, high, n = each.interval
         effective = "" if each.effective is None else f"{each.effective:.1f}"
-        table.add_row(each.estimator, f"{value:.4g}", f"{low:.4g} – {high:.4g}", str(n), effective)
+        table.add_row(each.estimator, f"{value:.3g}", f"{low:.3g} – {high:.3g}", str(n), effective)
     return table
 
 
