@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -489,6 +489,15 @@ class Evaluation:
     def errors(self, network: str) -> dict[str, Tensor]:
         """[B,T] by name: what a model of the data is off by on the stored transition, at planned noise."""
         return {network: self.fresh(network).log_prob}
+
+    def forecast(self, network: str, decay: float) -> Tensor:
+        """[B,T] what a model of the environment makes of what came of each step; see `GaussianDynamics.error`."""
+        return self.fresh(network).log_prob
+
+    def imagined(self, network: str, of: str, steps: int, source: Any) -> Iterator[tuple[Trajectories, Evaluation]]:
+        """This evaluation at each of so many steps [N,1] from the stored observations, by a model of the environment, at the most likely
+        actions of the network `of`. Ends with the last of them, or once all have come to an end. `source`: a generator."""
+        raise InputError("a term asks for steps in a model of the environment; accepted: a controller that has one")
 
     def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
         """[B,T,A] mean and standard deviation of the Gaussian that a network's real actions are drawn from."""

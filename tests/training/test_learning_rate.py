@@ -59,7 +59,9 @@ def test_every_algorithm_has_the_rate_of_its_kind_and_says_why(name) -> None:
 
 def test_the_policy_that_is_trained_decides() -> None:
     recipe, grpo, policy = OptimizerRecipe(warmup=3), registered()["grpo"](), BigramPolicy(4)
-    assert recipe.settled(grpo, policy) == OptimizerRecipe(REWARDED.small, warmup=3, kind="adamw", eps=1e-8, clip_norm=1.0)
+    assert recipe.settled(grpo, policy) == OptimizerRecipe(
+        REWARDED.small, warmup=3, kind="adamw", eps=1e-8, clip_norm=1.0, schedule="constant"
+    )
     assert OptimizerRecipe(learning_rate=0.5).settled(grpo, policy).rate == 0.5
     assert recipe.settled(grpo, policy, controller=True).rate == CONTROLLED.small
     with pytest.raises(InputError, match="learning_rate is auto, which is a number only for an algorithm and a policy"):

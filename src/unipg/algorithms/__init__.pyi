@@ -59,6 +59,7 @@ from unipg.algorithms.offline.odice import ODICE as ODICE
 from unipg.algorithms.offline.prdc import PRDC as PRDC
 from unipg.algorithms.offline.recoil import ReCOIL as ReCOIL
 from unipg.algorithms.offline.td3_bc import TD3BC as TD3BC
+from unipg.algorithms.offline.uni_o4 import UniO4 as UniO4
 from unipg.algorithms.offline.xql import XQL as XQL
 from unipg.algorithms.preferences.bradley_terry import BradleyTerry as BradleyTerry
 from unipg.algorithms.preferences.copg import CoPG as CoPG

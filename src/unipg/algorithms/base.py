@@ -127,6 +127,9 @@ class Algorithm(CheckedArguments):
     offline: ClassVar[bool] = False
     """Whether it is made for transitions that are given (a recipe's `dataset` section): it collects none unless a recipe says `replay`."""
 
+    values_states: ClassVar[bool] = False
+    """Whether, though it replays, it trains the controller's own critic of states, as those that learn from rollouts do."""
+
     imitates: ClassVar[bool] = False
     """Whether it follows the actions of its data, whatever they earned."""
 

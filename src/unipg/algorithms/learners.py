@@ -78,7 +78,7 @@ class Learner:
     afresh: bool = False
     """Whether its optimiser forgets what it has gathered, moments and all, before each batch of rollouts."""
     optimizer: Mapping[str, Any] = field(default_factory=dict)
-    """Its own settings where the recipe's are `auto`: `learning_rate`, `kind`, `eps`, `clip_norm`."""
+    """Its own settings where the recipe's are `auto`: `learning_rate`, `kind`, `eps`, `clip_norm`, `schedule`."""
 
     def __post_init__(self) -> None:
         if not self.role:

@@ -5,9 +5,23 @@ Does not belong here: layers (`networks/`), policies, loops and data.
 """
 
 from unipg.critics.duals import ChiSquare, DualValue, Expectile, Gumbel, Level, Shape, TotalVariation, Toward
-from unipg.critics.lagged import Copied, Follows, Polyak
+from unipg.critics.dynamics import DynamicsLoss, Imagined
+from unipg.critics.lagged import Copied, Elected, Follows, Gated, Moment, Polyak, Score
 from unipg.critics.models import ModelLoss
-from unipg.critics.networks import ActionValues, Body, Corrector, Decoder, Lagged, Network, Number, StateValues, ValuesByStep
+from unipg.critics.networks import (
+    ActionValues,
+    Another,
+    Body,
+    Corrector,
+    Decoder,
+    Dynamics,
+    Lagged,
+    Network,
+    Number,
+    StateValues,
+    ValuesByStep,
+)
+from unipg.critics.redrawn import Apart, Redrawn
 from unipg.critics.regression import Bootstrapped, ExactKL, LatentPull, Planned, Regression, Target, TemperatureLoss
 from unipg.critics.values import (
     Drawn,
@@ -27,6 +41,8 @@ from unipg.critics.values import (
 
 __all__ = [
     "ActionValues",
+    "Another",
+    "Apart",
     "Body",
     "Bootstrapped",
     "ChiSquare",
@@ -35,6 +51,9 @@ __all__ = [
     "Decoder",
     "Drawn",
     "DualValue",
+    "Dynamics",
+    "DynamicsLoss",
+    "Elected",
     "Exact",
     "ExactKL",
     "Expectation",
@@ -43,19 +62,24 @@ __all__ = [
     "Exponential",
     "Follows",
     "GAEOf",
+    "Gated",
     "Greedy",
     "Gumbel",
+    "Imagined",
     "Lagged",
     "LatentPull",
     "Level",
     "Likeliest",
     "Likeliness",
     "ModelLoss",
+    "Moment",
     "Network",
     "Number",
     "Planned",
     "Polyak",
+    "Redrawn",
     "Regression",
+    "Score",
     "Shape",
     "StateValue",
     "StateValues",

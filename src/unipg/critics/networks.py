@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unipg.errors import InputError
 from unipg.networks.corrections import Correction
 from unipg.networks.denoisers import Denoiser, Process
+from unipg.networks.dynamics import GaussianDynamics
 from unipg.networks.perceptron import Activation, Ensemble, HostFunction, Stepped
 
 
@@ -32,6 +33,8 @@ class Body:
     init: Literal["torch", "orthogonal"] = "torch"
     encoder: Callable[[torch.Generator], nn.Module] | None = None
     """Makes what turns images into `inputs` numbers, one for each network; None where networks read the numbers as they are."""
+    actor: Callable[[torch.Generator], nn.Module] | None = None
+    """Makes one more network of the actor's shape; None where nothing of that shape is an actor."""
 
     def ensemble(
         self, members: int, inputs: int, outputs: int, source: torch.Generator, channels: int = 1, norm: bool = False
@@ -146,6 +149,37 @@ class Lagged(Network):
     def copy(self, module: nn.Module) -> nn.Module:
         """The copy, with weights of its own."""
         return copy.deepcopy(module).requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Another(Network):
+    """One more policy, of the actor's shape and with weights of its own: a member of an ensemble."""
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.actor is None:
+            raise InputError(
+                "an ensemble of policies is of networks like the actor, which is a mixture or greedy here; accepted: another kind"
+            )
+        return body.actor(source)
+
+
+@dataclass(frozen=True)
+class Dynamics(Network):
+    """A model of the environment, `networks.GaussianDynamics`: what comes of real actions, by `members` networks of `hidden` layers.
+
+    `hidden`: None for the policy's own.
+    """
+
+    members: int = 7
+    hidden: tuple[int, ...] | None = None
+    activation: Activation = "silu"
+
+    def build(self, body: Body, source: torch.Generator) -> nn.Module:
+        if body.discrete or body.encoder is not None:
+            given = "can be counted" if body.discrete else "are of images"
+            raise InputError(f"a model of the environment is of vectors and real actions, but these {given}; accepted: another algorithm")
+        hidden = body.hidden if self.hidden is None else self.hidden
+        return GaussianDynamics(self.members, body.inputs, body.actions, hidden, self.activation, source=source)
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from unipg.estimator.advantages import (
     Planning,
     ReadAdvantage,
     TokenProbability,
+    Whitened,
 )
 from unipg.estimator.aggregation import (
     Aggregate,
@@ -54,6 +55,7 @@ from unipg.estimator.likelihoods import (
     Denoised,
     Enumerated,
     Likelihood,
+    NamedPolicy,
     OneTokenRollout,
     Pathwise,
     Positions,
@@ -133,6 +135,7 @@ __all__ = [
     "Logistic",
     "Mask",
     "MismatchMask",
+    "NamedPolicy",
     "NearestAction",
     "Objective",
     "OldPolicy",
@@ -170,6 +173,7 @@ __all__ = [
     "Uniform",
     "ValueLoss",
     "WarmupCosine",
+    "Whitened",
     "alpha",
     "coefficient",
     "divergence_named",

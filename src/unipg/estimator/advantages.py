@@ -25,6 +25,8 @@ from unipg.trajectories import Evaluation, Source, Trajectories
 ROLLOUTS = (Source.ROLLOUT,)
 DEMONSTRATIONS = (Source.DEMONSTRATION,)
 PREFERENCES = (Source.PREFERENCE,)
+TINY = 1e-20
+"""Added to variances of advantages that may be of any size."""
 ROUNDING = 1e-12
 """Relative error of a mean of equal float64 values, with room to spare."""
 UNION = (Source.ROLLOUT, Source.DEMONSTRATION)
@@ -549,6 +551,33 @@ class Held(Advantage):
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
         return self.of(batch, now, planning).detach()
+
+
+@dataclass(frozen=True)
+class Whitened(Advantage):
+    """(A − mean) / std of an advantage that depends on networks, over the steps of an optimiser step; 0 where they are all equal."""
+
+    dynamic: ClassVar[bool] = True
+    of: Advantage
+
+    @property
+    def reach(self) -> Joint:
+        return self.of.reach
+
+    @property
+    def spans(self) -> bool:
+        return True
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return self.of.reads
+
+    @property
+    def noise(self) -> frozenset[str]:
+        return self.of.noise
+
+    def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T"]:
+        return whiten(self.of(batch, now, planning).detach(), batch.mask, (planning or Planning()).reduce, eps=TINY)
 
 
 @dataclass(frozen=True)

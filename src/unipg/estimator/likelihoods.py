@@ -273,6 +273,18 @@ class Stepwise(Likelihood):
 
 
 @dataclass(frozen=True)
+class NamedPolicy(Likelihood):
+    """log pi_of(a|s) of the network `of`: another policy than that which acts, such as a member of an ensemble."""
+
+    joint: ClassVar[Joint] = "step"
+    own: ClassVar[bool] = True
+    of: str = "actor"
+
+    def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
+        return now.log_prob_of(self.of)
+
+
+@dataclass(frozen=True)
 class Denoised(Likelihood):
     """log g(u|s) by its denoising bound, up to a constant and a factor: −(mean over K draws) of the squared error of the network `of`.
 

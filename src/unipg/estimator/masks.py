@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.estimator.parts import Joint, Part, furthest
+from unipg.estimator.parts import Joint, Part, Progress, Weight, furthest, weight_at
 from unipg.shapes import Bool, Float
 from unipg.trajectories import Source, Trajectories
 
@@ -31,6 +31,10 @@ class Mask(Part):
     def reads(self) -> frozenset[str]:
         """Fields of the batch that it reads beside the ratio's."""
         return self.needs
+
+    def at(self, progress: Progress) -> Mask:
+        """With the numbers that its schedules have at a moment of training; itself, where it has none."""
+        return self
 
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
@@ -56,16 +60,18 @@ class RatioClip(Mask):
         0  iff  (A > 0 and r > 1 + high)  or  (A < 0 and r < 1 − low)  or  (A < 0 and r > dual)
 
     `low`, `high`: distance from 1 that the ratio may go, in the direction the advantage pushes. `dual`: bound on the ratio itself for
-    negative advantages (dual clip, usually 3), None for none. Strict inequalities. Source: Schulman et al. 2017; Ye et al. 2020 (dual).
+    negative advantages (dual clip, usually 3), None for none. Distances may be scheduled. Strict inequalities. Source: Schulman et al.
+    2017; Ye et al. 2020 (dual).
     """
 
     joint: ClassVar[Joint] = "step"
-    low: float = 0.2
-    high: float = 0.2
+    low: Weight = 0.2
+    high: Weight = 0.2
     dual: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self, self.low, self.high)
+        if isinstance(self.low, float | int) and isinstance(self.high, float | int):
+            _check_range(self, self.low, self.high)
         if self.dual is not None and self.dual <= 1:
             raise InputError(f"RatioClip.dual is {self.dual}; accepted: a ratio above 1 (usually 3), or null for none")
 
@@ -73,8 +79,14 @@ class RatioClip(Mask):
     def ratio_field(self) -> str:
         return "old_log_prob"
 
+    def at(self, progress: Progress) -> RatioClip:
+        if isinstance(self.low, float | int) and isinstance(self.high, float | int):
+            return self
+        return RatioClip(weight_at(self.low, progress), weight_at(self.high, progress), self.dual)
+
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
-        blocked = _outside(log_ratio, advantage, self.low, self.high)
+        low, high = (weight_at(distance, Progress()) for distance in (self.low, self.high))
+        blocked = _outside(log_ratio, advantage, low, high)
         if self.dual is not None:
             blocked |= (advantage < 0) & (log_ratio > math.log(self.dual))
         return ~blocked
@@ -169,6 +181,9 @@ class Both(Mask):
     @property
     def reads(self) -> frozenset[str]:
         return self.first.reads | self.second.reads
+
+    def at(self, progress: Progress) -> Both:
+        return Both(self.first.at(progress), self.second.at(progress))
 
     def __call__(self, log_ratio: Float[Tensor, "B T"], advantage: Float[Tensor, "B T"], batch: Trajectories) -> Bool[Tensor, "B T"]:
         return self.first(log_ratio, advantage, batch) & self.second(log_ratio, advantage, batch)

@@ -368,7 +368,7 @@ class PolicyGradient(Term):
         if not everywhere:
             log_ratio, advantage = torch.where(mine, log_ratio, 0), torch.where(mine, advantage, 0)
         advantage = advantage.to(lp.dtype)
-        stable = self.mask(log_ratio, advantage, batch) & mine
+        stable = self.mask.at(planning.progress)(log_ratio, advantage, batch) & mine
         loss = per_token_loss(log_prob, log_reference, advantage, stable, self.surrogate)
         keep = (lambda t: t.reshape(-1)) if everywhere else (lambda t: t[mine])
         return loss, Record(name, keep(log_ratio), keep(advantage), keep(stable), {k: v[~v.isnan()] for k, v in facts.items()})

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,7 +32,21 @@ LOG_STD_MIN, LOG_STD_MAX = -20.0, 2.0
 
 BOUNDED_STD = (-5.0, 2.0)
 """Between which the log_std of bounded actions is held."""
-Kind = Literal["auto", "gaussian", "spread", "bounded", "squashed", "latent", "deterministic", "greedy", "mixture", "squashed_mixture"]
+BOUNDED_SPREAD = (-5.0, 0.0)
+"""That of bounded spread actions, at the two ends of a tanh."""
+Kind = Literal[
+    "auto",
+    "gaussian",
+    "spread",
+    "bounded",
+    "bounded_spread",
+    "squashed",
+    "latent",
+    "deterministic",
+    "greedy",
+    "mixture",
+    "squashed_mixture",
+]
 """What is made of a space of actions; `auto`: the distribution that has a log-probability and no bounds of its own."""
 
 
@@ -529,6 +543,42 @@ class SpreadActions(BoxActions):
         mean, log_std = self.moments(output, None)
         action = mean if noise is None else mean + log_std.exp() * noise
         return action, gaussian_log_prob(mean, log_std, action, entropy=False)[0]
+
+
+@dataclass(frozen=True)
+class BoundedSpreadActions(SpreadActions):
+    """Real actions [N,A] of a diagonal Gaussian, both of whose moments the actor's output [N,2A] gives through a tanh:
+
+        mean = tanh(x),   log_std = −5 + 2.5 · (tanh(y) + 1),   between −5 and 0
+
+    Draws are clipped only when they are given to the environment; a log-probability is the Gaussian's own. Source: arXiv 2311.03351,
+    released code, whose online part squashes y twice: here there is one head.
+
+    Errors: `InputError` where a dimension has no two finite bounds.
+    """
+
+    type = "bounded_spread"
+    kind = "bounded_spread"
+
+    def __post_init__(self) -> None:
+        self._check_bounded(f"{self.kind} actions need")
+
+    def draw(self, output: np.ndarray, std: np.ndarray | float | None, noise: np.ndarray | None) -> np.ndarray:
+        mean, u = np.tanh(output[..., : self.size]), np.tanh(output[..., self.size :])
+        return mean if noise is None else mean + np.exp(_between(u)) * noise
+
+    def moments(self, output: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor]:
+        mean, u = output.tanh().chunk(2, -1)
+        return mean, _between(u)
+
+
+A = TypeVar("A", np.ndarray, Tensor)
+
+
+def _between(u: A) -> A:
+    """`BOUNDED_SPREAD` at u = −1 and 1, and linear between them."""
+    least, most = BOUNDED_SPREAD
+    return least + 0.5 * (most - least) * (u + 1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -238,8 +239,10 @@ class ActorCritic(NamedNetworks, Controller):
         def encoder(source: torch.Generator) -> Encoder:
             return encoder_from(self.observation, source, init=init)
 
-        def network(name: str, outputs: int, gain: float, hidden: Sequence[int] = hidden) -> Perceptron:
-            source = generator(seed, name)
+        def network(
+            name: str, outputs: int, gain: float, hidden: Sequence[int] = hidden, source: torch.Generator | None = None
+        ) -> Perceptron:
+            source = source or generator(seed, name)
             settings: dict[str, Any] = {"activation": activation, "init": init, "gain": gain, "source": source}
             seeing, sizes = encoder(source), [*hidden, outputs]
             return Perceptron([seeing.size, *sizes], **settings) if isinstance(seeing, Flat) else _Seeing(seeing, sizes, **settings)
@@ -250,7 +253,10 @@ class ActorCritic(NamedNetworks, Controller):
         if normalize and flat is None:
             raise InputError("controller.normalize_observations is true, but images are divided by 255 already; accepted: false, null")
         seen = None if flat is not None else encoder
-        body = Body(self.inputs, self.actions_per_step, self.counts_actions, self.hidden, activation, init, seen)
+        alike: Callable[[torch.Generator], nn.Module] | None = None
+        if not isinstance(actions, GreedyActions | MixtureActions):
+            alike = partial(network, ACTOR, actions.outputs, 0.01, hidden)
+        body = Body(self.inputs, self.actions_per_step, self.counts_actions, self.hidden, activation, init, seen, alike)
         own: dict[str, nn.Module | None] = {}
         if isinstance(actions, GreedyActions):
             own[VALUES] = own[ACTOR] = (networks or {}).get(VALUES, ActionValues()).build(body, generator(seed, VALUES))
@@ -676,7 +682,7 @@ class Wanted:
                 )
             return asked
         counted = ("auto", "greedy")
-        real = ("gaussian", "spread", "bounded", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
+        real = ("gaussian", "spread", "bounded", "bounded_spread", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -709,8 +715,9 @@ class ActorCriticRecipe(CheckedArguments):
     model: str | None = None
     """A folder with a saved controller, or a run folder: its weights, sizes and statistics are the start. Default: a new one."""
     kind: Kind = "auto"
-    """gaussian, bounded (its mean through tanh), squashed (its draws through tanh), latent (unbounded: tanh is the environment's),
-    deterministic, greedy (the best by its value), mixture, squashed_mixture. auto: what the algorithm is for."""
+    """gaussian, spread (its spread by state), bounded (its mean by tanh), bounded_spread (both by tanh), squashed (its draws by tanh),
+    latent (tanh is the environment's), deterministic, greedy (the best by its value), mixture, squashed_mixture. auto: what the algorithm
+    is for."""
     components: int | None = None
     """Gaussians of a mixture. null: the algorithm's own, or 4."""
     evaluated: Evaluated | None = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
-from unipg.critics.networks import Body, Lagged, Network
+from unipg.critics.networks import Another, Body, Lagged, Network
 from unipg.errors import InputError, nearest
 from unipg.networks.corrections import Correction
 from unipg.networks.perceptron import Routed, Stepped
@@ -35,6 +35,8 @@ def build_networks(
     for name, network in networks.items():
         if not isinstance(network, Lagged) and own.get(name) is None:
             made[name] = network.build(body, generator(seed, name))
+            if isinstance(network, Another) and log_std is not None:
+                made[name].register_parameter(LOG_STD, nn.Parameter(log_std.detach().clone()))
     for name, network in networks.items():
         if isinstance(network, Lagged):
             source = made.get(network.of) or own.get(network.of)

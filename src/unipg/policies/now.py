@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unipg.critics.networks import PositiveNumber
     from unipg.networks.corrections import Correction
     from unipg.networks.denoisers import Denoiser
+    from unipg.networks.dynamics import GaussianDynamics
     from unipg.policies.named import NamedNetworks
 
 CRITIC = "critic"
@@ -66,7 +67,7 @@ class Now(Evaluation):
             self._kept[key] = kept = (version, find())
         return kept[1]
 
-    def shared(self, key: Any, network: str, find: Callable[[], Tensor]) -> Tensor:
+    def shared(self, key: Any, network: str, find: Callable[[], Any]) -> Any:
         """`once`, where no graph is built: a graph is not shared, since whoever uses it first may free it."""
         return find() if torch.is_grad_enabled() else self.once(key, (network,), find)
 
@@ -158,9 +159,32 @@ class Now(Evaluation):
         found = model.errors(seen, self.action.to(seen.dtype), following, ended, self.noise(network))
         return {name: self.placed(error) for name, error in found.items()}
 
+    def forecast(self, network: str, decay: float) -> Tensor:
+        ended, reward = (self.flat(self.batch.require(name, "a model of the environment")) for name in ("terminated", "step_reward"))
+        seen, after = self.observed("observation"), self.observed("next_observation")
+        return self.placed(cast("GaussianDynamics", self.policy.network(network)).error(seen, self.action, after, reward, ended, decay))
+
+    def imagined(self, network: str, of: str, steps: int, source: torch.Generator) -> Iterator[tuple[Trajectories, Evaluation]]:
+        model, seen = cast("GaussianDynamics", self.policy.network(network)), self.observed("observation").detach()
+        for _ in range(steps):
+            action = self.policy.actions.likeliest(self.policy.network(of)(seen))
+            mask = torch.ones(len(seen), 1, dtype=torch.bool, device=seen.device)
+            rows = Trajectories(action=action.unsqueeze(1), mask=mask, observation=seen.unsqueeze(1))
+            point = Now(self.policy, rows)
+            point._read["observation"] = seen
+            yield rows, point
+            seen, over = model.after(seen, action, source)
+            seen = seen[~over]
+            if not len(seen):
+                return
+
     def gaussian(self, network: str) -> tuple[Tensor, Tensor]:
-        mean, log_std = self.policy.gaussian(self.observed("observation"), network)
-        return self.placed(mean), self.placed(log_std.exp())
+        def find() -> tuple[Tensor, Tensor]:
+            mean, log_std = self.policy.gaussian(self.observed("observation"), network)
+            return self.placed(mean), self.placed(log_std.exp())
+
+        found: tuple[Tensor, Tensor] = self.shared(("gaussian", network), network, find)
+        return found
 
     def number(self, network: str) -> Tensor:
         return self.policy.network(network)()
@@ -264,6 +288,8 @@ class Now(Evaluation):
 
     def states_of(self, network: str, at: str) -> Tensor:
         """[K,B,T] values of the named observations."""
+        if network == CRITIC:
+            return self._members(self.policy.members_values(self.observed(at))[..., 0].T)
         found = self.shared(("states", network, at), network, lambda: self.policy.network(network)(self.observed(at)))
         return self._members(found.squeeze(-1))
 

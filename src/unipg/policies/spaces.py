@@ -12,6 +12,7 @@ from unipg.errors import InputError, nearest
 from unipg.policies.actions import (
     Actions,
     BoundedActions,
+    BoundedSpreadActions,
     BoxActions,
     DeterministicActions,
     DiscreteActions,
@@ -37,6 +38,7 @@ _KINDS: dict[str, type[Actions]] = {
         MultiBinaryActions,
         BoxActions,
         BoundedActions,
+        BoundedSpreadActions,
         SpreadActions,
         SquashedActions,
         LatentActions,
@@ -51,6 +53,7 @@ _OF_A_BOX: dict[str, type[BoxActions]] = {
     "spread": SpreadActions,
     "squashed": SquashedActions,
     "bounded": BoundedActions,
+    "bounded_spread": BoundedSpreadActions,
     "latent": LatentActions,
     "deterministic": DeterministicActions,
     "mixture": MixtureActions,

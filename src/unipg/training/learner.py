@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unipg.algorithms.base import Algorithm
 from unipg.algorithms.learners import Learner
+from unipg.critics.lagged import Moment
 from unipg.errors import InputError
 from unipg.estimator import Planning, PolicyGradient, Progress
 from unipg.estimator.directions import Plain
@@ -265,14 +266,17 @@ class Learning:
         if self.workers.world > 1:
             self.workers.sum_gradients([p for model in self._models.values() for p in model])
         row |= self.guarded_step(planned)
-        self._end_step(row, losses, tokens)
+        self._end_step(row, losses, tokens, planned, planning)
         return row
 
-    def _end_step(self, row: dict[str, Any], losses: Sequence[Tensor], tokens: int) -> None:
+    def _end_step(self, row: dict[str, Any], losses: Sequence[Tensor], tokens: int, batch: Trajectories, planning: Planning) -> None:
         """What follows a step; tells of it."""
+        moment = Moment(batch, lambda: self.policy.now(batch), planning)
         self.step += 1
         for follows in self.spec.then:
-            follows(self.weights.tensors, self.step)
+            told = follows(self.weights.tensors, self.step, moment)
+            if told:
+                row |= {f"{self.prefix}{name}": value for name, value in told.items()}
         row[f"{self.prefix}tokens/update"] = float(tokens)
         if self.diagnostics.recording:
             row[f"{self.prefix}loss"] = sum(float(loss) for loss in losses)
@@ -307,7 +311,7 @@ class Learning:
             pass
         self.forget_gradients()
         row |= {f"{self.prefix}{name}": value for name, value in first.told.items()}
-        self._end_step(row, first.losses, first.tokens)
+        self._end_step(row, first.losses, first.tokens, first.batch, planning)
         return row
 
     def _hand_over(self, gradient: Tensor) -> None:

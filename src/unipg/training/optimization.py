@@ -19,7 +19,7 @@ from unipg.errors import InputError
 from unipg.policies.base import Policy
 from unipg.settings import unknown_key
 
-OWN: dict[str, Any] = {"kind": "adamw", "eps": 1e-8, "clip_norm": 1.0}
+OWN: dict[str, Any] = {"kind": "adamw", "eps": 1e-8, "clip_norm": 1.0, "schedule": "constant"}
 """What `auto` stands for where an algorithm's learner says nothing of its own."""
 RMSPROP = 0.99
 """What RMSprop keeps of the mean square at each step, unless `betas` say otherwise."""
@@ -85,8 +85,8 @@ class OptimizerRecipe(CheckedArguments):
     """What AdamW and RMSprop add to the root of the mean square. auto: 1e-8, or the algorithm's own."""
     weight_decay: float = 0.0
     """Share of each weight that a step takes away, times the learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """After the warm-up: stay, or fall to 0 at the last step."""
+    schedule: Literal["auto", "constant", "linear", "cosine"] = "auto"
+    """After the warm-up: stay, or fall to 0 at the last step. auto: constant, or the algorithm's own."""
     warmup: int = 0
     """Optimiser steps over which the learning rate rises from 0."""
     clip_norm: float | Literal["auto"] | None = "auto"

@@ -226,7 +226,7 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
 def wanted_of(algorithm: Algorithm) -> Wanted:
     """What an algorithm asks of its controller."""
     kinds, own, steps = algorithm.controllers, algorithm.controller, algorithm.by_step
-    critic = not algorithm.replays and steps is None
+    critic = (not algorithm.replays or algorithm.values_states) and steps is None
     return Wanted(
         algorithm.name,
         kinds,  # type: ignore[arg-type]

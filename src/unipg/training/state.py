@@ -102,7 +102,7 @@ def _new_end(run: Trainer, planned: int) -> str:
     recipe, step, per_iteration = learner.recipe, learner.step, learner.total / run.training.iterations
     before, now = (recipe.learning_rate_at(step, round(count * per_iteration)) for count in (planned, run.training.iterations))
     rate = f"the learning rate goes on at {now:.3g}"
-    if recipe.schedule == "constant":
+    if recipe.schedule in ("auto", "constant"):
         rate = f"the learning rate is constant ({now:.3g})"
     elif now != before:
         rate += f", where the {recipe.schedule} schedule had {'ended at' if step >= planned * per_iteration else 'come to'} {before:.3g}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from unipg.algorithms.learners import Learner
+from unipg.estimator import Objective
 from unipg.estimator.parts import Neighbours, no_neighbours
 from unipg.policies.normalization import STILL
 from unipg.training.learner import Learning
@@ -35,8 +36,22 @@ class Feed(ABC):
 
     def __init__(self, run: Trainer) -> None:
         self.run = run
+        self._objectives: dict[tuple[str, ...], Objective] = {}
         self.seconds = 0.0
         """Of the iteration so far that went into gathering, in its rounds."""
+
+    @property
+    def on(self) -> list[Learning]:
+        """The learners that this iteration is for."""
+        return [learner for learner in self.run.learners if learner.is_on(self.run.iteration)]
+
+    @property
+    def objective(self) -> Objective:
+        """All terms of all of them: what a batch is prepared for."""
+        names = tuple(learner.name for learner in self.on)
+        if names not in self._objectives:
+            self._objectives[names] = Objective(tuple(term for learner in self.on for term in learner.objective.terms))
+        return self._objectives[names]
 
     @property
     @abstractmethod

@@ -67,8 +67,8 @@ class Kept(Feed):
         self._objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
         self.graphs = self._objective.differentiates
         self._drawn = sorted(self._objective.noise)
-        self._prepares: bool | None = None
-        """Whether any term has work on a whole batch, as advantages have that ask no network; known once there is a batch."""
+        self._prepared: tuple[int, Objective, bool] | None = None
+        """The iteration, all terms of its learners, and whether any has work on a whole batch, as advantages have that ask no network."""
         self._block: tuple[int, np.ndarray, dict[str, Tensor]] | None = None
         self._device = policy.device
         self._moves = policy.device.type != "cpu"
@@ -106,10 +106,13 @@ class Kept(Feed):
             rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
         self.done += 1
         batch = self._template._with({**rows, "planned": planned})
-        if self._prepares is False:
+        if self._prepared is None or self._prepared[0] != self.run.iteration:
+            self._prepared = self.run.iteration, self.objective, True
+        iteration, objective, prepares = self._prepared
+        if not prepares:
             return batch
-        prepared = self._objective.prepare(batch)
-        self._prepares = prepared.planned.keys() != planned.keys()
+        prepared = objective.prepare(batch)
+        self._prepared = iteration, objective, prepared.planned.keys() != planned.keys()
         return prepared
 
     def due(self, round: int, number: int) -> list[Learning]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
-from unipg.estimator import GAE, Advantage, Objective, ValueLoss
+from unipg.estimator import GAE, Advantage, ValueLoss
 from unipg.estimator.directions import Plain
 from unipg.estimator.policy_gradient import check_log_probs
 from unipg.policies.actor_critic import ActorCritic
@@ -48,7 +48,6 @@ class Rollouts(Feed):
         self.proposed_at = 0
         self.ahead: CollectionProcess | None = None
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
-        self._objectives: dict[tuple[str, ...], Objective] = {}
         self._schedules: dict[tuple[str, ...], list[tuple[Learning, int, int, int]]] = {}
         self._check_passes()
 
@@ -71,19 +70,6 @@ class Rollouts(Feed):
             raise InputError(f"{why}, but {who} says with which weights each batch is collected; accepted: training.overlap: false")
 
     @property
-    def _on(self) -> list[Learning]:
-        """The learners that this iteration's batch is for."""
-        return [learner for learner in self.run.learners if learner.is_on(self.run.iteration)]
-
-    @property
-    def objective(self) -> Objective:
-        """All terms of all of them: what a batch is prepared for."""
-        names = tuple(learner.name for learner in self._on)
-        if names not in self._objectives:
-            self._objectives[names] = Objective(tuple(term for learner in self._on for term in learner.objective.terms))
-        return self._objectives[names]
-
-    @property
     def critic(self) -> GAE | None:
         """What a controller's critic of states is trained on."""
         regressions = (term.gae for term in self.objective.terms if isinstance(term, ValueLoss))
@@ -92,7 +78,7 @@ class Rollouts(Feed):
     @property
     def schedule(self) -> list[tuple[Learning, int, int, int]]:
         """The updates on a batch: the learner, its pass, the part of that pass, and how many parts one has."""
-        on, training = self._on, self.run.training
+        on, training = self.on, self.run.training
         names = tuple(learner.name for learner in on)
         if names not in self._schedules:
             passes = [(a, a.spec.epochs or training.epochs, a.spec.minibatches or training.minibatches) for a in on]
@@ -219,7 +205,7 @@ class Rollouts(Feed):
     @property
     def _cuts_steps(self) -> bool:
         """Whether the whole batch is cut into steps: not where a learner is yet to look at whole rows (`Advantage.held`)."""
-        return all(learner.cuts_steps and not learner.objective.holds for learner in self._on)
+        return all(learner.cuts_steps and not learner.objective.holds for learner in self.on)
 
     def _fresh(self, number: int) -> Collected:
         """Fresh batch `number` of this iteration; with `overlap` that of the process that collected it during the last one."""
@@ -358,7 +344,7 @@ class Rollouts(Feed):
         """With the advantages that all learners of a role hold, each of them taken once: of the networks as they are now."""
         found: dict[Advantage, Tensor] = {}
         with torch.no_grad():
-            for learner in self._on:
+            for learner in self.on:
                 if learner.spec.role == role:
                     batch = learner.objective.hold(batch, learner.planning(), learner.said(batch), found)
         return batch
