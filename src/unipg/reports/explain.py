@@ -10,6 +10,7 @@ from pathlib import Path
 from unipg.algorithms.base import Algorithm, Setting, documentation, hyper_parameters
 from unipg.algorithms.rates import LARGE, SMALL
 from unipg.estimator import PolicyGradient
+from unipg.estimator.directions import Plain
 from unipg.estimator.parts import shown_weight
 
 REPOSITORY = Path(__file__).parents[3]
@@ -28,7 +29,8 @@ def explanation(algorithm: type[Algorithm]) -> str:
         gate = f", weighted per row by `{term.row_weight}`" if term.row_weight else ""
         trains = f", moves `{'`, `'.join(learner.trains)}`" if learner.trains else ""
         often = f", at one update in {learner.every}" if learner.every > 1 else ""
-        lines.append(f"- **{name}** on {rows}{gate}{trains}{often}")
+        along = "" if isinstance(learner.direction, Plain) else f", by `{learner.direction.symbol()}`"
+        lines.append(f"- **{name}** on {rows}{gate}{trains}{often}{along}")
         if isinstance(term, PolicyGradient):
             lines += [
                 f"    - mask: `{term.shown('mask')}`",
