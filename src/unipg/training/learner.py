@@ -27,7 +27,8 @@ from unipg.policies.weights import all_finite, nonfinite
 from unipg.seeding import generator, seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
-from unipg.training.optimization import OptimizerRecipe, TrainingRecipe, take_step
+from unipg.training.optimization import OptimizerRecipe, TrainingRecipe, gradient_norm, take_step
+from unipg.training.passes import said_of
 from unipg.training.surface import BatchSurface, Displaced, Unfit
 from unipg.training.vectors import gradients_of
 from unipg.training.weights import Weights
@@ -208,25 +209,7 @@ class Learning:
         """[B,T] under a frozen policy, micro-batch by micro-batch; 0 in rows that are left out."""
         if readings:
             batch = batch.with_planned(position_key=position_keys(batch, self.seed + self.step))
-        chosen = torch.arange(len(batch), device=batch.mask.device) if rows is None else rows.nonzero().squeeze(-1)
-        batch, size = batch.select(chosen), batch.mask.shape
-        whole = Evaluation(*(torch.zeros(size, device=batch.mask.device) if asked else None for asked in (True, entropy, value)))  # type: ignore[arg-type]
-
-        def put(all_rows: Tensor | None, piece: Tensor, index: Tensor) -> Tensor:
-            all_rows = torch.zeros(size, dtype=piece.dtype, device=piece.device) if all_rows is None else all_rows.to(piece.dtype)
-            all_rows[chosen[index], : piece.shape[1]] = piece
-            return all_rows
-
-        with torch.no_grad():
-            for index in policy.cuts(batch, self.training.micro_batch_tokens):
-                now = policy.evaluate(batch.select(index).trim(), value=value, entropy=entropy, readings=readings)
-                for name in ("log_prob", "entropy", "value"):
-                    if (read := getattr(now, name)) is not None:
-                        setattr(whole, name, put(getattr(whole, name), read, index))
-                for reading, named in now.read.items():
-                    kept = whole.read.setdefault(reading, {})
-                    kept |= {name: put(kept.get(name), read, index) for name, read in named.items()}
-        return whole
+        return said_of(policy, batch, self.training.micro_batch_tokens, rows, value=value, entropy=entropy, readings=readings)
 
     # ------------------------------------------------------------------------------------------------ one step
 
@@ -509,13 +492,3 @@ class Learning:
             self.skipped["large"] += 1
             return False
         return True
-
-
-def gradient_norm(gradients: list[Tensor]) -> float:
-    """The norm of all of them together. torch's own helpers for it, and for clipping, cost as much as a small controller's forward pass."""
-    if not gradients:
-        return 0.0
-    if len(gradients) == 1:
-        return float(torch.linalg.vector_norm(gradients[0]))
-    norms = torch._foreach_norm(gradients)
-    return float(torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms])))
