@@ -347,8 +347,9 @@ def draw(claim: Claim, result: Mapping[str, Any], path: Path) -> None:
         axes[0].plot(each, [place] * len(each), "o", color=colour, markersize=4)
         mine = [run["curve"] for run in runs if run["method"] == name and "curve" in run]
         if mine and len(mine[0]) > 1 and not claim.methods[name].always:
-            means = [sum(curve[step] for curve in mine) / len(mine) for step in mine[0]]
-            axes[1].plot([int(step) for step in mine[0]], means, color=colour, marker=".", label=name)
+            steps = [step for step in mine[0] if all(step in curve for curve in mine)]  # runs may end when they are done
+            means = [sum(curve[step] for curve in mine) / len(mine) for step in steps]
+            axes[1].plot([int(step) for step in steps], means, color=colour, marker=".", label=name)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     axes[0].set(xlim=claim.limits, xlabel=heading, title="mean over seeds, 95 % interval, each seed")

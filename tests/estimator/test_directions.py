@@ -132,7 +132,7 @@ def test_where_no_try_is_better_there_is_no_step_at_all(loss) -> None:
     surface = Quadratic(vector(4), positive(4), vector(4, 3))
     surface.loss = loss
     assert not Natural()([surface], {}, Progress()).any()
-    assert surface.told == {"trust_region/kl": 0.0, "trust_region/backtracks": 10.0}
+    assert surface.told == {"trust_region/kl": 0.0, "trust_region/backtracks": 10.0, "trust_region/rejected": 1.0}
 
 
 def test_a_gradient_of_zero_is_a_step_of_zero() -> None:

@@ -386,9 +386,17 @@ def test_data_of_other_episodes_is_refused_by_the_step(tmp_path, change, message
         trainer(tmp_path / "run", HNPG(horizon=3), data=change(lock.collect(50, steps=3)))
 
 
-def test_windows_that_do_not_hold_whole_episodes_are_refused(tmp_path) -> None:
-    run = trainer(tmp_path / "run", HNPG(horizon=4, hybrid=False), steps=3)
-    with pytest.raises(InputError, match=r"what was collected has an episode that ends at step 2; accepted: whole episodes of 4 steps"):
+@pytest.mark.parametrize(
+    ("horizon", "steps", "message"),
+    [
+        (4, 3, r"what was collected has an episode that ends at step 2; accepted: whole episodes of 4 steps"),
+        (3, 4, r"what was collected has 16 steps 0 and 8 steps 1; accepted: whole episodes of 3 steps .*environment\.steps"),
+        (3, 2, r"what was collected has no step 2; accepted"),
+    ],
+)
+def test_windows_that_do_not_hold_whole_episodes_are_refused(tmp_path, horizon: int, steps: int, message: str) -> None:
+    run = trainer(tmp_path / "run", HNPG(horizon=horizon, hybrid=False), steps=steps)
+    with pytest.raises(InputError, match=message):
         run.feed.begin()
 
 

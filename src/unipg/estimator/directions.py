@@ -203,7 +203,7 @@ class Natural(Direction):
         x = conjugate_gradients(curved, -gradient, self.iterations)
         nothing = torch.zeros_like(x)
         square = float(torch.dot(x, curved(x))) if bool(x.any()) else 0.0
-        surface.told |= {"trust_region/kl": 0.0, "trust_region/backtracks": float(self.tries)}
+        surface.told |= {"trust_region/kl": 0.0, "trust_region/backtracks": float(self.tries), "trust_region/rejected": 1.0}
         if not (square > 0 and math.isfinite(square)):
             return nothing
         step = math.sqrt(2 * self.max_kl / square) * x
@@ -213,7 +213,7 @@ class Natural(Direction):
             fallen = before - surface.loss(after)
             enough = fallen > 0 if self.promised is None else fallen > max(0.0, -self.promised * slope * self.shrink**tried)
             if enough and ((kl := surface.divergence(after)) <= self.max_kl or self.promised is not None):
-                surface.told |= {"trust_region/kl": kl, "trust_region/backtracks": float(tried)}
+                surface.told |= {"trust_region/kl": kl, "trust_region/backtracks": float(tried), "trust_region/rejected": 0.0}
                 return step
             step = self.shrink * step
         return nothing

@@ -43,7 +43,7 @@ from unipg.training.weights import Weights
 __all__ = ["NonFinite", "Observer", "Stopped", "Trainer", "TrainingRecipe"]
 
 
-SUMMED = frozenset({"tokens/update"})
+SUMMED = frozenset({"tokens/update", "trust_region/rejected"})
 """Of what a step tells: what is summed over the steps of an iteration."""
 ROUNDS_TOLD = 16
 """Rounds between two signs of life, of iterations that have many."""

@@ -126,7 +126,7 @@ class HNPG(Algorithm):
         step = batch.require("observation", self.name)[..., -1]
         ended = batch.require("terminated", self.name) | batch.require("truncated", self.name)
         fresh = batch.rows_from(Source.ROLLOUT).unsqueeze(1) & batch.mask
-        self._check(step[fresh].cpu().numpy(), ended[fresh].cpu().numpy(), "what was collected")
+        self._check(step[fresh].cpu().numpy(), ended[fresh].cpu().numpy(), "what was collected", whole=True)
         redrawn = batch.planned.get(REDRAWN, torch.zeros_like(batch.mask))
         skipped = batch.rows_from(Source.REPLAY).unsqueeze(1) & ~redrawn if self.redraws else torch.zeros_like(redrawn)
         planned = {f"fit/{h}": (step == h) & ~redrawn for h in range(self.horizon)}
@@ -141,8 +141,8 @@ class HNPG(Algorithm):
         self._check(step, data.column("terminated") | data.column("truncated"), "the dataset")
         return step.astype(np.int64)
 
-    def _check(self, step: np.ndarray, ended: np.ndarray, what: str) -> None:
-        """Refuses steps and ends [N] that are not those of episodes of H steps."""
+    def _check(self, step: np.ndarray, ended: np.ndarray, what: str, whole: bool = False) -> None:
+        """Refuses steps and ends [N] that are not those of episodes of H steps; `whole`: and episodes of which some steps are elsewhere."""
         wanted = f"accepted: whole episodes of {self.horizon} steps (algorithm.horizon), whose number is the last of an observation"
         if (odd := ~np.isin(step, np.arange(self.horizon))).any():
             raise InputError(f"{what} has a step {step[odd][0]:g}; {wanted}")
@@ -151,3 +151,5 @@ class HNPG(Algorithm):
                 raise InputError(f"{what} has no step {h}; {wanted}")
             if (ended[step == h] != (h == self.horizon - 1)).any():
                 raise InputError(f"{what} has an episode that {'goes on after' if h == self.horizon - 1 else 'ends at'} step {h}; {wanted}")
+            if whole and (step == h).sum() != (step == 0).sum():
+                raise InputError(f"{what} has {(step == 0).sum()} steps 0 and {(step == h).sum()} steps {h}; {wanted} (environment.steps)")
