@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from unipg.algorithms import A2C, DDPG, DQN, MDPO, PPO, SAC, TD3, TRPO, OffPolicyMDPO, PolychromicPPO
+from unipg.algorithms import A2C, DDPG, DQN, HNPG, MDPO, PPO, SAC, TD3, TRPO, OffPolicyMDPO, PolychromicPPO
 from unipg.cli import main
 from unipg.lab import diff_control
 from unipg.lab.diff import recipe_of
@@ -135,6 +135,12 @@ def test_kept_and_fresh_rows_are_not_compared(compare) -> None:
     assert found.groups == found.rows == []
     assert found.notes == ["sac learns from kept transitions and ppo from each batch once: only parts are compared"]
     assert any(part["same"] == "no" for part in found.parts)
+
+
+def test_policies_by_step_have_rows_of_their_own(compare) -> None:
+    found = compare(TRPO(), HNPG(hybrid=False, horizon=200))
+    assert found.groups == found.rows == []
+    assert found.notes == ["hnpg has a policy for each step of an episode, and rows of its own for each: only parts are compared"]
 
 
 def test_double_q_learning_differs_only_once_the_copy_lags(compare) -> None:

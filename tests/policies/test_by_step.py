@@ -8,6 +8,7 @@ from gymnasium import spaces
 from unipg import InputError
 from unipg.critics import ValuesByStep
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe, Wanted
+from unipg.policies.export import export
 
 STEPS = 3
 WANTED = Wanted("mine", ("spread",), critic=False, steps=STEPS, networks=lambda counted: {"q": ValuesByStep(STEPS, (5,))})
@@ -87,3 +88,18 @@ def test_what_cannot_be_by_step() -> None:
         made(normalize_observations=True)
     with pytest.raises(InputError, match=r"the environment's actions are Discrete\(3\); accepted for algorithm 'mine'"):
         ActorCriticRecipe().build(spaces.Box(-9, 9, (3,)), spaces.Discrete(3), 0, wanted=WANTED)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # which is what was asked for
+@pytest.mark.parametrize("format", ["torchscript", "onnx"])
+def test_exported_it_acts_by_the_step(format: str, tmp_path) -> None:
+    policy, path = made(), tmp_path / "actor"
+    export(policy, path, format)
+    for step in ([2, 0, 1, 1, 0, 2, 2], [1, 1, 1], [3, 0]):
+        seen = observations(step)
+        if format == "onnx":
+            (found,) = pytest.importorskip("onnxruntime").InferenceSession(path).run(["action"], {"observation": seen.numpy()})
+        else:
+            found = torch.jit.load(path)(seen).numpy()
+        expected = policy.environment_action(policy.actor()(seen.numpy(), None))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)

@@ -42,7 +42,7 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
     policy, experience = build(loaded, first, pick_device(loaded.device))
     assert isinstance(policy, ActorCritic)
     assert isinstance(experience, EnvironmentRollouts)
-    other = _beside(loaded, policy, experience, first, second)
+    other = policy if first.by_step != second.by_step else _beside(loaded, policy, experience, first, second)
     setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step, acts=True)
     parts = diff.compare_parts(first, second, setting)
     nothing = GroupDifference("all", 0, float("nan"), float("nan"))
@@ -50,6 +50,10 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
         keeps, uses = (first, second) if first.replays else (second, first)
         note = f"{keeps.name} learns from kept transitions and {uses.name} from each batch once: only parts are compared"
         return Difference(first.name, second.name, parts, nothing, [], [], [], {}, notes=[note])
+    for algorithm in (first, second):
+        if algorithm.by_step is not None:
+            note = f"{algorithm.name} has a policy for each step of an episode, and rows of its own for each: only parts are compared"
+            return Difference(first.name, second.name, parts, nothing, [], [], [], {}, notes=[note])
     both = ((first, policy), (second, other))
     if first.replays:
         batch = _transitions(experience, policy, first, seed) if loaded.dataset is None else _given(loaded, policy, seed)

@@ -167,13 +167,16 @@ class Stepped(nn.Module):
         seen = observation[:, :-1]
         x = seen if action is None else torch.cat([seen, action.to(seen.dtype)], 1)
         step = observation[:, -1].nan_to_num(0).clamp(0, len(self.networks) - 1).long()
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # no choice by numbers: every network sees every row
+            found = torch.stack([network(x, **settings) for network in self.networks])
+            return found.gather(0, step.unsqueeze(-1).expand(found.shape[1:]).unsqueeze(0)).squeeze(0)
         first, last = (int(each) for each in step.aminmax()) if len(step) else (0, 0)
         if first == last:
             return cast("Tensor", self.networks[first](x, **settings))
         order = step.argsort(stable=True)
-        pieces = x[order].split(torch.bincount(step, minlength=len(self.networks)).tolist())
-        found = [network(piece, **settings) for network, piece in zip(self.networks, pieces, strict=True) if len(piece)]
-        return torch.cat(found, -2).index_select(-2, order.argsort())
+        parts = x[order].split(torch.bincount(step, minlength=len(self.networks)).tolist())
+        pieces = [network(part, **settings) for network, part in zip(self.networks, parts, strict=True) if len(part)]
+        return torch.cat(pieces, -2).index_select(-2, order.argsort())
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
         """See `Perceptron.on_the_host`."""
