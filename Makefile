@@ -57,6 +57,7 @@ bench: $(VENV)/.installed-dev $(PEERS)/.installed
 	$(BIN)/python benchmarks/speed/control.py --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/speed/control.py --case hopper --seeds 5 --peers $(PEERS)/bin/python
 	$(BIN)/python benchmarks/speed/replay.py --peers $(PEERS)/bin/python
+	$(BIN)/python benchmarks/speed/offline.py
 	$(BIN)/python benchmarks/speed/overlap.py
 	$(BIN)/python benchmarks/speed/page.py
 

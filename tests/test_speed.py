@@ -159,7 +159,7 @@ def test_one_step_equals_that_of_the_plain_loop(script, order, tmp_path, dead) -
 def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     page = script("page")
     results = page.RESULTS
-    names = ("language", "control", "gpu", "overlap", "control-hopper", "replay")
+    names = ("language", "control", "gpu", "overlap", "control-hopper", "replay", "offline")
     language, control, *more = (page.read(results / f"speed-{name}.json") for name in names)
     found = page.page(language, control, tmp_path, *more)
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
@@ -189,6 +189,18 @@ def test_what_is_kept_of_a_benchmark_that_was_stopped(script, tmp_path) -> None:
         )
     )
     assert "| td3-64 | 1 | 100 | 50 | 2.00 (2.00 – 2.00) | 1.7 | reached | 5 | 7 | –, – |" in page
+
+
+def test_offline_sides_take_turns(script, tmp_path) -> None:
+    """Each turn of ours beside that of the bare loop which was next to it; without d3rlpy, which has an environment of its own."""
+    offline = script("offline")
+    case = offline.CASES["iql-64"]
+    found = offline.measured("iql-64", case, None, 2, 3)
+    assert set(found) == {"ours", "bare"}
+    assert 0 < found["bare"]["ratio"]["min"] <= found["bare"]["ratio"]["max"]
+    made = {"command": "", "commit": "", "written": "", "machine": {"cpu": "", "cores": 1}, "repeats": 2, "load": 0.0, "versions": {}}
+    told = script("page").given_transitions({**made, "cases": {"iql-64": found}})
+    assert any(line.startswith("| iql-64 |") and "| – | – | – | – |" in line for line in told)
 
 
 def test_the_gpu_measurements_run_on_a_tiny_model_and_are_equal(script, tmp_path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/speed.md and its charts from what language.py, control.py, replay.py, overlap.py and gpu.py measured."""
+"""Writes docs/speed.md and its charts from what language.py, control.py, replay.py, offline.py, overlap.py and gpu.py measured."""
 
 from __future__ import annotations
 
@@ -339,6 +339,7 @@ def page(
     found_overlap: Result | None = None,
     found_hopper: Result | None = None,
     found_replay: Result | None = None,
+    found_offline: Result | None = None,
 ) -> str:
     """The whole page; a half that was not measured is said to be missing."""
     lines = [INTRODUCTION]
@@ -350,6 +351,7 @@ def page(
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
     lines += [] if found_hopper is None else ["### Physics", "", *control(found_hopper, images, "speed-hopper")]
     lines += [] if found_replay is None else ["### Kept transitions", "", *kept_transitions(found_replay, images)]
+    lines += [] if found_offline is None else ["### Given transitions", "", *given_transitions(found_offline)]
     lines += ["## Collecting ahead", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_overlap is None else collecting_ahead(found_overlap)
     lines += ["## On a GPU", ""]
@@ -506,6 +508,36 @@ def kept_transitions(result: Result, images: Path) -> list[str]:
     return [*lines, ""]
 
 
+def given_transitions(result: Result) -> list[str]:
+    """What offline.py measured."""
+    lines = [
+        "TD3+BC, IQL and PRDC on 12,000 given transitions of Pendulum-v1, in batches of 256; a name ends with the width of the two hidden "
+        "layers. The bare loop has the same products and nothing around them: it is the limit. The sides took turns, which are compared "
+        "pair by pair.",
+        "",
+    ]
+    heading = ["", "unipg, updates per CPU-second", "d3rlpy's", "times", "aim", "", "bare loop's", "of these", "aim", ""]
+    rows = []
+    for name, case in result["cases"].items():
+        row = [name, f"{case['ours']['updates_per_cpu_second']['median']:,.0f}"]
+        for side in ("d3rlpy", "bare"):
+            if side not in case:
+                row += ["–"] * 4
+                continue
+            found, ratio = case[side], case[side]["ratio"]
+            told = "reached" if found["reached"] else "**not reached**"
+            row += [f"{found['updates_per_cpu_second']['median']:,.0f}", spread(ratio), f"{ratio['target']:g}", told]
+        rows.append(row)
+    machine = result["machine"]
+    lines += table(heading, rows)
+    lines += [*_made(result), f"- {result['repeats']} turns; machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
+    lines += [
+        f"- the machine's load at the end: {result['load']:.1f}",
+        f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}",
+    ]
+    return [*lines, ""]
+
+
 def draw_kept(cases: dict[str, Result], path: Path) -> None:
     """Learning curves with intervals over seeds, a panel for each case."""
     from matplotlib.figure import Figure
@@ -564,12 +596,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--control", type=Path, default=RESULTS / "speed-control.json")
     parser.add_argument("--hopper", type=Path, default=RESULTS / "speed-control-hopper.json")
     parser.add_argument("--replay", type=Path, default=RESULTS / "speed-replay.json")
+    parser.add_argument("--offline", type=Path, default=RESULTS / "speed-offline.json")
     parser.add_argument("--gpu", type=Path, default=RESULTS / "speed-gpu.json")
     parser.add_argument("--overlap", type=Path, default=RESULTS / "speed-overlap.json")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where speed.md and images/ are written (default docs)")
     chosen = parser.parse_args(arguments)
     chosen.docs.mkdir(parents=True, exist_ok=True)
-    found = (read(path) for path in (chosen.gpu, chosen.overlap, chosen.hopper, chosen.replay))
+    found = (read(path) for path in (chosen.gpu, chosen.overlap, chosen.hopper, chosen.replay, chosen.offline))
     text = page(read(chosen.language), read(chosen.control), chosen.docs / "images", *found)
     target = chosen.docs / "speed.md"
     target.write_text(text, encoding="utf-8")
