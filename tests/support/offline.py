@@ -9,6 +9,7 @@ from torch import Tensor
 from unipg.algorithms.base import Algorithm, Setting
 from unipg.algorithms.learners import Learner
 from unipg.estimator import Planning
+from unipg.networks.perceptron import Activation
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.now import NOISE
 from unipg.training.run import wanted_of
@@ -17,8 +18,10 @@ from unipg.trajectories import Source, Trajectories
 ROWS, SEEN, SIZE = 8, 2, 3
 
 
-def policy_of(algorithm: Algorithm, kind: str, hidden: tuple[int, ...] = (8,), seen: int = SEEN, size: int = SIZE) -> ActorCritic:
-    recipe = ActorCriticRecipe(hidden=list(hidden), activation="tanh", kind=kind, normalize_observations=False)  # type: ignore[arg-type]
+def policy_of(
+    algorithm: Algorithm, kind: str, hidden: tuple[int, ...] = (8,), seen: int = SEEN, size: int = SIZE, activation: Activation = "tanh"
+) -> ActorCritic:
+    recipe = ActorCriticRecipe(hidden=list(hidden), activation=activation, kind=kind, normalize_observations=False)  # type: ignore[arg-type]
     made = recipe.build(spaces.Box(-9.0, 9.0, (seen,)), spaces.Box(-1.0, 1.0, (size,)), 0, wanted=wanted_of(algorithm))
     made.module.double()
     return made
