@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -191,11 +192,11 @@ def test_what_is_kept_of_a_benchmark_that_was_stopped(script, tmp_path) -> None:
     assert "| td3-64 | 1 | 100 | 50 | 2.00 (2.00 – 2.00) | 1.7 | reached | 5 | 7 | –, – |" in page
 
 
-def test_offline_sides_take_turns(script, tmp_path) -> None:
+def test_offline_sides_take_turns(script, monkeypatch) -> None:
     """Each turn of ours beside that of the bare loop which was next to it; without d3rlpy, which has an environment of its own."""
+    monkeypatch.delitem(sys.modules, "offline", raising=False)  # that of tests/support
     offline = script("offline")
-    case = offline.CASES["iql-64"]
-    found = offline.measured("iql-64", case, None, 2, 3)
+    found = offline.measured("iql-64", offline.CASES["iql-64"], None, 2, 3)
     assert set(found) == {"ours", "bare"}
     assert 0 < found["bare"]["ratio"]["min"] <= found["bare"]["ratio"]["max"]
     made = {"command": "", "commit": "", "written": "", "machine": {"cpu": "", "cores": 1}, "repeats": 2, "load": 0.0, "versions": {}}
