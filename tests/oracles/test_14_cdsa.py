@@ -17,6 +17,7 @@ from unipg.networks.corrections import Correction, denoising_error
 from unipg.networks.perceptron import Perceptron
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe, Wanted
 from unipg.policies.export import Acting
+from unipg.training.export import export_model
 
 CDSA = algorithm_named("cdsa")
 
@@ -253,6 +254,11 @@ def test_a_saved_policy_is_wrapped_saved_and_exported(tmp_path: Path, kind: str)
     with torch.no_grad():
         exported = Acting(wrapped)(torch.from_numpy(observation)).numpy()
     assert exported == pytest.approx(corrected, abs=1e-5)
+    if kind == "mixture":  # what exporters cannot follow is the correction's, not the kind's
+        ort = pytest.importorskip("onnxruntime")
+        path, _ = export_model(str(tmp_path / "run"))
+        session = ort.InferenceSession(path)
+        assert session.run(None, {session.get_inputs()[0].name: observation})[0] == pytest.approx(corrected, abs=1e-5)
     again = tmp_path / "again"
     wrapped.save(again)
     assert np.array_equal(given(ActorCritic.load(again), observation), corrected)

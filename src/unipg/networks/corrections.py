@@ -206,6 +206,10 @@ class Correction(nn.Module):
         """[N,A] what is added to actions [N,A], in their units, at observations [N,O]; 0 where a gate is closed."""
         if not bool(self.fitted):
             raise InputError("a correction acts before it has seen any data; accepted: one that was trained (algorithm cdsa)")
+        return self.added(observation, action)
+
+    def added(self, observation: Tensor, action: Tensor) -> Tensor:
+        """The same, of one that has seen data: free of branches on tensors."""
         s, a = self.units(observation), self.action_units(action)
         added = torch.zeros_like(action)
         if self.k_action:

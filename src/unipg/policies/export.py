@@ -62,7 +62,7 @@ class Acting(nn.Module):
         action = action if self.decoder is None else self.decoder.decode(condition, action)
         if self.correction is not None:
             inner = cast("BoxActions", self.actions).inside(action)
-            added = self.correction(condition, inner)
+            added = self.correction.added(condition, inner)
             action = torch.where(torch.isfinite(added).all(1, keepdim=True), inner + added, inner)
         return self.actions.given(action)
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unipg.algorithms.base import check_counts, register, setting
+from unipg.algorithms.base import check_counts, check_range, register, setting
 from unipg.algorithms.offline.td3_bc import TD3BC
 from unipg.critics.regression import REPLAYED
 from unipg.estimator import NearestAction
@@ -37,5 +37,5 @@ class PRDC(TD3BC):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range(self, 0, float("inf"), "beta")
         check_counts(self, "neighbours")
-        self.constraint()
