@@ -46,8 +46,9 @@ def test_two_methods_on_the_same_rows(tmp_path: Path, first: str, second: str, t
     assert all(np.isfinite(row.first) and np.isfinite(row.second) for row in found.rows)
 
 
-def test_iql_beside_itself_is_the_same(tmp_path: Path) -> None:
-    found = differ(tmp_path, "iql", "iql")
+@pytest.mark.parametrize("name", ["iql", "td3_bc"])  # the latter in units of the dataset
+def test_a_method_beside_itself_is_the_same(tmp_path: Path, name: str) -> None:
+    found = differ(tmp_path, name, name)
     assert found.total.cosine == pytest.approx(1.0)
     assert all(row.first == row.second for row in found.rows)
 

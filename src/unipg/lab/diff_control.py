@@ -42,6 +42,8 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
     policy, experience = build(loaded, first, pick_device(loaded.device))
     assert isinstance(policy, ActorCritic)
     assert isinstance(experience, EnvironmentRollouts)
+    if loaded.dataset is not None and policy.must_observe:  # before the other one takes them over
+        observe_all(policy, data_for(policy, loaded.dataset, loaded.dataset.path, experience.recipe.id))
     other = policy if first.by_step != second.by_step else _beside(loaded, policy, experience, first, second)
     setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step, acts=True)
     parts = diff.compare_parts(first, second, setting)
@@ -153,8 +155,6 @@ def _given(loaded: Recipe, policy: ActorCritic, seed: int) -> Trajectories:
             data = data_for(policy, recipe, place, environment.id)
             if of is Source.REPLAY:
                 scale, shift = recipe.rewards(data)
-                if policy.must_observe:
-                    observe_all(policy, data)
             rows = data.draw(torch.randint(len(data), (TRANSITIONS,), generator=source))
             found[of] = rows | {"action": inner_actions(policy, rows["action"]), "reward": rows["reward"] * scale + shift}
     return _rows(policy, found, source)
