@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +71,14 @@ def learned(
     evaluations: int = 1,
     demonstrations: Mapping[str, np.ndarray] | None = None,
     references: References | None = None,
+    learners: Mapping[str, Mapping[str, Any]] | None = None,
+    kept: Sequence[str] = (),
     **dataset: Any,
 ) -> tuple[dict[str, Any], ActorCritic]:
     """A run of unipg on columns of transitions, and its policy: `score`, the mean return of the last evaluation, in units of `references`
     where there are any; the `curve` of all of them; and updates per CPU-second (`speed`), without evaluations. `demonstrations`: an
-    expert's transitions. `dataset`: more of that section of recipes."""
+    expert's transitions. `learners`: settings of their optimisers; `kept`: metrics of the last iteration that are returned too, by what
+    stands behind the slash. `dataset`: more of that section of recipes."""
     experience = environment.build(seed)
     spent, evaluate = 0.0, experience.evaluate
 
@@ -101,13 +104,18 @@ def learned(
             experience,
             folder=Path(scratch, "run"),
             training=TrainingRecipe(iterations=evaluations, save_every=evaluations, evaluate_every=1),
-            optimizer=OptimizerRecipe() if learning_rate is None else OptimizerRecipe(learning_rate=learning_rate),
+            optimizer=OptimizerRecipe(
+                **({} if learning_rate is None else {"learning_rate": learning_rate}),
+                learners={name: dict(own) for name, own in (learners or {}).items()},
+            ),
             dataset=DatasetRecipe(str(Path(scratch, "data")), updates=each, **dataset),
             seed=seed,
             observer=(watch := _Evaluated(told)),
         )
         began = time.process_time()
-        run.train()
+        last = run.train()
         seconds = time.process_time() - began - spent
     curve = {step: value if references is None else references.score(value) for step, value in watch.curve.items()}
-    return {"score": list(curve.values())[-1], "curve": curve, "speed": each * evaluations / seconds}, policy
+    return {"score": list(curve.values())[-1], "curve": curve, "speed": each * evaluations / seconds} | {
+        name.split("/")[-1]: last[name] for name in kept if name in last
+    }, policy

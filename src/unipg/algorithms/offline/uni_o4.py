@@ -58,6 +58,7 @@ class UniO4(Algorithm):
         "Terminal steps are learned by the model; the released code knows each environment's. All members of the model are used, by turns.",
         "The member that the model finds best acts; the released code plays the last three.",
     )
+    claim = "benchmarks/claims/uni_o4.py"
     replays = True
     offline = True
     acts = True
