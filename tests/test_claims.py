@@ -341,6 +341,7 @@ def test_other_claims_in_small(
         ("odice", ["--methods", "orthogonal,true"], 3),
         ("dual_rl", ["--methods", "bc,iql,chi_square_0.8"], 2),
         ("dual_rl", ["--part", "recoil"], 2),
+        ("uni_o4", ["--methods", "clone,model"], 1),
     ],
 )
 def test_claims_on_the_pendulums_data_in_small(
