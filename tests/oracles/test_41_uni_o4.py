@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -11,13 +12,17 @@ from gymnasium import spaces
 from offline import flat, gradients, lag, learner_of, minimised, policy_of, rows
 from torch import Tensor
 
-from unipg.algorithms.base import algorithm_named
+from unipg.algorithms.base import Setting, algorithm_named
+from unipg.algorithms.learners import Learner
 from unipg.critics import Body, Dynamics, Elected, Gated, Imagined, Moment, Score, Value
 from unipg.errors import InputError
 from unipg.estimator import Planning, Progress, per_token_loss
+from unipg.front import train
 from unipg.laws import LAWS
 from unipg.networks.dynamics import PULL, GaussianDynamics
+from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.spaces import actions_from, actions_of, described
+from unipg.training.observer import Observer, Stopped
 from unipg.training.optimization import OptimizerRecipe
 
 UNI_O4 = algorithm_named("uni_o4")
@@ -297,6 +302,110 @@ def test_critics_and_clones_rest_while_policies_are_improved() -> None:
 def test_it_goes_on_to_the_bit_in_every_stage() -> None:
     algorithm = UNI_O4(**ALONE, critic_iterations=1, clone_iterations=1, model_iterations=1, gate_every=10, rollout=3)
     LAWS["resume"](algorithm, (100,))
+
+
+def test_online_it_is_ppo_to_the_bit() -> None:
+    algorithm = UNI_O4(**ALONE, offline_iterations=1, online_epochs=1, online_minibatches=1, value_clip=None, entropy=0.01)
+    ppo = algorithm_named("ppo")(clip_low=0.05, clip_high=0.05, gamma=0.99, lam=0.95, value_weight=1.0, entropy=0.01)
+    made, batch = policy_of(algorithm, "bounded_spread"), rows()
+    draw = torch.Generator().manual_seed(2)
+    old = made.now(batch).log_prob.detach() + 0.1 * torch.randn(8, 1, generator=draw, dtype=torch.float64)
+    value = {name: torch.randn(8, 1, generator=draw, dtype=torch.float64) for name in ("value", "bootstrap_value")}
+    batch = batch.replace(source=torch.zeros(8, dtype=torch.long), old_log_prob=old, **value)
+    expected = gradients(Learner("all", (), ppo.objective(Setting(acts=True))), made, batch)
+    for name, network in (("online", "actor"), ("online_value", "critic")):
+        found = gradients(learner_of(algorithm, name), made, batch)[network]
+        assert torch.equal(flat(found), flat(expected[network]))
+        assert flat(found).norm() > 0
+
+
+SHORT = {"critic_iterations": 1, "clone_iterations": 1, "model_iterations": 1, "offline_iterations": 1}
+
+
+def to_online(folder: Path, *, resume: bool = False, observers: tuple = (), **more):
+    draw = np.random.default_rng(0)
+    states = draw.standard_normal((61, 3)).astype(np.float32) * [1, 1, 5]
+    data = {"observation": states[:-1], "next_observation": states[1:], "action": draw.uniform(-2, 2, (60, 1)).astype(np.float32)}
+    data |= {"reward": draw.standard_normal(60).astype(np.float32), "terminated": np.zeros(60, bool), "truncated": np.arange(60) % 20 == 19}
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "data.npz", **data)
+    return train(
+        algorithm={"name": "uni_o4", **ALONE, **SHORT, "gate_every": 3, "rollout": 2, "online_epochs": 2, "online_minibatches": 2} | more,
+        output=str(folder / "run"),
+        threads=1,
+        environment={"id": "Pendulum-v1", "evaluation_episodes": 1, "count": 2, "steps": 8},
+        dataset={"path": str(folder / "data.npz"), "batch": 8, "updates": 6, "reward_scale": 0.1, "reward_shift": 1.0},
+        controller={"hidden": [8], "normalize_observations": True},
+        training={"iterations": 4, "evaluate_every": 0},
+        resume=resume,
+        observers=list(observers),
+    )
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.heard.append(text)
+
+
+def test_a_stage_that_a_run_does_not_reach_is_told_of(tmp_path: Path) -> None:
+    notes = Notes()
+    to_online(tmp_path, observers=(notes,), offline_iterations=7)
+    assert notes.heard == [
+        "training.iterations is 4, and these learners begin later, so they learn nothing: 'online' at 8, 'online_value' at 8"
+    ]
+
+
+class Watch(Observer):
+    """Stops a run after so many updates; keeps what batches of rollouts are made of, and V before the first and when it is collected."""
+
+    def __init__(self, after: int | None = None) -> None:
+        self.after, self.rewards, self.values = after, [], {}
+
+    def start(self, run) -> None:
+        self.run, run.stop_after_steps = run, self.after
+        feed = run.feed.feeds["rollouts"]
+        join = feed._joined
+
+        def joined(batch, number: int):
+            self.values.setdefault("collected", self.value())
+            found = join(batch, number)
+            self.rewards.append((batch.step_reward, found.step_reward))
+            return found
+
+        feed._joined = joined
+
+    def value(self) -> Tensor:
+        return flat([p.detach().clone() for p in self.run.policy.networks["critic"]])
+
+    def iteration(self, done: int, total: int, metrics: dict) -> None:
+        if done == 2:
+            self.values["given"] = self.value()
+
+
+def test_it_goes_on_online(tmp_path: Path) -> None:
+    """Rewards are rescaled as the data's, units stay, and a run that is stopped among its rollouts comes to the same bits."""
+    watch = Watch()
+    to_online(tmp_path / "straight", observers=(watch,))
+    assert len(watch.rewards) == 2
+    ((raw, scaled),) = watch.rewards[:1]
+    torch.testing.assert_close(scaled, 0.1 * raw + 1)
+    whole = ActorCritic.load(tmp_path / "straight" / "run" / "model")
+    assert float(whole.module.normalizer.count) == 60
+    with pytest.raises(Stopped):
+        to_online(tmp_path / "stopped", observers=(Watch(15),))
+    to_online(tmp_path / "stopped", resume=True)
+    again = ActorCritic.load(tmp_path / "stopped" / "run" / "model").module.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in whole.module.state_dict().items())
+
+
+@pytest.mark.parametrize("value", ["kept", "fresh"])
+def test_the_value_that_online_steps_begin_with(tmp_path: Path, value: str) -> None:
+    watch = Watch()
+    to_online(tmp_path, observers=(watch,), online_value=value, online_epochs=1, online_minibatches=1)
+    assert torch.equal(watch.values["given"], watch.values["collected"]) == (value == "kept")
 
 
 @pytest.mark.parametrize(

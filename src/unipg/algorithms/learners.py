@@ -71,6 +71,8 @@ class Learner:
     """Whether its networks are put back, at the end of its span, to what they were at the best evaluation of it."""
     data: Generated | None = None
     """What the policy makes for it, and how long it is trained on that; None: it learns from the batches of rollouts."""
+    collects: bool = False
+    """Of an algorithm that is given transitions: whether this one learns from batches of rollouts, while those rest."""
     epochs: int | None = None
     """Passes over each batch of rollouts; None: what the recipe says."""
     minibatches: int | None = None

@@ -27,6 +27,15 @@ class Stages:
         self.best: dict[str, dict[str, Any]] = {}
         """`value` of the best evaluation within each learner's span so far, and the `weights` then, by the learner's name."""
 
+    def unreached(self) -> str:
+        """What to say of learners that the run ends before; empty where there are none."""
+        iterations = self.run.training.iterations
+        late = {learner.spec.role: int(learner.spec.span[0]) for learner in self.run.learners if learner.spec.span[0] >= iterations}
+        if not late:
+            return ""
+        told = ", ".join(f"'{name}' at {first}" for name, first in late.items())
+        return f"training.iterations is {iterations}, and these learners begin later, so they learn nothing: {told}"
+
     def begin(self) -> None:
         """Networks that a stage starts anew, but for those that wait for data made by what they were."""
         for learner in self._turning(0):

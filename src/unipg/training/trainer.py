@@ -26,11 +26,12 @@ from unipg.training.diagnostics import UpdateDiagnostics
 from unipg.training.distribution import Workers
 from unipg.training.feeds.base import Feed
 from unipg.training.feeds.dataset import Dataset, DatasetRecipe
-from unipg.training.feeds.generated import Staged
+from unipg.training.feeds.generated import Generating
 from unipg.training.feeds.joined import Joined
 from unipg.training.feeds.mixed import Mixed
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 from unipg.training.feeds.rollouts import Rollouts
+from unipg.training.feeds.staged import HandedOver
 from unipg.training.folder import check_free, locked, untouched
 from unipg.training.learner import Learning, NonFinite
 from unipg.training.observer import Observer, Observers, Stopped
@@ -193,10 +194,12 @@ class Trainer:
         if dataset is not None and self.algorithm.mixes:
             return Mixed(self, dataset)
         if not self.algorithm.replays:
-            return Staged(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
+            return Generating(self) if any(made.data is not None for made in self.learned) else Rollouts(self)
         if dataset is None:
             return Replay(self, replay or ReplayRecipe())
-        return Dataset(self, dataset) if replay is None else Joined(self, replay, dataset)
+        if replay is not None:
+            return Joined(self, replay, dataset)
+        return HandedOver(self, dataset) if any(made.collects for made in self.learned) else Dataset(self, dataset)
 
     # ------------------------------------------------------------------------------------------------ the loop
 
@@ -216,6 +219,8 @@ class Trainer:
             self.feed.open()
             status = "failed"
             self.observer.start(self)
+            if missed := self.stages.unreached():
+                self.observer.note(missed)
             try:
                 last = self._train()
                 status = "finished"

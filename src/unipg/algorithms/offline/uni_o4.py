@@ -31,7 +31,7 @@ from unipg.critics import (
     Value,
 )
 from unipg.critics.regression import REPLAYED
-from unipg.estimator import Constant, NamedPolicy, OldPolicy, PolicyGradient, RatioClip, Whitened
+from unipg.estimator import GAE, Constant, EntropyBonus, NamedPolicy, OldPolicy, PolicyGradient, RatioClip, ValueLoss, Whitened
 from unipg.estimator.parts import Linear
 
 ADAM = {"learning_rate": 1e-4, "clip_norm": None}
@@ -86,20 +86,43 @@ class UniO4(Algorithm):
         "model", "when the old policy is replaced: as the model finds, or each time, or never"
     )
     gate_every: int = setting(100, "updates between two looks at it", "released code")
+    offline_iterations: int | None = setting(
+        None, "of improvement, before PPO goes on with fresh batches; null: to the end, nothing is played"
+    )
     rollout: int = setting(50, "steps of the model in which policies are scored", "released code: 1000, on hard tasks 2 to 200")
+
+    lam: float = setting(0.95, "GAE's lambda, online", "released code")
+    online_clip: float = setting(0.05, "distance from 1 that the ratio may go, online", "released code")
+    value_clip: float | None = setting(0.05, "how far V may move from the old one, online; null for no clipping", "released code")
+    online_epochs: int = setting(10, "passes over each batch, online", "released code: 5 to 30, by task")
+    online_minibatches: int = setting(16, "steps in each of these", "released code: 128 steps of environments in each")
+    entropy: float = setting(0.01, "weight of the entropy bonus, online", "released code")
+    online_value: Literal["kept", "fresh"] = setting("kept", "V at the start of online steps: that of the data, or drawn anew")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, 0, 1, "discount", "tau", "clip")
-        check_range(self, 0, math.inf, "alpha", "model_decay")
+        check_range(self, 0, 1, "discount", "tau", "clip", "lam", "online_clip")
+        check_range(self, 0, math.inf, "alpha", "model_decay", "entropy")
         check_above_zero(self, "expectile", most=1)
         check_counts(self, "members", "critics", "critic_iterations", "clone_iterations", "model_iterations", "model_members")
-        check_counts(self, "gate_every", "rollout")
+        check_counts(self, "gate_every", "rollout", "online_epochs", "online_minibatches")
+        if self.offline_iterations is not None:
+            check_counts(self, "offline_iterations")
 
     @property
     def policies(self) -> tuple[str, ...]:
         """The members' networks; of one alone what acts."""
         return ("actor",) if self.members == 1 else tuple(f"member_{k + 1}" for k in range(self.members))
+
+    @property
+    def learned_at(self) -> int:
+        """The iteration at which improvement begins."""
+        return max(self.critic_iterations, self.clone_iterations, self.model_iterations)
+
+    @property
+    def played_at(self) -> float:
+        """That at which environments are played."""
+        return math.inf if self.offline_iterations is None else self.learned_at + self.offline_iterations
 
     def networks(self, counted: bool) -> Mapping[str, Network]:
         apart = {name: Another() for name in self.policies if name != "actor"}
@@ -123,6 +146,7 @@ class UniO4(Algorithm):
             ),
             *map(self.cloned, self.policies),
             *map(self.improved, self.policies),
+            *self.online(),
         )
 
     def cloned(self, of: str) -> Learner:
@@ -147,8 +171,8 @@ class UniO4(Algorithm):
             surrogate="ratio",
             name=f"improve_{of}",
         )
-        span = (max(self.critic_iterations, self.clone_iterations, self.model_iterations), math.inf)
         optimizer = {"learning_rate": 1e-4, "clip_norm": 0.5, "schedule": "linear"}
+        span = (self.learned_at, self.played_at)
         return Learner(
             "policy" if first else f"policy_{of}", (of,), term, role="policy", span=span, then=self.follow(of), optimizer=optimizer
         )
@@ -162,3 +186,19 @@ class UniO4(Algorithm):
         }
         elect = () if of != self.policies[-1] or of == "actor" else (Elected(of, "actor", self.gate_every, score, self.policies),)
         return moves.get(self.gate, ()) + elect
+
+    def online(self) -> tuple[Learner, ...]:
+        """PPO, as it is for anybody, from the policy and the V that the data have left."""
+        if self.played_at == math.inf:
+            return ()
+        gae, clip = GAE(gamma=self.discount, lam=self.lam), self.online_clip
+        policy: Any = PolicyGradient(mask=RatioClip(clip, clip), reference=OldPolicy(), advantage=gae)
+        policy = policy + self.entropy * EntropyBonus() if self.entropy else policy
+        own: dict[str, Any] = {"span": (self.played_at, math.inf), "collects": True}
+        own |= {"epochs": self.online_epochs, "minibatches": self.online_minibatches}
+        adam = {"eps": 1e-5, "clip_norm": 0.5, "schedule": "linear"}
+        value, fresh = ValueLoss(gae=gae, clip=self.value_clip), self.online_value == "fresh"
+        return (
+            Learner("online", ("actor",), policy, optimizer={"learning_rate": 3e-5, **adam}, **own),
+            Learner("online_value", ("critic",), value, optimizer={"learning_rate": 2e-4, **adam}, renews=fresh, **own),
+        )

@@ -186,7 +186,8 @@ class Dataset(Kept):
         if not rewarded and "step_reward" in self._objective.reads:
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
         self._unread = rewarded and run.algorithm.imitates and "step_reward" not in self._objective.reads
-        self._scale, self._shift = recipe.rewards(self.data[Source.REPLAY])
+        self.rescaled = recipe.rewards(self.data[Source.REPLAY])
+        """What rewards are multiplied by, and what is added."""
         self.ahead, self.discount = run.algorithm.steps_ahead
         if self.ahead > 1 and recipe.reward_shift:
             raise InputError(f"dataset.reward_shift is {recipe.reward_shift:g}, but returns are over {self.ahead} steps; accepted: 0")
@@ -249,8 +250,8 @@ class Dataset(Kept):
             several = n_step(data, index, self.ahead, self.discount)
             drawn |= data.draw(several.last, "next_observation", "terminated") | {"reward": several.reward, FACTOR: several.factor}
         drawn["action"] = inner_actions(self.policy, drawn["action"])
-        if (self._scale, self._shift) != (1.0, 0.0):
-            drawn["reward"] = drawn["reward"] * self._scale + self._shift
+        if self.rescaled != (1.0, 0.0):
+            drawn["reward"] = drawn["reward"] * self.rescaled[0] + self.rescaled[1]
         return drawn
 
     def finish(self) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from unipg.training.collection import collect
 from unipg.training.diagnostics import Histogram
 from unipg.training.feeds.base import Feed
 from unipg.training.feeds.rollouts import Rollouts
+from unipg.training.feeds.staged import Staged
 from unipg.training.learner import Learning
 from unipg.training.stages import renew
-from unipg.trajectories import Evaluation, Trajectories
+from unipg.trajectories import Trajectories
 
 if TYPE_CHECKING:
     from unipg.training.trainer import Trainer
@@ -208,58 +209,12 @@ class Pairs(Feed):
             self.rounds = self.learning.spec.data.epochs
 
 
-class Staged(Feed):
+class Generating(Staged):
     """Batches of rollouts for most learners, and `Pairs` in the iterations of those that have `data`."""
 
     def __init__(self, run: Trainer) -> None:
-        super().__init__(run)
-        self.rollouts = Rollouts(run)
-        self.pairs = Pairs(run, self.rollouts)
+        rollouts = Rollouts(run)
+        super().__init__(run, pairs=Pairs(run, rollouts), rollouts=rollouts)
 
-    @property
-    def _now(self) -> Rollouts | Pairs:
-        on = any(made.data is not None and made.span[0] <= self.run.iteration < made.span[1] for made in self.run.learned)
-        return self.pairs if on else self.rollouts
-
-    @property
-    def begun(self) -> bool:
-        return self._now.begun
-
-    def begin(self) -> None:
-        self._now.begin()
-        self.rounds = self._now.rounds
-
-    def gather(self, round: int) -> None:
-        self._now.gather(round)
-
-    def updates(self, round: int) -> int:
-        return self._now.updates(round)
-
-    def draw(self, round: int, number: int) -> Trajectories:
-        return self._now.draw(round, number)
-
-    def due(self, round: int, number: int) -> list[Learning]:
-        return self._now.due(round, number)
-
-    def steps(self, learner: Learner) -> int:
-        return self.rollouts.steps(learner) if learner.data is None else self.pairs.steps(learner)
-
-    def now(self, batch: Trajectories) -> Evaluation | None:
-        return self._now.now(batch)
-
-    def finish(self) -> dict[str, Any]:
-        return self._now.finish()
-
-    def learnt(self) -> None:
-        self._now.learnt()
-
-    def close(self) -> None:
-        self.rollouts.close()
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"rollouts": self.rollouts.state_dict(), "pairs": self.pairs.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.rollouts.load_state_dict(state["rollouts"])
-        self.pairs.load_state_dict(state["pairs"])
-        self.rounds = self._now.rounds
+    def of(self, learner: Learner) -> Feed:
+        return self.feeds["rollouts" if learner.data is None else "pairs"]

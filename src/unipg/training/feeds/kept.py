@@ -64,7 +64,7 @@ class Kept(Feed):
         self.done = 0
         """Updates so far."""
         self._begun = False
-        self._objective = Objective(tuple(term for learner in run.learned for term in learner.terms.terms))
+        self._objective = Objective(tuple(term for learner in run.learned if not learner.collects for term in learner.terms.terms))
         self.graphs = self._objective.differentiates
         self._drawn = sorted(self._objective.noise)
         self._prepared: tuple[int, Objective, bool] | None = None

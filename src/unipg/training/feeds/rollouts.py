@@ -106,10 +106,14 @@ class Rollouts(Feed):
         run, batch = self.run, self.batch
         assert batch is not None
         row = run.algorithm.learn(batch, run.learner.planning(), run.learner.evaluate)
-        run.policy.observe(batch, run.workers.sum)
+        self._observe(batch)
         if run.iteration == 0:
             self.tell_still("the first iteration's")
         return row
+
+    def _observe(self, batch: Trajectories) -> None:
+        """What a policy must know of its inputs follows the batches."""
+        self.run.policy.observe(batch, self.run.workers.sum)
 
     def learnt(self) -> None:
         """After the row of the iteration has been told: samplers learn from its batch, and it is done."""
