@@ -15,9 +15,10 @@ from gymnasium import spaces
 from gymnasium.vector.utils import batch_space
 
 from unipg.cli import main
+from unipg.critics import Decoder
 from unipg.errors import InputError
 from unipg.policies import export as module
-from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
+from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe, Wanted
 from unipg.policies.export import NOTE, export
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -38,6 +39,8 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     "images": (spaces.Box(0, 255, (12, 14, 3), np.uint8), spaces.Discrete(5, start=-2), {}),
     "squashed": (BOX, spaces.Box(-2, 6, (2,), np.float64), {"kind": "squashed"}),
     "deterministic": (BOX, spaces.Box(-2, 6, (2,), np.float32), {"kind": "deterministic"}),
+    "bounded": (BOX, spaces.Box(-2, 6, (2,), np.float32), {"kind": "bounded"}),
+    "decoded": (BOX, spaces.Box(-2, 6, (2,), np.float32), {"kind": "latent"}),
     "greedy": (spaces.Discrete(6), spaces.Discrete(5), {"kind": "greedy"}),
     "doubles": (spaces.Box(-np.inf, np.inf, (11,), np.float64), spaces.Box(-1, 1, (3,), np.float32), {"normalize_observations": True}),
     "dtypes": (
@@ -55,14 +58,15 @@ CASES: dict[str, tuple[spaces.Space, spaces.Space, dict[str, Any]]] = {
     ),
     "yes or no": (BOX, spaces.MultiBinary([2, 3]), {}),
 }
-ONNX = ("normalised, uneven bounds", "a Dict of everything", "images", "doubles", "dtypes")
+ONNX = ("normalised, uneven bounds", "a Dict of everything", "images", "decoded", "doubles", "dtypes")
 """Exporting to ONNX takes seconds."""
 
 
 def built(case: str) -> tuple[ActorCritic, spaces.Space]:
     """A policy whose actions differ from observation to observation, with statistics where it keeps some."""
     observation, action, settings = CASES[case]
-    policy = ActorCriticRecipe([16], **settings).build(observation, action, 0)
+    wanted = Wanted(networks=lambda counted: {"decoder": Decoder("flow", (8,), 3)}) if case == "decoded" else None
+    policy = ActorCriticRecipe([16], **settings).build(observation, action, 0, wanted=wanted)
     source = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in policy.module.parameters():
@@ -107,7 +111,8 @@ def test_an_exported_actor_gives_the_actions_that_are_played(case: str, format: 
     act = (of_onnx if format == "onnx" else of_torchscript)(path)
     for rows in (1, 2, 7, 300):
         observation = several(space, rows)
-        expected = policy.environment_action(policy.actor()(policy.flatten(observation), None))
+        seen = policy.flatten(observation)
+        expected = policy.outward()(seen, policy.actor()(seen, None))
         found = act(leaves(observation))  # as the environment gives them
         assert found.dtype == expected.dtype == np.dtype(told["outputs"][0]["dtype"])
         assert found.shape == expected.shape == (rows, *told["outputs"][0]["shape"][1:])
