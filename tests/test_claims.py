@@ -342,6 +342,7 @@ def test_other_claims_in_small(
         ("dual_rl", ["--methods", "bc,iql,chi_square_0.8"], 2),
         ("dual_rl", ["--part", "recoil"], 2),
         ("uni_o4", ["--methods", "clone,model"], 1),
+        ("offline_table", ["--methods", "unipg/bc,unipg/odice"], 0),
     ],
 )
 def test_claims_on_the_pendulums_data_in_small(
