@@ -36,6 +36,7 @@ def differ(folder: Path, first: str, second: str, **dataset):
         ("iql", "xql", "layer normalisation in one of the two"),
         ("td3_bc", "iql", "deterministic actions in td3_bc"),
         ("iql", "awac", "trained by iql alone"),
+        ("bc", "cdsa", "trained by cdsa alone"),
         ("bc", "odice", "before the direction Orthogonal"),
     ],
 )

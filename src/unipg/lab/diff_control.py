@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def on_environments(loaded: Recipe, first: Algorithm, second: Algorithm, seed: i
     both = ((first, policy), (second, other))
     if first.replays:
         batch = _transitions(experience, policy, first, seed) if loaded.dataset is None else _given(loaded, policy, seed)
+        batch = _drawn(batch, both, setting, seed)
         judged = all(_regression(algorithm, setting) is not None for algorithm, _ in both)
         numbers = [(_targets if judged else _weights)(algorithm, made, batch, setting) for algorithm, made in both]
         counts = {"transitions": float(len(batch))}
@@ -174,6 +175,15 @@ def _rows(policy: ActorCritic, drawn: dict[Source, dict[str, Tensor]], noise: to
         **rows,  # type: ignore[arg-type]
     )
     return batch.to(policy.device)
+
+
+def _drawn(batch: Trajectories, both: Iterable[tuple[Algorithm, ActorCritic]], setting: Setting, seed: int) -> Trajectories:
+    """With the noise of models that either trains, by their names."""
+    wanted = {at: made for algorithm, made in both for learner in algorithm.learned(setting) for at in learner.terms.noise}
+    size, source = batch.mask.shape, generator(seed, "diff", "models")
+    missing = sorted(at for at in wanted if NOISE.format(at) not in batch.planned)
+    noise = {NOISE.format(at): torch.randn(*size, wanted[at].noises(at), generator=source) for at in missing}
+    return batch.with_planned(**{name: values.to(batch.mask.device) for name, values in noise.items()}) if noise else batch
 
 
 def _planned(algorithm: Algorithm, policy: ActorCritic, objective: Objective, batch: Trajectories, setting: Setting) -> Trajectories:
