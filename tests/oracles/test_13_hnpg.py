@@ -378,8 +378,9 @@ def test_a_batch_has_as_many_rows_of_each_step_of_the_data(tmp_path) -> None:
             r"an episode that goes on after step 2; acc",
         ),
         (lambda d: d | {"observation": d["observation"] + 0.5}, r"the dataset has a step 0\.5; accepted"),
+        (lambda d: {n: v for n, v in d.items() if n != "reward"}, r"has no rewards, which algorithm 'hnpg' learns from; accepted: rewards"),
     ],
-    ids=["a step is missing", "too short", "too long", "no steps"],
+    ids=["a step is missing", "too short", "too long", "no steps", "no rewards"],
 )
 def test_data_of_other_episodes_is_refused_by_the_step(tmp_path, change, message: str) -> None:
     with pytest.raises(InputError, match=message):

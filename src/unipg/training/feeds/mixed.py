@@ -41,6 +41,8 @@ class Mixed(Rollouts):
             )
         self.recipe, self.policy = recipe, run.policy
         self.data = data_for(run.policy, recipe, recipe.path, run.experience.recipe.id)
+        if "reward" in self.data.card.get("missing", ()):
+            raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards")
         strata = run.algorithm.parts_of(self.data)
         self.strata = [np.arange(len(self.data))] if strata is None else [np.flatnonzero(strata == k) for k in range(strata.max() + 1)]
         self._scale, self._shift = recipe.rewards(self.data)
