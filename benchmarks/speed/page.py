@@ -502,6 +502,7 @@ def kept_transitions(result: Result, images: Path) -> list[str]:
     lines += ["![learning curves of both sides](images/speed-replay.png)", ""]
     machine = result["machine"]
     lines += [*_made(result), f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
+    lines += [f"- note: {result['note']}"] if result.get("note") else []
     for name, side in SIDES.items():
         found = next(iter(cases.values())).get(name)
         lines += [f"- versions, {side}: {', '.join(f'{k} {v}' for k, v in found['versions'].items())}"] if found else []

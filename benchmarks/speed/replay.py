@@ -146,6 +146,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--quick", action="store_true", help="one seed of 1,000 steps: only whether it runs")
     parser.add_argument("--kept", action="store_true", help="start nothing: tell of the runs that are kept")
+    parser.add_argument("--note", default="", help="what else there is to say of how it was measured")
     parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
@@ -199,6 +200,7 @@ def main(arguments: Sequence[str]) -> int:
             "command": shlex.join(["python", *sys.argv]),
             "commit": head,
             "machine": machine,
+            "note": chosen.note,
             "cases": cases,
         }
         chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
