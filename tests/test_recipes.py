@@ -36,7 +36,8 @@ def random_transitions(environment: EnvironmentRecipe, folder: Path) -> Path:
     for t in range(64):
         seen = env.reset(seed=t)[0] if ended else seen
         action = env.action_space.sample()
-        after, reward, terminated, truncated, _ = env.step(action)
+        after, reward, terminated, _, _ = env.step(action)
+        truncated = t % 16 == 15  # several episodes, however long the environment's are
         for name, value in zip(rows, (seen, after, action, reward, terminated, truncated), strict=True):
             rows[name].append(value)
         ended, seen = terminated or truncated, after
