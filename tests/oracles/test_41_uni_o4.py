@@ -358,6 +358,11 @@ def test_a_stage_that_a_run_does_not_reach_is_told_of(tmp_path: Path) -> None:
     ]
 
 
+def test_a_batch_with_fewer_rows_than_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="'online' takes 17 steps in each pass over a batch, but a batch has 16 rows"):
+        to_online(tmp_path, online_minibatches=17)
+
+
 class Watch(Observer):
     """Stops a run after so many updates; keeps what batches of rollouts are made of, and V before the first and when it is collected."""
 

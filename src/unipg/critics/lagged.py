@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -91,8 +90,6 @@ class Copied(Every):
 @dataclass(frozen=True)
 class Score(Part):
     """Base class: how good a policy is found, without acting."""
-
-    joint: ClassVar[str] = "batch"  # type: ignore[assignment]
 
     def __call__(self, now: Evaluation, of: str, planning: Planning) -> float:
         """The policy `of`, by what there is to know of it at the rows of `now`; of all policies at the same random numbers."""

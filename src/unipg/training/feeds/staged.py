@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
 from unipg.estimator.parts import Neighbours
+from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.training.feeds.base import Feed
 from unipg.training.feeds.dataset import Dataset, DatasetRecipe
 from unipg.training.feeds.rollouts import Rollouts
@@ -88,11 +89,19 @@ class Staged(Feed):
 
 
 class Continued(Rollouts):
-    """Rollouts after a dataset: rewards are rescaled as its were, and observations stay in its units. Actions follow in the real world."""
+    """Rollouts after a dataset: rewards are rescaled as its were, and observations stay in its units."""
 
     def __init__(self, run: Trainer, scale: float, shift: float) -> None:
         super().__init__(run)
         self._scale, self._shift = scale, shift
+        assert isinstance(run.experience, EnvironmentRollouts)
+        rows = run.experience.recipe.count * run.experience.recipe.steps
+        for made in run.learned:
+            if made.collects and (made.minibatches or 1) > rows:
+                raise InputError(
+                    f"'{made.name}' takes {made.minibatches} steps in each pass over a batch, but a batch has {rows} rows; accepted: so "
+                    "many at most, or more of environment.count · environment.steps"
+                )
 
     def _joined(self, batch: Trajectories, number: int) -> Trajectories:
         return batch.replace(step_reward=batch.require("step_reward", "rollouts") * self._scale + self._shift)
