@@ -3,8 +3,8 @@
     python benchmarks/speed/offline.py --d3rlpy PYTHON [--cases iql-256,td3_bc-64] [--repeats 5] [--updates N] [--quick]
 
 All sides have the arrays of benchmarks/data/pendulum-mix.npz, batches of 256, one thread, and networks of 2 x 64 or 2 x 256 with ReLU.
-Ours is a run as `unipg train` makes it, d3rlpy's its `fit` without progress and loggers, and the bare loop what is left when everything
-but the arithmetic is taken away: it bounds what can be gained. The sides of a case are processes that live side by side and take turns,
+Ours is a run as `unipg train` makes it, d3rlpy's its `fit` without progress and loggers, and the bare loop the same arithmetic written down
+plainly, with torch's optimisers and nothing around it. The sides of a case are processes that live side by side and take turns,
 so that what else the machine does falls on all of them; the first turn of each does not count. d3rlpy needs an environment of its own
 (`pip install torch==2.13.0 d3rlpy==2.8.1`).
 """
@@ -288,7 +288,7 @@ def main(arguments: Sequence[str]) -> int:
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
         result = {
             "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "benchmarks/speed/offline.py", *arguments]),
+            "command": shlex.join(["python", "benchmarks/speed/offline.py", *("PYTHON" if a == chosen.d3rlpy else a for a in arguments)]),
             "commit": head,
             "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1, "python": platform.python_version()},
             "load": os.getloadavg()[0],

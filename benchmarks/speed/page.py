@@ -513,8 +513,8 @@ def given_transitions(result: Result) -> list[str]:
     """What offline.py measured."""
     lines = [
         "TD3+BC, IQL and PRDC on 12,000 given transitions of Pendulum-v1, in batches of 256; a name ends with the width of the two hidden "
-        "layers. The bare loop has the same products and nothing around them: it is the limit. The sides took turns, which are compared "
-        "pair by pair.",
+        "layers. The bare loop is the same arithmetic written down plainly, with torch's optimisers and nothing around it. The sides took "
+        "turns, which are compared pair by pair.",
         "",
     ]
     heading = ["", "unipg, updates per CPU-second", "d3rlpy's", "times", "aim", "", "bare loop's", "of these", "aim", ""]
