@@ -134,6 +134,9 @@ def _estimate(options: argparse.Namespace) -> None:
             progress=progress,
         )
     console.print(estimates_table(found, options.discount))
+    for each in (each for each in found if each.unsettled):
+        line = f"{each.estimator} moved by {each.moved:.3g} in the last tenth of its updates: it has not settled, give it more (--updates)"
+        console.print(line, soft_wrap=True, highlight=False)
     if options.json:
         told = {"generator": generator("data"), "model": options.model, "data": options.data, "discount": options.discount}
         estimates = [{**dataclasses.asdict(each), "interval": each.interval._asdict()} for each in found]

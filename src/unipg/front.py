@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch is loaded when something is trained
     from unipg.policies.actor_critic import ActorCriticRecipe
     from unipg.policies.base import Policy
     from unipg.policies.recipe import ModelRecipe
+    from unipg.replay import Transitions
     from unipg.rollouts.base import EvaluationResult
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.rollouts.scoring import RewardRecipe
@@ -61,7 +62,7 @@ def train(
     rollouts: Section | SamplingRecipe | None = None,
     evaluation: Section | HeldOutRecipe | None = None,
     replay: Section | ReplayRecipe | None = None,
-    dataset: Section | DatasetRecipe | None = None,
+    dataset: str | os.PathLike[str] | Transitions | Section | DatasetRecipe | None = None,
     controller: Section | ActorCriticRecipe | None = None,
     training: Section | TrainingRecipe | None = None,
     optimizer: Section | OptimizerRecipe | None = None,
@@ -88,6 +89,7 @@ def train(
         data         task.data: a file, a hub data set, a list of dicts, a `datasets.Dataset`, or the section with `source` and column names
         reward       what scores answers: one function or name, several, each alone or as (function, weight), or the section
         environment  environment.id
+        dataset      dataset.path: a file's name, or `unipg.replay.Transitions`
         iterations   training.iterations
 
     A reward is ours, `(answer, item) -> number`, or TRL's, `(completions, **columns) -> list of numbers`, told by its parameter
@@ -112,8 +114,23 @@ def train(
         "optimizer": optimizer, "logging": logging, "seed": seed, "threads": threads, "device": device, "anchor_cache": anchor_cache,
     }  # fmt: skip
     with quiet():
+        sections["dataset"] = _dataset(dataset)
         recipe = _recipe(algorithm, sections, model=model, data=data, reward=reward, iterations=iterations, output=output, resume=resume)
         return Run(recipe)._train(observers, resume=resume, trust=trust, progress=progress)
+
+
+def _dataset(given: Any) -> Any:
+    """The section that a place, or transitions in memory, stand for; anything else as it is."""
+    from unipg.replay import Transitions
+    from unipg.training.feeds.dataset import live_data
+
+    if isinstance(given, str | os.PathLike | Transitions):
+        given = {"path": given}
+    if isinstance(given, Mapping):
+        given = {
+            k: live_data(v) if isinstance(v, Transitions) else os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in given.items()
+        }
+    return given
 
 
 def load_run(folder: str | os.PathLike[str]) -> Run:

@@ -8,13 +8,14 @@ import torch
 
 from unipg.errors import InputError
 from unipg.front import train
+from unipg.loading import live_function
 from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Transitions, open_data
 from unipg.training.collapse import Finding
 from unipg.training.observer import Observer, Stopped
 from unipg.training.optimization import TrainingRecipe
-from unipg.training.recipe import recipe_from
-from unipg.training.run import build
+from unipg.training.recipe import load_recipe, recipe_from
+from unipg.training.run import build, run_recipe
 from unipg.training.trainer import Trainer
 
 ROWS = 60
@@ -224,3 +225,59 @@ def test_a_joined_run_goes_on_to_the_bit(tmp_path: Path) -> None:
     expected, found = (run.policy.module.state_dict() for run in (straight, second))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     assert straight.step == 18
+
+
+def test_transitions_in_memory_are_taken_from_python(tmp_path: Path) -> None:
+    """A place, or the rows themselves; recorded by their fingerprint, so that another process asks for them."""
+    data = Transitions.of(arrays())
+    data.save(tmp_path / "data")
+    weights = []
+    for name, given in (("rows", data), ("place", tmp_path / "data"), ("section", {"path": data})):
+        train(
+            "bc",
+            environment={"id": "Pendulum-v1", "evaluation_episodes": 1},
+            dataset=given,
+            controller={"hidden": [8]},
+            training={"iterations": 1, "evaluate_every": 0},
+            output=str(tmp_path / name),
+            threads=1,
+        )
+        weights.append(ActorCritic.load(tmp_path / name / "model").module.state_dict())
+    assert all(torch.equal(value, other[key]) for key, value in weights[0].items() for other in weights[1:])
+    with pytest.raises(InputError, match="in no file"):
+        run_recipe(load_recipe(tmp_path / "rows" / "recipe.yaml"), resume=True)
+
+
+def test_the_same_rows_elsewhere_are_the_same_run(tmp_path: Path) -> None:
+    run(tmp_path, arrays())
+    (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
+    recipe = load_recipe(tmp_path / "run" / "recipe.yaml", [f"dataset.path={tmp_path / 'moved.npz'}", "training.iterations=2"])
+    run_recipe(recipe, resume=True)
+    np.savez(tmp_path / "moved.npz", **arrays(reward=np.ones(ROWS, np.float32)))
+    with pytest.raises(InputError, match="not the one that the run has learned from"):
+        run_recipe(load_recipe(tmp_path / "run" / "recipe.yaml", [f"dataset.path={tmp_path / 'moved.npz'}"]), resume=True)
+
+
+def raising() -> dict[str, np.ndarray]:
+    raise ValueError("no rows today")
+
+
+@pytest.mark.parametrize(("function", "told"), [(raising, "no rows today"), (lambda: [1, 2], "gave a list")])
+def test_a_function_that_gives_no_data_is_one_line(tmp_path: Path, function, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        train("bc", environment="Pendulum-v1", dataset={"path": live_function(function)}, output=str(tmp_path / "run"), threads=1)
+
+
+def test_prdc_goes_on_online_with_the_pairs_of_its_dataset(tmp_path: Path) -> None:
+    environment = {"id": "Pendulum-v1", "count": 1, "steps": 6, "evaluation_episodes": 1}
+    np.savez(tmp_path / "data.npz", **arrays())
+    train(
+        "prdc",
+        environment=environment,
+        dataset={"path": str(tmp_path / "data.npz")},
+        replay={"batch": 8},
+        controller={"hidden": [8]},
+        training={"iterations": 1, "evaluate_every": 0},
+        output=str(tmp_path / "run"),
+        threads=1,
+    )

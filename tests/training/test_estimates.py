@@ -127,6 +127,11 @@ def test_what_cannot_be_estimated_is_refused(runs: dict[str, str], settings: dic
         estimate_return(runs["drawn"], runs["data"], **settings)
 
 
+def test_what_has_not_settled_is_told(runs: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "estimate", runs["drawn"], "--data", runs["data"], "--updates", "40", "--threads", "1"]) == 0
+    assert "has not settled" in capsys.readouterr().out
+
+
 def test_the_command_prints_a_table(runs: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "estimate", runs["drawn"], "--data", runs["data"], "--updates", "10", "--threads", "1"]
     assert main([*command, "--json", str(tmp_path / "found.json")]) == 0

@@ -777,13 +777,16 @@ class ActorCriticRecipe(CheckedArguments):
                 "and the saved model too; controller.normalize_observations: true says the same without this warning",
                 stacklevel=2,
             )
+        own = wanted.normalize and observation["type"] != "image"  # bytes are divided by 255 already
         return ActorCritic(
             observation,
             actions,
             hidden=tuple(wanted.hidden if self.hidden is None else self.hidden),
             activation=self.activation or wanted.activation,
             log_std=self.log_std,
-            normalize=(normalized or wanted.normalize) if self.normalize_observations is None else self.normalize_observations,
+            normalize=(normalized or (wanted.normalize and observation["type"] != "image"))
+            if self.normalize_observations is None
+            else self.normalize_observations,
             critic=wanted.critic,
             heads=wanted.heads,
             init=self.init or wanted.init,

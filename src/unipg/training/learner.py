@@ -467,6 +467,8 @@ class Learning:
 
     def _remedy(self, batch: Trajectories) -> str:
         """What to try against gradients without end; empty where nothing is known."""
+        if batch.step_reward is not None and (most := float(batch.step_reward.abs().max())) >= LARGE**2:
+            return f"; rewards are as large as {most:.3g}: dataset.reward_scale brings those of given transitions to size"
         seen = batch.observation
         if seen is None or getattr(self.policy, "normalizes", True) or not seen.is_floating_point():
             return ""

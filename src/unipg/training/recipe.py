@@ -48,6 +48,7 @@ _INSTEAD = {"policy": "`controller`, which says what acts", "evaluation": "envir
 _FREE = frozenset({"output", "logging", "threads", "evaluation", "anchor_cache"})
 _FREE_IN = {
     "training": frozenset({"iterations", "save_every", "evaluate_every", "keep_evaluated"}),
+    "dataset": frozenset({"path", "demonstrations"}),  # whose rows are compared, wherever they are
     "environment": frozenset({"evaluation_episodes", "evaluation_steps", "references"}),
 }
 """Keys that may be others when a run is continued."""

@@ -16,10 +16,10 @@ from torch import Tensor
 from unipg.algorithms.learners import Learner
 from unipg.arguments import CheckedArguments
 from unipg.critics.regression import DISCOUNT
-from unipg.errors import InputError
+from unipg.errors import InputError, one_line
 from unipg.estimator.parts import alone
 from unipg.hub import in_home
-from unipg.loading import callable_named
+from unipg.loading import IN_MEMORY, Live, callable_named, check_named
 from unipg.policies.actions import BoxActions
 from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.named import CORRECTION
@@ -77,8 +77,8 @@ class DatasetRecipe(CheckedArguments):
         if not 0 < self.share < 1:
             raise InputError(f"dataset.share is {self.share}; accepted: between 0 and 1, without these")
         scale = self.reward_scale
-        if scale != "returns" and (isinstance(scale, str) or not (math.isfinite(scale) and scale != 0)):
-            raise InputError(f"dataset.reward_scale is {scale}; accepted: a finite number other than 0, or returns")
+        if scale != "returns" and (isinstance(scale, str) or not (math.isfinite(scale) and scale > 0)):
+            raise InputError(f"dataset.reward_scale is {scale}; accepted: a finite number above 0, or returns")
 
     def settled(self, own: Mapping[str, Any]) -> int:
         """Transitions of an update; `own`: the algorithm's."""
@@ -86,6 +86,9 @@ class DatasetRecipe(CheckedArguments):
 
     def open(self, place: str, progress: Callable[[float], None] | None = None) -> Transitions:
         """The rows at a place: `path`, or `demonstrations`. `progress` is told the finished share of what is read."""
+        check_named(place, "dataset")
+        if isinstance(place, Live) and isinstance(place.value, Transitions):
+            return place.value
         called = ":" in place and not place.startswith("minari:") and not Path(place).exists()
         if not called:
             if self.options and place == self.path:
@@ -97,7 +100,15 @@ class DatasetRecipe(CheckedArguments):
             inspect.signature(function).bind(**own)
         except TypeError as error:
             raise InputError(f"dataset.options do not fit '{place}': {error}") from None
-        return Transitions.of(function(**own), {"function": place, "options": own})
+        try:
+            found = function(**own)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"the dataset '{place}' cannot be made: {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(found, Mapping):
+            raise InputError(f"the dataset '{place}' gave a {type(found).__name__}; accepted: arrays by column, in a dict")
+        return Transitions.of(found, {"function": str(place), "options": own})
 
     def rewards(self, data: Transitions) -> tuple[float, float]:
         """What rewards are multiplied by, and what is added."""
@@ -108,6 +119,18 @@ class DatasetRecipe(CheckedArguments):
         if not (spread := float(returns.max() - returns.min())) > 0:
             raise InputError("dataset.reward_scale is returns, but all episodes have the same return; accepted: a number")
         return 1000 / spread, self.reward_shift
+
+
+def live_data(data: Transitions) -> Live:
+    """Transitions in memory in the place of a file's name; recorded by their fingerprint."""
+    return Live(f"{IN_MEMORY}{len(data)} transitions, {data.fingerprint()}", data)
+
+
+def pairs_of(policy: ActorCritic, data: Transitions) -> Pairs:
+    """All pairs of states, as networks read them, and actions in the policy's units: copies."""
+    parts = [data.draw(index, "observation", "action") for index in torch.arange(len(data)).split(PIECE)]
+    observation = torch.cat([policy.read(part["observation"].to(policy.device)).cpu() for part in parts])
+    return Pairs(observation, torch.cat([inner_actions(policy, part["action"]) for part in parts]))
 
 
 def data_for(policy: ActorCritic, recipe: DatasetRecipe, place: str, environment: str) -> Transitions:
@@ -224,10 +247,7 @@ class Dataset(Kept):
     def neighbours(self) -> Pairs:
         """All pairs, as `Planning.neighbours` has them: copied when they are first asked for, once the statistics are there."""
         if self._pairs is None:
-            data, policy = self.data[Source.REPLAY], self.policy
-            parts = [data.draw(index, "observation", "action") for index in torch.arange(len(data)).split(PIECE)]
-            observation = torch.cat([policy.read(part["observation"].to(self._device)).cpu() for part in parts])
-            self._pairs = Pairs(observation, torch.cat([inner_actions(policy, part["action"]) for part in parts]))
+            self._pairs = pairs_of(self.policy, self.data[Source.REPLAY])
         return self._pairs
 
     def updates(self, round: int) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from unipg.errors import InputError
-from unipg.training.feeds.dataset import DatasetRecipe, data_for, inner_actions, observe_all
+from unipg.replay import Pairs
+from unipg.training.feeds.dataset import DatasetRecipe, data_for, inner_actions, observe_all, pairs_of
 from unipg.training.feeds.kept import DRAWN, chosen
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 
@@ -39,6 +40,7 @@ class Joined(Replay):
         self.given = given
         self.data = data_for(self.policy, given, given.path, self.experience.recipe.id)
         self._scale, self._shift = given.rewards(self.data)
+        self._pairs: Pairs | None = None
         self._ours = round((1 - given.share) * self.batch)
         """Rows of an update that are its own."""
 
@@ -47,6 +49,12 @@ class Joined(Replay):
             observe_all(self.policy, self.data)
             self.tell_still("the dataset's")
         super().begin()
+
+    def neighbours(self) -> Pairs:
+        """Those of the dataset alone."""
+        if self._pairs is None:
+            self._pairs = pairs_of(self.policy, self.data)
+        return self._pairs
 
     def _observe(self, observation: np.ndarray) -> None:
         """Nothing: the units stay."""
