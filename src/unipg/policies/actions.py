@@ -459,7 +459,7 @@ class BoxActions(Actions):
             k = int(np.flatnonzero(~self._bounded)[0])
             raise InputError(
                 f"{who} two finite bounds in every dimension, but those of the environment's actions are {self.low[k]} and {self.high[k]} "
-                f"in dimension {k}; accepted: a plain Gaussian policy and no random actions, or an environment with bounds"
+                f"in dimension {k}; accepted: controller.kind: gaussian and no random actions, or an environment with bounds"
             )
 
 

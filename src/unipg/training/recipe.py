@@ -245,7 +245,7 @@ def _of_language(section: str) -> InputError:
 def identity_of(recipe: dict[str, Any]) -> str:
     """`Recipe.identity` of what `Recipe.as_dict` gave, or a run's recipe.yaml holds."""
     plain = {name: value for name, value in recipe.items() if name not in _FREE}
-    for section in plain.keys() & _FREE_IN:
+    for section in (name for name in plain.keys() & _FREE_IN if plain[name] is not None):
         plain[section] = {name: value for name, value in plain[section].items() if name not in _FREE_IN[section]}
     return yaml.safe_dump(plain, sort_keys=True)
 
