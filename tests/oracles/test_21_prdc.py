@@ -5,19 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
+from offline import SIZE, policy_of, rows
 
 from unipg.algorithms.base import Setting, algorithm_named
 from unipg.errors import InputError
 from unipg.estimator import NearestAction, Objective, Planning
 from unipg.front import train
-from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
-from unipg.policies.now import NOISE
+from unipg.policies.actor_critic import ActorCritic
 from unipg.replay import Pairs
-from unipg.training.run import wanted_of
 from unipg.trajectories import Evaluation, Source, Trajectories
 
-ROWS, STATES, SIZE = 7, 2, 3
 TD3_BC, PRDC = algorithm_named("td3_bc"), algorithm_named("prdc")
 REPLAYED = (Source.REPLAY,)
 THREE = Pairs(torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64), torch.tensor([[-1.0], [1.0], [0.0]], dtype=torch.float64))
@@ -56,31 +53,6 @@ def constraint(pairs: Pairs, seen: torch.Tensor, action: torch.Tensor, term: Nea
     return objective.loss(Acting(seen, action.unsqueeze(1)), objective.plan(batch, planning), planning)
 
 
-def policy_of(algorithm) -> ActorCritic:
-    recipe = ActorCriticRecipe(hidden=[8], activation="tanh", kind="deterministic", normalize_observations=False)
-    made = recipe.build(spaces.Box(-9.0, 9.0, (STATES,)), spaces.Box(-1.0, 1.0, (SIZE,)), 0, wanted=wanted_of(algorithm))
-    made.module.double()
-    return made
-
-
-def rows() -> Trajectories:
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(ROWS, 1, *size, generator=draw, dtype=torch.float64)
-
-    return Trajectories(
-        action=normal(SIZE).tanh(),
-        mask=torch.ones(ROWS, 1, dtype=torch.bool),
-        observation=normal(STATES),
-        next_observation=normal(STATES),
-        step_reward=normal(),
-        terminated=torch.zeros(ROWS, 1, dtype=torch.bool),
-        source=torch.full((ROWS,), int(Source.REPLAY)),
-        planned={NOISE.format(at): normal(SIZE) for at in ("observation", "next_observation")},
-    )
-
-
 def pairs_of(batch: Trajectories) -> Pairs:
     assert batch.observation is not None
     return Pairs(batch.observation[:, 0], batch.action[:, 0])
@@ -113,13 +85,13 @@ def test_of_several_pairs_the_mean_action_counts(search) -> None:
 
 def test_a_large_beta_is_behaviour_cloning_to_the_last_bit() -> None:
     batch, cloning, constrained = rows(), TD3_BC(), PRDC(beta=1e6)
-    expected = gradient(cloning, policy_of(cloning), batch, pairs_of(batch))
-    assert torch.equal(gradient(constrained, policy_of(constrained), batch, pairs_of(batch)), expected)
+    expected = gradient(cloning, policy_of(cloning, "deterministic"), batch, pairs_of(batch))
+    assert torch.equal(gradient(constrained, policy_of(constrained, "deterministic"), batch, pairs_of(batch)), expected)
 
 
 def test_without_a_critic_the_nearest_actions_are_copied() -> None:
     algorithm, batch = PRDC(alpha=0.0, beta=0.5), rows()
-    made, others = policy_of(algorithm), pairs_of(rows())
+    made, others = policy_of(algorithm, "deterministic"), pairs_of(rows())
     action = made.network("actor")(batch.observation[:, 0]).tanh()
     distance = (0.25 * (batch.observation - others.observation).square().sum(-1)) + (action.unsqueeze(1) - others.action).square().sum(-1)
     found = others.action[distance.argmin(1)]
@@ -142,7 +114,7 @@ def test_the_search_has_no_gradient() -> None:
 
 def test_the_size_of_the_values_counts_for_nothing() -> None:
     algorithm, batch = PRDC(), rows()
-    made = policy_of(algorithm)
+    made = policy_of(algorithm, "deterministic")
     before = gradient(algorithm, made, batch, pairs_of(batch))
     with torch.no_grad():
         for parameter in list(made.network("q").parameters())[-2:]:  # of the last layer: the values themselves
@@ -152,7 +124,7 @@ def test_the_size_of_the_values_counts_for_nothing() -> None:
 
 def test_values_that_are_all_zero_leave_the_constraint() -> None:
     algorithm, batch = PRDC(), rows()
-    made = policy_of(algorithm)
+    made = policy_of(algorithm, "deterministic")
     with torch.no_grad():
         for parameter in list(made.network("q").parameters())[-2:]:
             parameter.zero_()

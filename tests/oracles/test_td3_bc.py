@@ -3,42 +3,14 @@
 import math
 
 import torch
-from gymnasium import spaces
+from offline import SIZE, policy_of, rows
 
 from unipg.algorithms.base import Setting, algorithm_named
 from unipg.estimator import Objective, Planning
-from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
-from unipg.policies.now import NOISE
-from unipg.training.run import wanted_of
-from unipg.trajectories import Source, Trajectories
+from unipg.policies.actor_critic import ActorCritic
+from unipg.trajectories import Trajectories
 
-ROWS, SIZE = 7, 3
 TD3_BC, BC = algorithm_named("td3_bc"), algorithm_named("bc")
-
-
-def policy_of(algorithm, kind: str) -> ActorCritic:
-    recipe = ActorCriticRecipe(hidden=[8], activation="tanh", kind=kind, normalize_observations=False)
-    made = recipe.build(spaces.Box(-9.0, 9.0, (2,)), spaces.Box(-1.0, 1.0, (SIZE,)), 0, wanted=wanted_of(algorithm))
-    made.module.double()
-    return made
-
-
-def rows() -> Trajectories:
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*size: int) -> torch.Tensor:
-        return torch.randn(ROWS, 1, *size, generator=draw, dtype=torch.float64)
-
-    return Trajectories(
-        action=normal(SIZE).tanh(),
-        mask=torch.ones(ROWS, 1, dtype=torch.bool),
-        observation=normal(2),
-        next_observation=normal(2),
-        step_reward=normal(),
-        terminated=torch.zeros(ROWS, 1, dtype=torch.bool),
-        source=torch.full((ROWS,), int(Source.REPLAY)),
-        planned={NOISE.format(at): normal(SIZE) for at in ("observation", "next_observation")},
-    )
 
 
 def gradient(algorithm, made: ActorCritic, batch: Trajectories) -> torch.Tensor:
