@@ -154,6 +154,7 @@ def _opened(options: argparse.Namespace, console: Any) -> Transitions:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from unipg.replay.cards import rewarded
     from unipg.replay.checks import check
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.terminal import plain_console
@@ -167,6 +168,8 @@ def _check(options: argparse.Namespace) -> int:
     for finding in found:
         console.print(f"{options.data}: {finding}", soft_wrap=True, highlight=False, markup=False)
     lost = f"; {left} rows were left out, whose next observation is not known" if (left := data.card.get("left_out")) else ""
+    lost += "; there are no rewards" * (not rewarded(data))
+    lost += f"; observations that are left alone: {unread}" if (unread := _unread(data.card)) else ""
     told = f"{len(found)} finding{'s' * (len(found) > 1)}" if found else "nothing found"
     console.print(f"{told} in {len(data)} transitions{lost}", soft_wrap=True, highlight=False)
     return int(bool(found))
@@ -175,7 +178,7 @@ def _check(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> None:
     import json
 
-    from unipg.replay.cards import facts, quantiles
+    from unipg.replay.cards import facts, quantiles, rewarded
     from unipg.terminal import plain_console
 
     console = plain_console()
@@ -188,10 +191,18 @@ def _show(options: argparse.Namespace) -> None:
     card = {**data.card, **told}
     lines = [*_told({"name": options.data, **card}), *(f"{each.name:17} {each.dtype} {list(each.shape)}" for each in data.columns)]
     lines.append(f"lengths           {_spread(told['lengths'])}; " + ", ".join(f"{n} {name}" for name, n in told["ended"].items()))
-    lines.append("rewards           " + ", ".join(f"{name} {value:.4g}" for name, value in quantiles(data.column("reward")).items()))
+    spread = ", ".join(f"{name} {value:.4g}" for name, value in quantiles(data.column("reward")).items())
+    lines.append("rewards           " + (spread if rewarded(data) else "none are given"))
+    if unread := _unread(data.card):
+        lines.append(f"left alone        {unread}")
     lines.append(f"sha256            {told['sha256']}")
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _unread(card: dict[str, Any]) -> str:
+    """Observations that were not read, with their shapes."""
+    return ", ".join(f"{name} {shape}" for name, shape in card.get("unread", {}).items())
 
 
 def _told(card: dict[str, Any]) -> list[str]:

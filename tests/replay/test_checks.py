@@ -16,7 +16,10 @@ from unipg.replay.checks import KINDS, check
 from unipg.replay.pieces import Settled, pieces_of
 
 HORIZON = 50
-ENVIRONMENT = {"horizon": HORIZON, "action": {"type": "box", "shape": [2], "low": [-2.0, 0.0], "high": [2.0, 3.0]}}
+ENVIRONMENT = {
+    "horizon": HORIZON, "observation": {"type": "vector", "shape": [3]},
+    "action": {"type": "box", "shape": [2], "low": [-2.0, 0.0], "high": [2.0, 3.0]},
+}  # fmt: skip
 NAMES = ("observation", "next_observation", "action", "reward", "terminated", "truncated", "episode")
 MIX = Path(__file__).parents[2] / "benchmarks" / "data" / "pendulum-mix.npz"
 Rows = dict[str, np.ndarray]
@@ -81,6 +84,13 @@ def twice(rows: Rows) -> Rows:
     return {name: np.concatenate([rows[name], again[name] + (7 if name == "episode" else 0)]) for name in NAMES}
 
 
+def shuffled(rows: Rows) -> Rows:
+    """All but a few at the beginning."""
+    order = np.arange(len(rows["reward"]))
+    np.random.default_rng(0).shuffle(order[6:])
+    return {name: values[order] for name, values in rows.items() if name != "episode"}
+
+
 def unmarked(rows: Rows) -> Rows:
     no = np.zeros(len(rows["reward"]), bool)
     return {name: values for name, values in rows.items() if name not in ("episode", "next_observation")} | {
@@ -94,25 +104,30 @@ FAULTS: dict[str, tuple[Callable[[Rows], Rows], str, str]] = {
     "stale next observations": (stale, "across", "row 7: across: its next observation is not the observation of the episode's next row (2"),
     "actions out of bounds": (changed("action", lambda a: a * 1.5), "actions", "is outside [-2, 0] to [2, 3] ("),
     "actions in units of their bounds": (changed("action", lambda a: a / [2, 3]), "actions", "actions: no action is larger"),
-    "actions of another space": (changed("action", lambda a: a[:, :1]), "actions", "has 1 numbers; the environment's actions have 2"),
+    "actions of another space": (changed("action", lambda a: a[:, :1]), "actions", "the actions have shape [1]; accepted: [2]"),
     "NaN": (changed("reward", lambda r: np.where(np.arange(len(r)) % 100 == 60, np.nan, r)), "finite", "row 60: finite: column 'reward'"),
     "a constant dimension": (column(1, 7.0), "constant", "column 'observation': constant: constant in the dimensions 1 (7 ± 0)"),
     "a nearly constant dimension": (column(2, 5.0, 1e-5), "constant", "nearly constant in the dimensions 2 (5 ± 1e-05)"),
     "a constant action": (changed("action", lambda a: a * [1, 0] + [0, 1]), "constant", "'action': constant: constant in the dimensions 1"),
     "an episode twice": (twice, "duplicates", "episode 8 (row 296): duplicates: is episode 1 again"),
-    "rewards of one value": (changed("reward", lambda r: r * 0 + 0.5), "rewards", "all rewards are 0.5"),
+    "rewards of nothing": (changed("reward", lambda r: r * 0), "rewards", "all rewards are 0"),
     "large rewards": (changed("reward", lambda r: r * 1000), "rewards", "the largest reward is of size"),
     "small rewards": (changed("reward", lambda r: r * 1e-4), "rewards", "the largest reward is of size"),
     "no ends": (unmarked, "lengths", "episode 0 (row 0): lengths: has 295 steps, more than the environment's 50"),
+    "observations of another space": (
+        lambda rows: {**rows, "observation": rows["observation"][:, :2], "next_observation": rows["next_observation"][:, :2]},
+        "observations", "column 'observation': observations: has shape [2]; the environment's have [3]",
+    ),
+    "rows out of order": (shuffled, "lengths", "episodes are one step that does not terminate: rows out of order, or ends that mean"),
     "ends everywhere": (
         changed("episode", lambda e: np.arange(len(e))), "lengths", "all 296 episodes have one step: rows out of order, or ends that mean",
     ),
 }  # fmt: skip
 
 
-def found_in(rows: Rows, environment: dict[str, Any] | None = None) -> list[str]:
+def found_in(rows: Rows, environment: dict[str, Any] | None = None, ignore: tuple[str, ...] = ()) -> list[str]:
     data = Transitions.settled(Settled(pieces_of(rows)), {"environment": ENVIRONMENT})
-    return [str(finding) for finding in check(data, environment)]
+    return [str(finding) for finding in check(data, environment, ignore)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -165,6 +180,45 @@ def test_rows_without_rewards_have_none_to_find() -> None:
     rows = sound()
     del rows["reward"]
     assert found_in(rows) == []
+
+
+@pytest.mark.parametrize("successors", [True, False])
+def test_rows_without_an_end_are_told_whoever_cut_the_last_one(successors: bool) -> None:
+    """Without next observations the reader truncates before the row that it leaves out: that is no end of the rows' own."""
+    whole = {name: values[:50] for name, values in sound().items() if name != "episode" and (successors or name != "next_observation")}
+    no = np.zeros(50, bool)
+    data = Transitions.of({**whole, "terminated": no, "truncated": no})
+    assert [str(finding) for finding in check(data)] == [
+        f"row 0: lengths: no episode ever ends: all {49 + successors} rows are one; where the next begins is not known"
+    ]
+    assert check(Transitions.of(whole)) == []  # the same, and its last row says that it is
+
+
+def test_a_number_that_is_not_finite_is_one_finding() -> None:
+    for value in (np.nan, np.inf):
+        rows = sound()
+        rows["observation"] = rows["observation"].copy()
+        rows["observation"][5, 1] = value
+        assert found_in(rows) == ["row 5: finite: column 'observation' is not finite"]
+
+
+def test_one_reward_everywhere_counts_where_episodes_differ() -> None:
+    """1 a step is the commonest reward of all; where all episodes are alike it tells nothing."""
+    rows = {**sound(), "reward": np.ones(296)}
+    assert found_in(rows) == []
+    alike = {name: values[:50] for name, values in rows.items()}
+    assert found_in(alike) == ["column 'reward': rewards: all rewards are 1"]
+
+
+def test_actions_of_another_kind_are_told_as_training_refuses_them() -> None:
+    rows = {**sound(), "action": (np.arange(296) % 3).astype(np.float32)}
+    counted = {"action": {"type": "discrete", "n": 3, "start": 0}}
+    [line] = found_in(rows, counted)
+    assert line == "column 'action': actions: the actions are float32; accepted: whole numbers, as actions.astype('int64') makes of these"
+    [line] = found_in({**rows, "action": rows["action"] / 2}, counted)
+    assert line.endswith("the actions are float32; accepted: whole numbers")
+    [line] = found_in({**rows, "action": np.tile([0, 1], (296, 1))}, counted, ignore=("constant",))
+    assert line.endswith("the actions have shape [2]; accepted: []")
 
 
 def test_counted_actions_are_those_of_the_environment() -> None:

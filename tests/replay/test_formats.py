@@ -88,7 +88,7 @@ def hdf5_of(path: Path, columns: dict[str, np.ndarray]) -> Path:
 
 def parquet(path: Path, rows: dict[str, np.ndarray]) -> Path:
     columns = {name: pa.array(list(values) if values.ndim > 1 else values) for name, values in rows.items()}
-    pyarrow.parquet.write_table(pa.table({**columns, "comment": pa.array(["x"] * len(rows["reward"]))}), path, row_group_size=11)
+    pyarrow.parquet.write_table(pa.table({**columns, "infos/comment": pa.array(["x"] * len(rows["reward"]))}), path, row_group_size=11)
     return path
 
 
@@ -193,6 +193,53 @@ def test_dones_of_a_replay_buffer_are_ends_of_either_kind(write: Callable[..., P
     data = open_data(write(tmp_path / f"data.{'hdf5' if write is hdf5_of else 'npz' if write is as_npz else 'parquet'}", kept))
     for name in ("terminated", "truncated"):
         np.testing.assert_array_equal(data.column(name), rows[name])
+
+
+@pytest.mark.parametrize("write", [as_npz, hdf5_of, parquet], ids=["npz", "hdf5", "parquet"])
+def test_a_column_is_known_or_refused_in_every_format(write: Callable[..., Path], tmp_path: Path) -> None:
+    """A time-out flag that is misspelt would make one episode of all; infos and metadata are left alone."""
+    rows = walk(23)
+    path = tmp_path / f"data.{'hdf5' if write is hdf5_of else 'npz' if write is as_npz else 'parquet'}"
+    flags = {"terminated": "terminations", "truncated": "truncations"}  # Minari's
+    kept = {flags.get(name, name): values for name, values in rows.items() if name != "episode"}
+    data = open_data(write(path, {**kept, "infos/qpos": rows["observation"], "metadata/step": rows["reward"]}))
+    for name in NAMES:
+        np.testing.assert_array_equal(data.column(name), rows[name])
+    kept["episode_terminals"] = (rows["terminated"] | kept.pop("truncations")).astype(np.float32)  # d3rlpy's: of either kind
+    np.testing.assert_array_equal(open_data(write(path, kept)).column("truncated"), rows["truncated"])
+    kept["timeout"] = kept.pop("episode_terminals")
+    with pytest.raises(InputError, match=r"unknown column 'timeout' of a dataset; did you mean 'timeouts'.*infos/… and metadata/…"):
+        open_data(write(path, kept))
+
+
+@pytest.mark.parametrize("write", [as_npz, hdf5_of], ids=["npz", "hdf5"])
+def test_what_is_no_column_by_its_length_is_left_alone(write: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / ("data.hdf5" if write is hdf5_of else "data.npz")
+    assert len(open_data(write(path, {**walk(), "version": np.array(1.5), "frames": np.zeros(3)}))) == len(walk()["reward"])
+
+
+def test_arrays_that_are_stored_column_by_column_are_read(tmp_path: Path) -> None:
+    rows = walk(23)
+    turned = {name: np.asfortranarray(values) if values.ndim > 1 else values for name, values in rows.items()}
+    data = open_data(as_npz(tmp_path / "data.npz", turned))
+    for name in NAMES:
+        np.testing.assert_array_equal(data.column(name), rows[name])
+
+
+def test_robomimics_numbers_without_a_width_are_read_and_images_told_of(tmp_path: Path) -> None:
+    rows = walk(12)
+    path = robomimic(tmp_path / "data.hdf5", rows)
+    with h5py.File(path, "r+") as file:
+        for demo in file["data"].values():
+            for where in ("obs", "next_obs"):
+                flat = demo[f"{where}/eef_pos"][:, 0]
+                del demo[f"{where}/eef_pos"]
+                demo[f"{where}/eef_pos"] = flat
+    data = open_data(path)
+    np.testing.assert_array_equal(data.column("observation"), rows["observation"])
+    np.testing.assert_array_equal(data.column("next_observation"), rows["next_observation"])
+    assert data.card["entries"] == [["eef_pos", [1]], ["object", [2]]]
+    assert data.card["unread"] == {"agentview_image": [8, 8, 3]}
 
 
 def test_robomimics_demonstrations_need_no_successors_and_entries_can_be_chosen(tmp_path: Path) -> None:
@@ -347,6 +394,7 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (lambda place: place / "none.npz", "does not exist; accepted: .npz, .hdf5"),
     "a folder": (lambda place: place, "the folder holds none"),
     "a kind": (lambda place: _text(place / "data.csv"), r"ends in '.csv'; .*accepted: .h5, .hdf5, .npz, .parquet"),
+    "no bytes": (lambda place: _text(place / "data.npz", ""), "is empty: a file of 0 bytes"),
     "no NPZ": (lambda place: _text(place / "data.npz"), "cannot be read as NPZ"),
     "no HDF5": (lambda place: _text(place / "data.hdf5"), "cannot be read as HDF5"),
     "no Parquet": (lambda place: _text(place / "data.parquet"), "cannot be read as Parquet"),
@@ -363,8 +411,8 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
 }  # fmt: skip
 
 
-def _text(path: Path) -> Path:
-    path.write_text("something else", encoding="utf-8")
+def _text(path: Path, text: str = "something else") -> Path:
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -402,12 +450,12 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     data = Transitions.of(walk(), {"name": "walks"})
     for place in (tmp_path / "data.npz", tmp_path / "folder"):
         save_data(data, place)
-        save_data(data, place)  # its own
+        with pytest.raises(InputError, match="exists: nothing is written over"):
+            save_data(Transitions.of(walk(2)), place)
         assert open_data(place).card == {"name": "walks"}
         assert facts(open_data(place)) == facts(data)
     (tmp_path / "other").mkdir()
-    as_npz(tmp_path / "theirs.npz", walk())
-    for name, message in (("other", "is no dataset's folder"), ("theirs.npz", "did not write it"), ("data.csv", "accepted: an .npz file")):
+    for name, message in (("other", "exists"), ("data.csv", "accepted: an .npz file")):
         with pytest.raises(InputError, match=message):
             save_data(data, tmp_path / name)
     one, again = tmp_path / "data.npz", tmp_path / "again.npz"

@@ -105,6 +105,15 @@ def test_rewards_may_be_missing_and_the_card_says_so() -> None:
     assert data.column("reward").tolist() == [0, 0, 0]
 
 
+def test_counted_actions_may_be_a_column() -> None:
+    """As d3rlpy keeps them; real actions of one number stay what they are."""
+    whole = stitched([(3, "terminated"), (4, "truncated")])
+    data = Transitions.of({**whole, "action": np.arange(7)[:, None]})
+    assert data.column("action").tolist() == list(range(7))
+    assert Transitions.of(whole).column("action").shape == (7, 1)
+    assert Transitions.of({**whole, "action": np.zeros((7, 2), int)}).column("action").shape == (7, 2)
+
+
 def test_scaling_rewards_changes_nothing_else() -> None:
     whole = stitched([(3, "terminated"), (4, "truncated")])
     one, other = Transitions.of(whole), Transitions.of({**whole, "reward": whole["reward"] * 8})
@@ -122,6 +131,9 @@ def test_scaling_rewards_changes_nothing_else() -> None:
         ({"action": np.zeros((6, 1))}, "column 'action' has 6 rows; accepted: 7, as observation has"),
         ({"next_observation": np.zeros((7, 3))}, r"column 'next_observation' has shape \[7, 3\]; accepted: \[7, 2\]"),
         ({"action": np.array(["a"] * 7)}, "column 'action' is <U1"),
+        ({"reward": np.zeros(7, np.complex64)}, "column 'reward' is complex64 of .*; accepted: real numbers"),
+        ({"terminated": np.array([0, 0, 0.5, 0, 0, 0, 1])}, "column 'terminated' is 0.5 in row 2; accepted: 0 and 1"),
+        ({"truncated": np.array([0, 0, 0, 0, 0, np.nan, 1])}, "column 'truncated' is nan in row 5; accepted: 0 and 1"),
         ({"reward": np.array([0, 0, np.nan, 0, np.inf, 0, 0])}, r"column 'reward' is not finite in row 2 \(2 rows in all\)"),
         ({"observation": np.full((7, 2), 1e300)}, r"column 'observation' is not finite in row 0 \(7 rows in all\)"),
         ({"episode": np.array([0, 0, 1, 1, 0, 0, 0])}, "episode 0 goes on after another one"),

@@ -150,6 +150,8 @@ def test_references_are_measured_where_none_are_given(run: Path, monkeypatch: py
     [
         ({"mix": "expret"}, "mix is 'expret'; did you mean 'expert'"),
         ({"mix": "random=2,replay=3"}, "mix has 'replay'; accepted: expert, medium, random"),
+        ({"mix": "random=-3"}, "mix has 'random=-3'; accepted: 1 episode or more of each"),
+        ({"mix": "random=2,expert=0"}, "mix has 'expert=0'; accepted: 1 episode or more of each"),
         ({"mix": "random=2", "episodes": 3}, "the mix has its own numbers"),
         ({"mix": "random", "episodes": 0}, "episodes is 0"),
     ],
@@ -186,12 +188,20 @@ def test_commands_from_a_run_to_a_checked_dataset(run: Path, tmp_path: Path, cap
     assert [line.split(": ")[2] for line in lines[:-1]] == ["finite", "actions"]
     assert all(line.startswith(f"{tmp_path / 'broken.npz'}: ") for line in lines[:-1])
     assert main(["data", "check", str(tmp_path / "broken.npz"), "--ignore", "finite"]) == 0
+    del rows["reward"]
+    np.savez(tmp_path / "bare.npz", **rows)  # type: ignore[arg-type]
     capsys.readouterr()
+    assert main(["data", "check", str(tmp_path / "bare.npz")]) == 0
+    assert "nothing found in 80 transitions; there are no rewards" in capsys.readouterr().out
+    assert main(["data", "show", str(tmp_path / "bare.npz")]) == 0
+    shown = capsys.readouterr().out
+    assert "rewards           none are given" in shown
+    assert "return" not in shown
     for arguments, message in (
         (["data", "check", str(tmp_path / "none.npz")], "does not exist"),
         (["data", "check", place, "--ignore", "nothing"], "do not exist"),
         ([*asked, "--out", str(tmp_path / "data.csv")], "cannot be written"),
-        ([*asked, "--out", str(tmp_path / "broken.npz")], "did not write it"),
+        ([*asked, "--out", str(tmp_path / "broken.npz")], "exists: nothing is written over"),
         (["data", "collect", str(tmp_path), "--out", place], "holds no run"),
         (["data"], "required"),
     ):
@@ -232,8 +242,8 @@ def test_a_collection_may_go_to_a_folder_or_to_minari(
     assert main(asked) == 0
     data = open_data(place)
     assert data.card["sha256"] == digest(data)
-    assert main(asked) == (2 if ":" in place else 0)  # Minari's are never written over
-    assert ("exists: nothing is written over" in capsys.readouterr().err) == (":" in place)
+    assert main(asked) == 2
+    assert "exists: nothing is written over" in capsys.readouterr().err
 
 
 def test_a_run_that_kept_too_little_is_told(run: Path, tmp_path: Path) -> None:

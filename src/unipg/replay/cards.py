@@ -77,7 +77,8 @@ class Episodes:
         length = np.diff(np.append(first, len(data)))
         last = first + length - 1
         ends = np.where(data.column("terminated")[last], 2, np.where(data.column("truncated")[last], 1, 0))
-        returns = np.add.reduceat(data.column("reward"), first, dtype=np.float64)
+        with np.errstate(invalid="ignore", over="ignore"):
+            returns = np.add.reduceat(data.column("reward"), first, dtype=np.float64)
         return cls(first, length, returns, ends)
 
     @property
@@ -90,24 +91,30 @@ def spread(values: Array) -> dict[str, float]:
     """Mean, standard deviation, minimum and maximum, in plain values; empty for none."""
     if not len(values):
         return {}
-    return {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite shows in the numbers
+        return {"mean": float(values.mean()), "std": float(values.std()), "min": float(values.min()), "max": float(values.max())}
 
 
 def quantiles(values: Array) -> dict[str, float]:
-    """Least, quartiles and largest."""
-    names = ("min", "25 %", "median", "75 %", "max")
-    return dict(zip(names, np.nanquantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True))
+    """Least, quartiles and largest of the finite ones; empty for none."""
+    names, finite = ("min", "25 %", "median", "75 %", "max"), values[np.isfinite(values)]
+    return dict(zip(names, np.quantile(finite, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True)) if len(finite) else {}
+
+
+def rewarded(data: Transitions) -> bool:
+    """Whether rewards were given, or are 0 because there were none."""
+    return "reward" not in data.card.get("missing", ())
 
 
 def facts(data: Transitions) -> dict[str, Any]:
-    """Numbers of transitions and episodes, lengths, returns of whole episodes, and what the rows' checksum is."""
+    """Numbers of transitions and episodes, lengths, returns of whole episodes (none without rewards), and what the rows' checksum is."""
     found = Episodes.of(data)
     return {
         "transitions": len(data),
         "episodes": len(found.start),
         "ended": {name: int((found.ends == end).sum()) for end, name in enumerate(("cut off", "truncated", "terminated"))},
         "lengths": spread(found.length.astype(np.float64)),
-        "returns": spread(found.returns[found.whole]),
+        "returns": spread(found.returns[found.whole] if rewarded(data) else found.returns[:0]),
         "sha256": digest(data),
     }
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from unipg.errors import InputError, nearest
-from unipg.replay.cards import Episodes, References, digest, environment_of
+from unipg.networks.encoders import encoder_from
+from unipg.replay.cards import Episodes, References, digest, environment_of, rewarded
 from unipg.replay.pieces import PIECE
 from unipg.replay.tables import Array
 from unipg.replay.transitions import Transitions
@@ -53,7 +56,8 @@ class _Seen:
 
 
 def check(data: Transitions, environment: Mapping[str, Any] | None = None, ignore: tuple[str, ...] = ()) -> list[Finding]:
-    """All findings, but for kinds to be ignored. `environment`: what is known of it (`horizon`, `action`), over what the card tells.
+    """All findings, but for kinds to be ignored. `environment`: what is known of it (`horizon`, `action`), over what the card tells;
+    `observation`, `action` as `training.collecting.environment_told` has them.
 
     Errors: `InputError` for a kind that does not exist.
     """
@@ -66,6 +70,23 @@ def check(data: Transitions, environment: Mapping[str, Any] | None = None, ignor
         return [finding for kind, look in KINDS.items() if kind not in ignore for finding in look(seen)]
 
 
+def misfit(action: Array, told: Mapping[str, Any]) -> str | None:
+    """What actions [N,…] `are` or `have` that an environment's do not, as a card or `policies.spaces.described` tells of these; None where
+    they are alike, or nothing is known."""
+    real = "low" in told
+    if not (real or "n" in told or str(told.get("type")).lower().replace("_", "") in ("multidiscrete", "multibinary")):
+        return None
+    if real == (action.dtype.kind == "i"):
+        whole = not real and all((action[piece] % 1 == 0).all() for piece in _pieces(len(action)))
+        return f"are {action.dtype}; accepted: {'real' if real else 'whole'} numbers" + (
+            ", as actions.astype('int64') makes of these" * whole
+        )
+    shape = list(told.get("shape", ()))
+    if math.prod(shape) != math.prod(action.shape[1:]):
+        return f"have shape {list(action.shape[1:])}; accepted: {shape}"
+    return None
+
+
 def _pieces(rows: int) -> Iterator[slice]:
     for start in range(0, rows, PIECE):
         yield slice(start, min(rows, start + PIECE))
@@ -76,14 +97,17 @@ def _in_all(count: int, what: str = "rows") -> str:
 
 
 def _moments(values: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation [O] of each number of observations, float64, from differences to the first row."""
-    first = values[0].astype(np.float64)
-    total, squares = np.zeros_like(first), np.zeros_like(first)
+    """Mean and standard deviation [O] of each number of observations where it is finite, float64, from differences to the first row."""
+    first = np.where(np.isfinite(values[0]), values[0], 0).astype(np.float64)
+    total, squares, count = np.zeros_like(first), np.zeros_like(first), np.zeros_like(first)
     for piece in _pieces(len(values)):
         off = values[piece] - first
-        total, squares = total + off.sum(0), squares + (off**2).sum(0)
-    mean = total / len(values)
-    return first + mean, np.sqrt(np.maximum(squares / len(values) - mean**2, 0))
+        finite = np.isfinite(off)
+        off = np.where(finite, off, 0)
+        total, squares, count = total + off.sum(0), squares + (off**2).sum(0), count + finite.sum(0)
+    count = np.maximum(count, 1)
+    mean = total / count
+    return first + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
 
 def _finite(seen: _Seen) -> Iterator[Finding]:
@@ -95,7 +119,9 @@ def _card(seen: _Seen) -> Iterator[Finding]:
     card = seen.data.card
     if "sha256" in card and card["sha256"] != digest(seen.data):
         yield Finding(
-            "card", "card", "its sha256 is not that of the rows: they were changed after it was written, and so may its returns be"
+            "card",
+            "card",
+            "its sha256 is not that of the rows: they were changed after the card was written, and the returns that it tells may be wrong",
         )
     references = References.of(card)
     if references and references.horizon and seen.horizon and references.horizon != seen.horizon:
@@ -134,11 +160,13 @@ def _across(seen: _Seen) -> Iterator[Finding]:
     wrong, crossing = [], []
     for piece in _pieces(len(data) - 1):
         following = slice(piece.start + 1, piece.stop + 1)
-        off = np.abs(after[piece] - observation[following].astype(np.float64)) > NEARLY * (seen.std + np.abs(seen.mean))
-        same = ~off.reshape(len(off), -1).any(1)
+        apart = np.abs(after[piece] - observation[following].astype(np.float64))
+        known = np.isfinite(apart)  # of a number that is not finite nothing can be said
+        off = known & (apart > NEARLY * (seen.std + np.abs(seen.mean)))
+        same, known = ~off.reshape(len(off), -1).any(1), known.reshape(len(off), -1).all(1)
         ends = last[piece]
         wrong.append((~ends & ~same).nonzero()[0] + piece.start)
-        crossing.append((ends & same & ~data.column("terminated")[piece]).nonzero()[0] + piece.start)
+        crossing.append((ends & same & known & ~data.column("terminated")[piece]).nonzero()[0] + piece.start)
     for rows, text in (
         (crossing, "its next observation is the first of another episode{}; a value would be learned from there"),
         (wrong, "its next observation is not the observation of the episode's next row{}"),
@@ -154,16 +182,35 @@ def _lengths(seen: _Seen) -> Iterator[Finding]:
             "lengths", f"episode {long[0]} (row {found.start[long[0]]})", f"has {found.length[long[0]]} steps, more than the environment's "
             f"{horizon}{_in_all(len(long), 'episodes')}: ends are missing, or mean something else"
         )  # fmt: skip
-    elif len(found.length) == 1 and not found.ends[0]:
+    elif len(found.length) == 1 and (not found.ends[0] or seen.data.card.get("unmarked")):
         yield Finding("lengths", "row 0", f"no episode ever ends: all {len(seen.data)} rows are one; where the next begins is not known")
     elif len(seen.data) > 1 and (found.length == 1).all() and (horizon or 2) > 1:
         yield Finding(
             "lengths", "row 0", f"all {len(seen.data)} episodes have one step: rows out of order, or ends that mean something else?"
         )
+    elif (horizon or 2) > 1 and 2 * len(single := ((found.length == 1) & (found.ends != 2)).nonzero()[0]) > len(found.length) > 1:
+        yield Finding(
+            "lengths", f"row {found.start[single[0]]}", f"{len(single)} of {len(found.length)} episodes are one step that does not "
+            "terminate: rows out of order, or ends that mean something else?"
+        )  # fmt: skip
+
+
+def _observations(seen: _Seen) -> Iterator[Finding]:
+    """As `train` refuses them."""
+    shape, told = seen.data.column("observation").shape[1:], seen.environment.get("observation")
+    try:
+        wanted = shape if told is None else tuple(encoder_from(told, torch.Generator()).stored.shape)
+    except (KeyError, TypeError, ValueError):  # a card of somebody else's, who tells it in other words
+        return
+    if shape != wanted:
+        yield Finding("observations", "column 'observation'", f"has shape {list(shape)}; the environment's have {list(wanted)}")
 
 
 def _actions(seen: _Seen) -> Iterator[Finding]:
     told, action = seen.environment.get("action", {}), seen.data.column("action")
+    if (why := misfit(action, told)) is not None:
+        yield Finding("actions", "column 'action'", f"the actions {why}")
+        return
     if action.dtype.kind == "f" and "low" in told:
         low, high = (
             np.array([side if bound is None else bound for bound in told[name]]) for name, side in (("low", -np.inf), ("high", np.inf))
@@ -176,10 +223,8 @@ def _actions(seen: _Seen) -> Iterator[Finding]:
         bounds = f"{least} to {most}"
     else:
         return
-    size = action.shape[1:]
-    if least.size != int(np.prod(size)):
-        yield Finding("actions", "column 'action'", f"has {int(np.prod(size))} numbers; the environment's actions have {least.size}")
-        return
+    if action.ndim > 1:
+        least, most = least.reshape(action.shape[1:]), most.reshape(action.shape[1:])
     outside = 0
     first, largest = -1, np.zeros(least.shape)
     for piece in _pieces(len(action)):
@@ -233,11 +278,14 @@ def _duplicates(seen: _Seen) -> Iterator[Finding]:
 
 
 def _rewards(seen: _Seen) -> Iterator[Finding]:
-    if "reward" in seen.data.card.get("missing", ()):
-        return
     reward = seen.data.column("reward")
-    low, high = float(np.nanmin(reward)), float(np.nanmax(reward))
-    if low == high and len(reward) > 1:
+    reward = reward[np.isfinite(reward)]
+    if not (rewarded(seen.data) and len(reward)):
+        return
+    low, high = float(reward.min()), float(reward.max())
+    # where episodes differ in length, or end, a reward of one value tells the long ones from the short
+    same = low == 0 or not ((seen.episodes.ends == 2).any() or np.ptp(seen.episodes.length))
+    if low == high and len(reward) > 1 and same:
         yield Finding("rewards", "column 'reward'", f"all rewards are {low:g}")
     elif not SMALL <= (most := max(-low, high)) <= LARGE:
         yield Finding(
@@ -252,6 +300,7 @@ KINDS: dict[str, Callable[[_Seen], Iterator[Finding]]] = {
     "timeouts": _timeouts,
     "across": _across,
     "lengths": _lengths,
+    "observations": _observations,
     "actions": _actions,
     "constant": _constant,
     "duplicates": _duplicates,

@@ -39,8 +39,10 @@ class Settled:
     row of the episode; the last row of an episode that did not terminate is then left out and counted, since what followed it is not
     known, and the row before it is where the episode was truncated. An end that is both is an end: `terminated` alone.
 
-    Errors, as the pieces are read: `InputError` for a column that is missing or unknown, for other numbers of rows and shapes, for an
-    episode that goes on after another one, and for no rows.
+    Actions that are counted may be [N,1], as d3rlpy keeps them: they become [N]. Flags are 0 and 1 of any type.
+
+    Errors, as the pieces are read: `InputError` for a column that is missing or unknown, for other numbers of rows and shapes, for what is
+    no real number and no flag, for an episode that goes on after another one, and for no rows.
     """
 
     def __init__(self, pieces: Iterable[Piece]) -> None:
@@ -53,6 +55,8 @@ class Settled:
         """Columns that were not given."""
         self.nonfinite: dict[str, list[int]] = {}
         """Of columns that hold NaN or infinity: in how many rows, and in which first."""
+        self.marked = False
+        """Whether the rows themselves say anywhere that an episode ended: by a flag, or by another number."""
         self.read = self.kept = 0
         """Rows so far."""
         self._given: list[str] = []
@@ -79,8 +83,8 @@ class Settled:
             raise InputError(f"a dataset has no rows; accepted: one or more{lost}")
 
     def told(self) -> dict[str, Any]:
-        """For the card: what was left out, was not there, or is not finite."""
-        found = {"left_out": self.left_out, "missing": self.missing, "nonfinite": self.nonfinite}
+        """For the card: what was left out, was not there, or is not finite; and whether nothing in it ends an episode."""
+        found = {"left_out": self.left_out, "missing": self.missing, "nonfinite": self.nonfinite, "unmarked": not self.marked}
         return {name: value for name, value in found.items() if value}
 
     def _typed(self, piece: Piece) -> dict[str, Array]:
@@ -98,7 +102,8 @@ class Settled:
         for column in self.columns:
             if column.name in full:
                 array = full[column.name]
-                if column.name in _FLAGS and array.size == rows:
+                single = column.name in _FLAGS or (column.name == "action" and not column.shape)
+                if single and array.size == rows:
                     array = array.reshape(rows)
                 if array.shape[1:] != column.shape:
                     raise InputError(f"column '{column.name}' has shape {list(array.shape)}; accepted: {[rows, *column.shape]}")
@@ -106,6 +111,7 @@ class Settled:
             elif column.name in ("reward", "truncated"):
                 typed[column.name] = np.zeros(rows, column.dtype)
         typed["truncated"] = typed["truncated"] & ~typed["terminated"]
+        self.marked |= bool((typed["terminated"] | typed["truncated"]).any())
         self.read += rows
         return typed
 
@@ -117,17 +123,21 @@ class Settled:
         for name in NEEDED:
             if name not in full:
                 raise InputError(f"column '{name}' is missing of a dataset; needed: {', '.join(NEEDED)}")
-        for name in ("observation", "action"):
-            if not full[name].ndim or full[name].dtype.kind not in "fiub":
-                raise InputError(f"column '{name}' is {full[name].dtype} of shape {list(full[name].shape)}; accepted: numbers, a row each")
+        for name, values in full.items():
+            if not values.ndim or values.dtype.kind not in "fiub":
+                raise InputError(f"column '{name}' is {values.dtype} of shape {list(values.shape)}; accepted: real numbers, a row each")
         observation, action = full["observation"], full["action"]
         seen = "uint8" if observation.dtype == np.uint8 else "float32"
         counted = np.issubdtype(action.dtype, np.integer)
-        self.columns = transition_columns(observation.shape[1:], seen, action.shape[1:], "int64" if counted else "float32")
+        shape = () if counted and action.shape[1:] == (1,) else action.shape[1:]
+        self.columns = transition_columns(observation.shape[1:], seen, shape, "int64" if counted else "float32")
         self._given = list(full)
         self.missing = [name for name in ("reward", "next_observation") if name not in full]
 
     def _cast(self, array: Array, column: Column) -> Array:
+        if column.dtype == "bool" and (odd := (array != 0) & (array != 1)).any():
+            at = int(odd.argmax())
+            raise InputError(f"column '{column.name}' is {array[at]} in row {self.read + at}; accepted: 0 and 1")
         with np.errstate(over="ignore", invalid="ignore"):
             typed = array.astype(column.dtype, copy=False)
         if typed.dtype.kind == "f":
@@ -168,6 +178,7 @@ class Settled:
             number = self._episode + np.append(0, np.cumsum(~same))
             self._episode = int(number[min(ready, len(same))])
             return number
+        self.marked |= bool((given[1:ready] != given[: ready - 1]).any() or (self._before is not None and given[0] != self._before))
         for value in given[:ready][np.append(True, given[1:ready] != given[: ready - 1])].tolist():
             if value != self._before:
                 if value in self._over:

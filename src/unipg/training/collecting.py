@@ -241,15 +241,17 @@ def _parts(mix: str, episodes: int, given: bool) -> list[tuple[str, int]]:
         return [("medium", episodes), ("expert", episodes)]
     if mix in MIXES:
         return [(mix, episodes)]
-    found = [re.fullmatch(r"\s*([a-z-]+)=(\d+)\s*", part) for part in mix.split(",")]
+    found = [re.fullmatch(r"\s*([a-z-]+)=(-?\d+)\s*", part) for part in mix.split(",")]
     if not all(found) or "=" not in mix:
         raise InputError(f"mix is '{mix}'; {nearest(mix, MIXES)}; or several, random=25,medium=25,expert=10")
     if given:
         raise InputError("episodes is given, but the mix has its own numbers of episodes; accepted: one of them")
     parts = [(each[1], int(each[2])) for each in found if each]
-    for name, _ in parts:
+    for name, count in parts:
         if name not in PLAYED:
             raise InputError(f"mix has '{name}'; {nearest(name, PLAYED)}")
+        if count < 1:
+            raise InputError(f"mix has '{name}={count}'; accepted: 1 episode or more of each")
     return parts
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from unipg.errors import InputError, nearest, one_line
-from unipg.files import check_output
 from unipg.hub import in_home
 from unipg.replay.formats import hdf5, minari, npz, parquet, run
 from unipg.replay.formats.base import Source
@@ -25,7 +24,7 @@ SMALL = 128 << 20
 KINDS = (".npz", ".hdf5", ".h5", ".parquet")
 _SAMPLES = 64
 _SAMPLE = 1 << 16
-_FORM = "1"
+_FORM = "2"
 """Of what a conversion makes: another number makes it anew."""
 
 Progress = Callable[[float], None]
@@ -69,18 +68,16 @@ def check_free(place: str | Path) -> None:
     text = in_home(os.fspath(place))
     if text.startswith(minari.PREFIX):
         minari.check_free(text.removeprefix(minari.PREFIX))
-    elif text.endswith(".npz"):
-        check_output(Path(text), "data")
-    elif Path(text).suffix:
+    elif not text.endswith(".npz") and Path(text).suffix:
         raise InputError(f"a dataset cannot be written to '{place}'; accepted: an .npz file, a folder, or minari:NAME")
-    elif Path(text).exists() and not (Path(text) / CARD).is_file():
-        raise InputError(f"'{place}' exists, and is no dataset's folder: nothing is written over; accepted: another name")
+    elif Path(text).exists():
+        raise InputError(f"'{place}' exists: nothing is written over; accepted: another name")
 
 
 def save_data(data: Transitions, place: str | Path) -> None:
     """Writes a dataset where its place says: an .npz file, compressed; a folder that can be mapped; or minari:NAME.
 
-    Errors: `InputError` for another place, and where something else is in the way.
+    Errors: `InputError` for another place, and where something is already: nothing is written over.
     """
     check_free(place)
     text = in_home(os.fspath(place))
@@ -107,6 +104,8 @@ def _source(text: str, path: Path, entries: Sequence[str] | None) -> tuple[Sourc
         raise InputError(f"does not exist; accepted: {', '.join(KINDS)}, a folder, or minari:NAME")
     if path.suffix not in KINDS:
         raise InputError(f"its name ends in '{path.suffix}'; {nearest(path.suffix, KINDS)}, a folder, or minari:NAME")
+    if not path.stat().st_size:
+        raise InputError("is empty: a file of 0 bytes; accepted: one with rows")
     if path.suffix in (".hdf5", ".h5"):
         return hdf5.read(path, entries), *_known([path], entries)
     return _plain((npz if path.suffix == ".npz" else parquet).read(path), entries), *_known([path], entries)

@@ -15,12 +15,15 @@ from unipg.replay.tables import Array
 
 ALIASES = {
     "observations": "observation", "next_observations": "next_observation", "actions": "action", "rewards": "reward",
-    "terminals": "terminated", "timeouts": "truncated",
+    "terminals": "terminated", "terminations": "terminated", "timeouts": "truncated", "truncations": "truncated",
 }  # fmt: skip
-"""D4RL's names."""
-DONES = "dones"
-KNOWN = (*ALIASES, *ALIASES.values(), "episode", DONES)
-"""Names of columns that are read where a file has others too."""
+"""D4RL's names, and those of Minari's flags."""
+DONES, EPISODES = "dones", "episode_terminals"
+"""Ends of either kind: of replay buffers, where nothing says which terminate; of d3rlpy, beside those that do."""
+KNOWN = (*ALIASES, *dict.fromkeys(ALIASES.values()), "episode", DONES, EPISODES)
+"""Names of columns that are read."""
+BESIDE = ("infos/", "metadata/")
+"""How names begin of what is left alone."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +36,39 @@ class Source:
     card: dict[str, Any] = field(default_factory=dict)
 
 
+def read_columns(shapes: Mapping[str, tuple[int, ...]]) -> tuple[list[str], int]:
+    """Which arrays of a file are columns, by names and shapes, and how many rows they have; `BESIDE` and other lengths are left alone.
+
+    Errors: `InputError` for columns of different lengths, and for another array as long as they are: it may be a flag that is misspelt.
+    """
+    columns = [name for name in shapes if name in KNOWN]
+    rows = {shapes[name][0] if shapes[name] else 0 for name in columns}
+    if len(rows) > 1:
+        told = ", ".join(f"{name} {list(shapes[name])}" for name in columns)
+        raise InputError(f"its columns have different numbers of rows: {told}; accepted: as many of each")
+    for name, shape in shapes.items():
+        if name not in KNOWN and not name.startswith(BESIDE) and shape and (not rows or shape[0] in rows):
+            raise InputError(
+                f"unknown column '{name}' of a dataset; {nearest(name, KNOWN)}, and infos/… and metadata/…, which are left alone"
+            )
+    return columns, rows.pop() if rows else 0
+
+
 def named(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """A piece's columns by our names. `dones`, of replay buffers, are ends of either kind: what is no time-out terminates."""
-    rest = {name: values for name, values in columns.items() if name != DONES}
+    """A piece's columns by our names. `dones` are ends of either kind: what is no time-out terminates. What `episode_terminals` ends and
+    does not terminate is truncated."""
+    rest = {name: np.asarray(values) for name, values in columns.items() if name not in (DONES, EPISODES)}
     found = {ALIASES.get(name, name): values for name, values in rest.items()}
     if len(found) < len(rest):
-        raise InputError(f"columns {', '.join(columns)} name one column twice; accepted: {', '.join(ALIASES.values())}")
+        raise InputError(f"columns {', '.join(columns)} name one column twice; accepted: {', '.join(dict.fromkeys(ALIASES.values()))}")
     if DONES in columns and "terminated" not in found:
-        ended = np.asarray(columns[DONES]).astype(bool)
-        found["terminated"] = ended & ~np.asarray(found.get("truncated", False)).astype(bool)
+        done = np.asarray(columns[DONES])
+        cut = found.get("truncated", np.zeros(done.shape, bool)).reshape(done.shape).astype(bool)
+        found["terminated"] = np.where(cut, np.zeros_like(done), done)  # the numbers themselves, so that one that is no flag is seen
+    if EPISODES in columns:
+        ended = np.asarray(columns[EPISODES])
+        cut = found.get("truncated", np.zeros(ended.shape, bool)).reshape(ended.shape)
+        found["truncated"] = np.where(cut == 0, ended, cut)
     return found
 
 

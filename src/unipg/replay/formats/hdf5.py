@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from unipg.errors import InputError, missing_package, nearest, one_line
-from unipg.replay.formats.base import KNOWN, Source, named
+from unipg.replay.formats.base import Source, named, read_columns
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
 
@@ -42,16 +42,14 @@ def _library() -> Any:
 
 def _flat(path: Path, file: Any) -> Source:
     """D4RL's. `timeouts` are rows after which another episode follows: with `next_observations` they are kept and truncated, without, what
-    followed them is not known. `infos` and `metadata` are left alone."""
-    columns = [name for name in KNOWN if name in file]
+    followed them is not known."""
     if "observations" not in file and "observation" not in file:
         top = ", ".join(file) or "nothing"
         raise InputError(f"has {top} at its top; accepted: D4RL's observations, actions …, or robomimic's data/demo_0 …")
-    rows = {len(file[name]) for name in columns}
-    if len(rows) > 1:
-        told = ", ".join(f"{name} {list(file[name].shape)}" for name in columns)
-        raise InputError(f"its arrays have different numbers of rows: {told}; accepted: as many of each")
-    return Source(_flat_pieces(path, columns), rows.pop(), {"layout": "D4RL"})
+    shapes: dict[str, tuple[int, ...]] = {}
+    file.visititems(lambda name, found: shapes.update({name: found.shape}) if hasattr(found, "shape") else None)
+    columns, rows = read_columns(shapes)
+    return Source(_flat_pieces(path, columns), rows, {"layout": "D4RL"})
 
 
 def _flat_pieces(path: Path, columns: list[str]) -> Iterator[Piece]:
@@ -65,7 +63,7 @@ def _demonstrations(path: Path, file: Any, entries: Sequence[str] | None) -> Sou
     group = file["data"]
     names = sorted((name for name in group if _DEMONSTRATION.fullmatch(name)), key=lambda name: int(name.removeprefix("demo_")))
     seen = group[names[0]].get("obs", {})
-    sizes = {name: tuple(array.shape[1:]) for name, array in seen.items() if array.ndim == 2 and array.dtype != np.uint8}
+    sizes = {name: tuple(array.shape[1:]) or (1,) for name, array in seen.items() if array.ndim in (1, 2) and array.dtype != np.uint8}
     for name in entries or ():
         if name not in sizes:
             raise InputError(f"its observations have no vector '{name}'; {nearest(name, sizes)}")
@@ -73,6 +71,8 @@ def _demonstrations(path: Path, file: Any, entries: Sequence[str] | None) -> Sou
     if not taken:
         raise InputError(f"its observations are {', '.join(seen) or 'none'}, without a vector; accepted: data/demo_0/obs with vectors")
     told: dict[str, Any] = {"layout": "robomimic", "entries": [[name, list(sizes[name])] for name in taken]}
+    if beside := {name: list(array.shape[1:]) for name, array in seen.items() if name not in taken}:
+        told["unread"] = beside
     if "env_args" in group.attrs:
         told["environment"] = {"id": json.loads(group.attrs["env_args"]).get("env_name")}
     return Source(_demonstration_pieces(path, names, taken), sum(len(group[name]["actions"]) for name in names), told)
@@ -88,9 +88,9 @@ def _demonstration_pieces(path: Path, names: list[str], entries: list[str]) -> I
                 columns["next_observation"] = _joined(demo["next_obs"], entries, rows, f"data/{name}/next_obs")
             if "rewards" in demo:
                 columns["reward"] = demo["rewards"][:]
-            ended = demo["dones"][:].astype(bool) if "dones" in demo else np.zeros(rows, bool)
+            ended = demo["dones"][:] if "dones" in demo else np.zeros(rows, bool)
             cut = np.zeros(rows, bool)
-            cut[-1:] = ~ended[-1:]
+            cut[-1:] = ended[-1:] == 0
             number = np.full(rows, int(name.removeprefix("demo_")))
             yield {**columns, "terminated": ended, "truncated": cut, "episode": number}
 
@@ -101,4 +101,4 @@ def _joined(group: Any, entries: list[str], rows: int, place: str) -> Array:
         if name not in group or len(group[name]) != rows:
             has = f"{len(group[name])} rows" if name in group else "no rows"
             raise InputError(f"'{place}/{name}' has {has}; accepted: {rows}, one for each action")
-    return np.concatenate([group[name][:] for name in entries], 1, dtype=np.float32, casting="unsafe")
+    return np.concatenate([group[name][:].reshape(rows, -1) for name in entries], 1, dtype=np.float32, casting="unsafe")

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from unipg.errors import InputError, missing_package, one_line
-from unipg.replay.formats.base import ALIASES, KNOWN, Source, named
+from unipg.replay.formats.base import ALIASES, Source, named, read_columns
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.tables import Array
 
 
 def read(path: Path) -> Source:
-    """Columns by our names or D4RL's; others are left alone."""
+    """Columns by our names or D4RL's; those of infos/… and metadata/… are left alone."""
     parquet = _library()
     try:
         with parquet.ParquetFile(path) as file:
@@ -23,9 +23,10 @@ def read(path: Path) -> Source:
             rows = file.metadata.num_rows
     except Exception as error:  # whatever Arrow and what reads names for it say of a damaged file
         raise InputError(f"cannot be read as Parquet: {one_line(error)}") from None
-    columns = [name for name in there if name in KNOWN]
+    columns, _ = read_columns(dict.fromkeys(there, (rows,)))
     if not columns:
-        raise InputError(f"has the columns {', '.join(there)}; accepted: {', '.join(ALIASES.values())}, episode, or D4RL's names")
+        names = ", ".join(dict.fromkeys(ALIASES.values()))
+        raise InputError(f"has the columns {', '.join(there) or 'none'}; accepted: {names}, episode, or D4RL's names")
     return Source(_pieces(path, columns), rows, {})
 
 

@@ -23,7 +23,10 @@ from unipg.loading import IN_MEMORY, Live, callable_named, check_named
 from unipg.policies.actions import BoxActions
 from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.named import CORRECTION
+from unipg.policies.spaces import described
 from unipg.replay import Pairs, Transitions, n_step, open_data
+from unipg.replay.cards import rewarded
+from unipg.replay.checks import misfit
 from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.trajectories import Source, Trajectories
 
@@ -142,16 +145,10 @@ def data_for(policy: ActorCritic, recipe: DatasetRecipe, place: str, environment
             f"the observations of '{place}' have shape {list(observation.shape[1:])}; accepted for environment '{environment}': "
             f"{list(stored.shape)}"
         )
-    if policy.counts_actions != np.issubdtype(action.dtype, np.integer):
-        kind = "whole numbers" if policy.counts_actions else "real numbers"
-        raise InputError(f"the actions of '{place}' are {action.dtype}; accepted: {kind}")
+    if (why := misfit(action, described(policy.actions))) is not None:
+        raise InputError(f"the actions of '{place}' {why}")
     for first in range(0, len(data), PIECE):
-        try:
-            inner = policy.actions.from_environment(action[first : first + PIECE])
-        except ValueError:
-            raise InputError(
-                f"the actions of '{place}' have shape {list(action.shape[1:])}, which is not that of the environment's"
-            ) from None
+        inner = policy.actions.from_environment(action[first : first + PIECE])
         if (row := _outside(policy, inner)) is not None:
             raise InputError(
                 f"the action {np.asarray(action[first + row]).tolist()} in row {first + row} of '{place}' is outside the "
@@ -205,10 +202,10 @@ class Dataset(Kept):
         super().__init__(run, dict.fromkeys(places, batch))
         self.recipe, self.each, self.rounds = recipe, batch, recipe.updates
         self.data = {source: data_for(self.policy, recipe, place, self.experience.recipe.id) for source, place in places.items()}
-        rewarded = "reward" not in self.data[Source.REPLAY].card.get("missing", ())
-        if not rewarded and "step_reward" in self._objective.reads:
+        given = rewarded(self.data[Source.REPLAY])
+        if not given and "step_reward" in self._objective.reads:
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards, or an algorithm that imitates")
-        self._unread = rewarded and run.algorithm.imitates and "step_reward" not in self._objective.reads
+        self._unread = given and run.algorithm.imitates and "step_reward" not in self._objective.reads
         self.rescaled = recipe.rewards(self.data[Source.REPLAY])
         """What rewards are multiplied by, and what is added."""
         self.ahead, self.discount = run.algorithm.steps_ahead

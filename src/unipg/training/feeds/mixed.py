@@ -9,6 +9,7 @@ import torch
 
 from unipg.errors import InputError
 from unipg.policies.actor_critic import ActorCritic
+from unipg.replay.cards import rewarded
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.dataset import DatasetRecipe, data_for, inner_actions
@@ -41,7 +42,7 @@ class Mixed(Rollouts):
             )
         self.recipe, self.policy = recipe, run.policy
         self.data = data_for(run.policy, recipe, recipe.path, run.experience.recipe.id)
-        if "reward" in self.data.card.get("missing", ()):
+        if not rewarded(self.data):
             raise InputError(f"'{recipe.path}' has no rewards, which {who} learns from; accepted: rewards")
         strata = run.algorithm.parts_of(self.data)
         self.strata = [np.arange(len(self.data))] if strata is None else [np.flatnonzero(strata == k) for k in range(strata.max() + 1)]
