@@ -8,4 +8,6 @@ from unipg.replay import Transitions, save_data
 CARD = {"environment": "unipg.environments:unipg/LineWorld-v0", "name": "line_world", "seed": 0}
 
 if __name__ == "__main__":
-    save_data(Transitions.of(collect(4000, seed=0), CARD), Path(__file__).with_name("line-world.npz"))
+    place = Path(__file__).with_name("line-world.npz")
+    place.unlink(missing_ok=True)
+    save_data(Transitions.of(collect(4000, seed=0), CARD), place)

@@ -17,6 +17,7 @@ ERROR = (0.45, 0.25)
 """Added to the actions of the clone, which arrives without it and crashes with it."""
 
 if __name__ == "__main__":
+    (HERE / "road.npz").unlink(missing_ok=True)
     save_data(Transitions.of(collect(100, seed=0), {"environment": ROAD, "name": "road", "seed": 0}), HERE / "road.npz")
     with tempfile.TemporaryDirectory() as scratch:
         train(

@@ -290,6 +290,26 @@ def test_environments_of_two_versions_are_never_one_dataset(tmp_path: Path) -> N
         learned(tmp_path, data, {"id": "MountainCarContinuous-v0", "references": {"min": 0.0, "max": 1.0}}, "bc")
 
 
+def test_counted_actions_of_others_are_learned_from_or_refused(tmp_path: Path) -> None:
+    """[N,1], as d3rlpy keeps them, are the same rows as [N]; real numbers are refused with what would make whole ones of them."""
+    draw = np.random.default_rng(0)
+    rows = {"observation": draw.standard_normal((40, 4)), "next_observation": draw.standard_normal((40, 4)), "reward": np.ones(40)}
+    rows |= {"terminated": np.arange(40) % 10 == 9, "action": draw.integers(0, 2, 40)}
+    environment = {"id": "CartPole-v1", "evaluation_episodes": 1}
+    losses = []
+    for place, action in (("flat", rows["action"]), ("column", rows["action"][:, None])):
+        np.savez(tmp_path / f"{place}.npz", **{**rows, "action": action})  # type: ignore[arg-type]
+        run = learned(tmp_path / place, open_data(tmp_path / f"{place}.npz"), environment, "bc", dataset={"updates": 3})
+        losses.append(run.metrics[-1]["loss"])
+    assert losses[0] == losses[1]
+    real = Transitions.of({**rows, "action": rows["action"].astype(np.float32)})
+    with pytest.raises(InputError, match=r"are float32; accepted: whole numbers, as actions.astype\('int64'\) makes of these"):
+        learned(tmp_path / "real", real, environment, "bc")
+    two = Transitions.of({**rows, "action": np.eye(2, dtype=int)[rows["action"]]})
+    with pytest.raises(InputError, match=r"the actions of .* have shape \[2\]; accepted: \[\]"):
+        learned(tmp_path / "two", two, environment, "bc")
+
+
 def test_a_collected_card_is_what_json_can_hold(tmp_path: Path) -> None:
     """Of spaces with numbers that are not finite too: a card that cannot be read again is none."""
     recipe = tmp_path / "recipe.yaml"

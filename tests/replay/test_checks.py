@@ -11,7 +11,7 @@ import pytest
 
 from unipg.errors import InputError
 from unipg.replay import Transitions, open_data
-from unipg.replay.cards import digest
+from unipg.replay.cards import digest, facts, quantiles
 from unipg.replay.checks import KINDS, check
 from unipg.replay.pieces import Settled, pieces_of
 
@@ -168,7 +168,10 @@ def test_a_card_is_of_its_rows_and_its_references_of_the_horizon() -> None:
 def test_what_is_known_of_the_environment_comes_from_the_card_or_the_caller() -> None:
     rows = time_outs_as_terminals(sound())
     bare = Transitions.of(rows)
-    assert [finding.kind for finding in check(bare)] == ["timeouts"]  # none lasted longer, and none was truncated
+    [finding] = check(bare)
+    assert finding.text.startswith(
+        "4 of 4 episodes that lasted 50 steps (none lasted longer, none was truncated) are marked as terminated: "
+    )
     few = Transitions.of({**sound(), "terminated": rows["terminated"]})
     assert check(few, {"horizon": HORIZON + 1}) == []
     one = sound()
@@ -200,6 +203,18 @@ def test_a_number_that_is_not_finite_is_one_finding() -> None:
         rows["observation"] = rows["observation"].copy()
         rows["observation"][5, 1] = value
         assert found_in(rows) == ["row 5: finite: column 'observation' is not finite"]
+        rows["observation"][:, 1] = value
+        assert found_in(rows) == ["row 0: finite: column 'observation' is not finite (296 rows in all)"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_counted_up_without_a_warning(value: float) -> None:
+    """Warnings are errors here; on a terminal they would stand among the findings."""
+    rows = {**sound(), "reward": np.full(296, value)}
+    data = Transitions.settled(Settled(pieces_of(rows)), {"environment": ENVIRONMENT})
+    assert [finding.kind for finding in check(data)] == ["finite"]
+    assert quantiles(data.column("reward")) == {}
+    assert facts(data)["transitions"] == 296
 
 
 def test_one_reward_everywhere_counts_where_episodes_differ() -> None:

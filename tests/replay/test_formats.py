@@ -235,6 +235,10 @@ def test_robomimics_numbers_without_a_width_are_read_and_images_told_of(tmp_path
                 flat = demo[f"{where}/eef_pos"][:, 0]
                 del demo[f"{where}/eef_pos"]
                 demo[f"{where}/eef_pos"] = flat
+        empty = file["data"].create_group("demo_99")  # of a recording that was broken off
+        for name, shape in (("actions", (0, 2)), ("rewards", (0,)), ("obs/object", (0, 2)), ("obs/eef_pos", (0,))):
+            empty[name] = np.zeros(shape)
+        empty["next_obs"] = empty["obs"]
     data = open_data(path)
     np.testing.assert_array_equal(data.column("observation"), rows["observation"])
     np.testing.assert_array_equal(data.column("next_observation"), rows["next_observation"])

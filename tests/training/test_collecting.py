@@ -202,7 +202,7 @@ def test_commands_from_a_run_to_a_checked_dataset(run: Path, tmp_path: Path, cap
         (["data", "check", place, "--ignore", "nothing"], "do not exist"),
         ([*asked, "--out", str(tmp_path / "data.csv")], "cannot be written"),
         ([*asked, "--out", str(tmp_path / "broken.npz")], "exists: nothing is written over"),
-        (["data", "collect", str(tmp_path), "--out", place], "holds no run"),
+        (["data", "collect", str(tmp_path), "--out", str(tmp_path / "new.npz")], "holds no run"),
         (["data"], "required"),
     ):
         assert main(arguments) == 2

@@ -76,15 +76,14 @@ def misfit(action: Array, told: Mapping[str, Any]) -> str | None:
     real = "low" in told
     if not (real or "n" in told or str(told.get("type")).lower().replace("_", "") in ("multidiscrete", "multibinary")):
         return None
+    shape = list(told.get("shape", ()))
+    fits = math.prod(shape) == math.prod(action.shape[1:])
     if real == (action.dtype.kind == "i"):
-        whole = not real and all((action[piece] % 1 == 0).all() for piece in _pieces(len(action)))
+        whole = fits and not real and all((action[piece] % 1 == 0).all() for piece in _pieces(len(action)))
         return f"are {action.dtype}; accepted: {'real' if real else 'whole'} numbers" + (
             ", as actions.astype('int64') makes of these" * whole
         )
-    shape = list(told.get("shape", ()))
-    if math.prod(shape) != math.prod(action.shape[1:]):
-        return f"have shape {list(action.shape[1:])}; accepted: {shape}"
-    return None
+    return None if fits else f"have shape {list(action.shape[1:])}; accepted: {shape}"
 
 
 def _pieces(rows: int) -> Iterator[slice]:
@@ -105,7 +104,7 @@ def _moments(values: Array) -> tuple[Array, Array]:
         finite = np.isfinite(off)
         off = np.where(finite, off, 0)
         total, squares, count = total + off.sum(0), squares + (off**2).sum(0), count + finite.sum(0)
-    count = np.maximum(count, 1)
+    count = np.where(count, count, np.nan)  # nothing is known of a number that never is finite
     mean = total / count
     return first + mean, np.sqrt(np.maximum(squares / count - mean**2, 0))
 
@@ -141,10 +140,10 @@ def _timeouts(seen: _Seen) -> Iterator[Finding]:
     # one or two of many may well have terminated in their last step
     enough = 2 * len(ended) > len(at) if seen.horizon else len(ended) == len(at) > 2 and longest > 1 and not (found.ends == 1).any()
     if len(ended) and enough:
-        limited = f"the limit of {limit}" if seen.horizon else f"{limit}, and none lasted longer or was truncated"
+        limited = f"the limit of {limit} steps" if seen.horizon else f"{limit} steps (none lasted longer, none was truncated)"
         row = found.start[ended[0]] + limit - 1
         yield Finding(
-            "timeouts", f"row {row}", f"{len(ended)} of {len(at)} episodes that lasted {limited} steps are marked as terminated: time-outs "
+            "timeouts", f"row {row}", f"{len(ended)} of {len(at)} episodes that lasted {limited} are marked as terminated: time-outs "
             "taken for terminals? A value of 0 would be learned for what follows"
         )  # fmt: skip
 

@@ -101,4 +101,5 @@ def _joined(group: Any, entries: list[str], rows: int, place: str) -> Array:
         if name not in group or len(group[name]) != rows:
             has = f"{len(group[name])} rows" if name in group else "no rows"
             raise InputError(f"'{place}/{name}' has {has}; accepted: {rows}, one for each action")
-    return np.concatenate([group[name][:].reshape(rows, -1) for name in entries], 1, dtype=np.float32, casting="unsafe")
+    parts = [group[name][:] for name in entries]
+    return np.concatenate([part[:, None] if part.ndim == 1 else part for part in parts], 1, dtype=np.float32, casting="unsafe")
