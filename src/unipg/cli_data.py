@@ -167,7 +167,11 @@ def _check(options: argparse.Namespace) -> int:
         found = check(data, environment, tuple(name for name in options.ignore.split(",") if name))
     for finding in found:
         console.print(f"{options.data}: {finding}", soft_wrap=True, highlight=False, markup=False)
-    lost = f"; {left} rows were left out, whose next observation is not known" if (left := data.card.get("left_out")) else ""
+    lost = (
+        f"; {left} row{'s were' if left > 1 else ' was'} left out, whose next observation is not known"
+        if (left := data.card.get("left_out"))
+        else ""
+    )
     lost += "; there are no rewards" * (not rewarded(data))
     lost += f"; observations that are left alone: {unread}" if (unread := _unread(data.card)) else ""
     told = f"{len(found)} finding{'s' * (len(found) > 1)}" if found else "nothing found"

@@ -405,6 +405,10 @@ BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
     "objects": (lambda place: as_npz(place / "data.npz", {**walk(), "action": np.array([None] * 48)}), "array of object"),
     "rows": (lambda place: as_npz(place / "data.npz", {**walk(), "action": np.zeros((3, 2))}), "different numbers of rows: .*action"),
     "a top": (lambda place: _hdf5(place / "data.h5", "frames"), "has frames at its top; accepted: D4RL's observations"),
+    "many names": (
+        lambda place: hdf5_of(place / "data.h5", {f"actions_{k}": np.zeros(3) for k in range(99)}),
+        r"has actions_0, (actions_\d+, ){6}actions_\d+ … at its top",
+    ),
     "lists": (lambda place: _ragged(place / "data.parquet"), "column 'action' has lists of different lengths from row 0 on"),
     "names": (lambda place: as_npz(place / "data.npz", {**walk(), "rewards": walk()["reward"]}), "name one column twice"),
     "a NaN": (

@@ -44,7 +44,7 @@ def _flat(path: Path, file: Any) -> Source:
     """D4RL's. `timeouts` are rows after which another episode follows: with `next_observations` they are kept and truncated, without, what
     followed them is not known."""
     if "observations" not in file and "observation" not in file:
-        top = ", ".join(file) or "nothing"
+        top = ", ".join(list(file)[:8]) + " …" * (len(file) > 8) or "nothing"
         raise InputError(f"has {top} at its top; accepted: D4RL's observations, actions …, or robomimic's data/demo_0 …")
     shapes: dict[str, tuple[int, ...]] = {}
     file.visititems(lambda name, found: shapes.update({name: found.shape}) if hasattr(found, "shape") else None)
