@@ -37,7 +37,7 @@ from unipg.trajectories import Evaluation, Trajectories
 
 def classes(base: type) -> Iterator[type]:
     for kind in base.__subclasses__():
-        if kind.__module__.startswith("unipg."):
+        if kind.__module__.startswith("unipg.estimator."):  # those of critics are tried on rows of controllers
             yield kind
         yield from classes(kind)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import Reading
-from unipg.estimator.parts import Joint, Neighbours, Part, Progress, Reduce, Weight, alone, furthest, no_neighbours, weight_at
+from unipg.estimator.parts import Joint, Neighbours, Part, Progress, Reduce, Weight, alone, furthest, no_neighbours, shown_weight, weight_at
 from unipg.shapes import Bool, Float, Int
 from unipg.trajectories import Evaluation, Source, Trajectories
 
@@ -117,7 +117,7 @@ class Advantage(Part):
         raise NotImplementedError(type(self).__name__)
 
     def __add__(self, other: Advantage) -> Advantage:
-        return Combination(((1.0, self), (1.0, other)))
+        return Combination(((1.0, self), *(other.terms if isinstance(other, Combination) else ((1.0, other),))))
 
     def __rmul__(self, factor: Weight) -> Advantage:
         return Combination(((factor, self),))
@@ -175,7 +175,8 @@ class Combination(Advantage):
         return frozenset().union(*(a.reads for _, a in self.terms))
 
     def symbol(self) -> str:
-        return " + ".join(f"{w:g} {a.symbol()}" if isinstance(w, float | int) else f"{w} {a.symbol()}" for w, a in self.terms)
+        shown = " + ".join(a.symbol() if w == 1 else f"{shown_weight(w)} {a.symbol()}" for w, a in self.terms)
+        return shown.replace("+ -1 ", "− ").replace("+ -", "− ")
 
     def __call__(self, batch: Trajectories, now: Evaluation | None = None, planning: Planning | None = None) -> Float[Tensor, "B T ..."]:
         planning = planning or Planning()
