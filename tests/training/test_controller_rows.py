@@ -203,6 +203,7 @@ def test_every_part_says_how_far_it_looks() -> None:
         "a2c",
         "dft",
         "gorl",
+        "hnpg",
         "mdpo",
         "pmoe_ppo",
         "polychromic_ppo",
@@ -226,7 +227,7 @@ def test_every_part_says_how_far_it_looks() -> None:
 
 def test_algorithms_that_need_prompts_are_refused(tmp_path: Path) -> None:
     accepted = {"a2c", "harpg", "mdpo", "n_harpg", "n_pg_igt", "ppo", "reinforce", "reinforce_plus_plus", "tppo", "trpo"}
-    particular = {"gorl", "pmoe_ppo", "polychromic_ppo"}  # about actions, or environments; tested with their oracles
+    particular = {"gorl", "hnpg", "pmoe_ppo", "polychromic_ppo"}  # about actions, environments or data; tested with their oracles
     for name, kind in registered().items():
         if kind.replays or name in particular:
             continue
