@@ -105,7 +105,7 @@ def test_an_entropy_bonus_counts_where_the_target_has_it(ahead: int, extra: list
 
 def test_what_is_added_to_values() -> None:
     assert bonus_of(Value("q")) is None
-    assert bonus_of(Value("q") + Surprise(0.2)).symbol() == "1 " + Surprise(0.2).symbol()
+    assert bonus_of(Value("q") + Surprise(0.2)).symbol() == Surprise(0.2).symbol()
 
 
 @pytest.mark.parametrize("algorithm", [SAC(), TD3(), DDPG(n_step=3), OffPolicyMDPO()], ids=lambda a: a.name)
