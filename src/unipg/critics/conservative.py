@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from unipg.critics.regression import REPLAYED
+from unipg.critics.regression import REPLAYED, beyond_ends
 from unipg.errors import InputError
 from unipg.estimator.advantages import Planning
 from unipg.estimator.likelihoods import nth
@@ -52,20 +52,12 @@ class Gap(Part):
         if not self.draws:
             return now.every(ACTED).action_value(self.of).logsumexp(-1) - now.action_value(self.of)
         with torch.no_grad():
-            drawn = [now.several(ACTED, self.draws), self._followed(now, batch).several(AFTER, self.draws)]
+            drawn = [now.several(ACTED, self.draws), beyond_ends(now, batch)[0].several(AFTER, self.draws)]
             evenly = now.evenly(UNIFORM, self.draws)
             action = torch.cat([*(each for each, _ in drawn), evenly], 2)
             even = drawn[0][1].new_full(evenly.shape[:-1], -evenly.shape[-1] * math.log(2))
             density = torch.cat([*(each for _, each in drawn), even], 2)
         return (now.values_at(self.of, ACTED, action) - density).logsumexp(-1) - now.action_value(self.of)
-
-    def _followed(self, now: Evaluation, batch: Trajectories) -> Evaluation:
-        """With the state itself in the place of a terminal one, of which nothing is known."""
-        ended = batch.require("terminated", "Gap")
-        if not bool(ended.any()):
-            return now
-        seen, after = batch.require(ACTED, "Gap"), batch.require(AFTER, "Gap")
-        return now.over(batch.replace(next_observation=torch.where(ended.view(*ended.shape, *[1] * (seen.ndim - 2)), seen, after)))
 
 
 @dataclass(frozen=True)

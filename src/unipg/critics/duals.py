@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unipg.critics.regression import REPLAYED
+from unipg.critics.regression import REPLAYED, beyond_ends
 from unipg.critics.values import largest
 from unipg.errors import InputError
 from unipg.estimator.advantages import Advantage, Planning
@@ -231,11 +231,9 @@ class Residual(Part):
         return self.ahead(now, batch, after) - self._values(now, here)
 
     def ahead(self, now: Evaluation, batch: Trajectories, of: str) -> Float[Tensor, "K B T"]:
+        if of == self.of:
+            now, batch = beyond_ends(now, batch)
         ended = batch.require("terminated", "Residual")
-        seen = batch.require("next_observation", "Residual")
-        if of == self.of and bool(ended.any()):  # 0 times the gradient of NaN may be NaN
-            batch = batch.replace(next_observation=seen.masked_fill(ended.view(*ended.shape, *[1] * (seen.ndim - 2)), 0))
-            now = now.over(batch)
         following = self._values(now.every("next_observation"), of).masked_fill(ended, 0)
         return batch.require("step_reward", "Residual") + self.discount * following
 

@@ -77,14 +77,20 @@ class Every(Follows):
         if self.every < 1:
             raise InputError(f"a copy is taken every {self.every} steps; accepted: 1 or more")
 
+    def __call__(self, weights: Weights, steps: int, moment: Moment | None = None) -> Told | None:
+        return None if steps % self.every else self.due(weights, moment)
+
+    def due(self, weights: Weights, moment: Moment | None) -> Told | None:
+        """What is done then; returns metrics, where it has any."""
+        raise NotImplementedError(type(self).__name__)
+
 
 @dataclass(frozen=True)
 class Copied(Every):
     """lagged ← of, after every `every` steps of the learner."""
 
-    def __call__(self, weights: Weights, steps: int, moment: Moment | None = None) -> None:
-        if steps % self.every == 0:
-            self.copy(weights)
+    def due(self, weights: Weights, moment: Moment | None) -> None:
+        self.copy(weights)
 
 
 @dataclass(frozen=True)
@@ -97,22 +103,37 @@ class Score(Part):
 
 
 @dataclass(frozen=True)
-class Gated(Every):
-    """lagged ← of, where `score` finds `of` strictly better than `lagged`: asked after every `every` steps.
-
-    Both are scored at the same rows and random numbers, so that nothing but the policies tells them apart, and no score is kept. What is no
-    number, or `SUSPECT` times as large as the other one, counts as no better, with a warning.
-    """
+class Scored(Every):
+    """Base class of copies that are taken where `score` says so. All are scored at the same rows and random numbers, so that nothing but
+    the policies tells them apart, and no score is kept."""
 
     score: Score | None = None
 
-    def __call__(self, weights: Weights, steps: int, moment: Moment | None = None) -> Told | None:
-        if steps % self.every:
-            return None
+    def due(self, weights: Weights, moment: Moment | None) -> Told:
         assert self.score is not None
         assert moment is not None
         now = moment.now()
-        found, best = (self.score(now, network, moment.planning) for network in (self.of, self.lagged))
+        return self.decide(weights, moment, [self.score(now, network, moment.planning) for network in self.compared])
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """The networks that are scored."""
+        return self.of, self.lagged
+
+    def decide(self, weights: Weights, moment: Moment, scores: list[float]) -> Told:
+        """Copies or not, by the scores of the networks `compared`."""
+        raise NotImplementedError(type(self).__name__)
+
+
+@dataclass(frozen=True)
+class Gated(Scored):
+    """lagged ← of, where `score` finds `of` strictly better than `lagged`: asked after every `every` steps.
+
+    What is no number, or `SUSPECT` times as large as the other one, counts as no better, with a warning.
+    """
+
+    def decide(self, weights: Weights, moment: Moment, scores: list[float]) -> Told:
+        found, best = scores
         opens = self._believed(found, best) and found > best
         if opens:
             self.copy(weights)
@@ -133,19 +154,16 @@ class Gated(Every):
 
 
 @dataclass(frozen=True)
-class Elected(Every):
+class Elected(Scored):
     """lagged ← that of the networks `among` which `score` finds best: asked after every `every` steps. `of` is one of them."""
 
-    score: Score | None = None
     among: tuple[str, ...] = ()
 
-    def __call__(self, weights: Weights, steps: int, moment: Moment | None = None) -> Told | None:
-        if steps % self.every:
-            return None
-        assert self.score is not None
-        assert moment is not None
-        now = moment.now()
-        scores = [self.score(now, network, moment.planning) for network in self.among]
+    @property
+    def compared(self) -> tuple[str, ...]:
+        return self.among
+
+    def decide(self, weights: Weights, moment: Moment, scores: list[float]) -> Told:
         chosen = max(range(len(scores)), key=lambda k: scores[k] if math.isfinite(scores[k]) else -math.inf)
         self.copy(weights, self.among[chosen])
         return {"elected": float(chosen)}

@@ -23,6 +23,16 @@ DISCOUNT = "discount"
 """Planned [B,T]: the factor of what follows a row, where the feed knows it (returns over several steps); else `Bootstrapped.discount`."""
 
 
+def beyond_ends(now: Evaluation, batch: Trajectories) -> tuple[Evaluation, Trajectories]:
+    """Both with the state itself in the place of a terminal one, of which nothing is known: 0 times the gradient of NaN is NaN."""
+    ended = batch.require("terminated", "what follows a step")
+    if not bool(ended.any()):
+        return now, batch
+    seen, after = (batch.require(name, "what follows a step") for name in ("observation", "next_observation"))
+    batch = batch.replace(next_observation=torch.where(ended.view(*ended.shape, *[1] * (seen.ndim - 2)), seen, after))
+    return now.over(batch), batch
+
+
 @dataclass(frozen=True)
 class Target(Part):
     """Base class: what a regression of values aims at, [B,T]; detached."""

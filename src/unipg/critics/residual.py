@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from unipg.critics.continuous import Weighting
-from unipg.critics.regression import Bootstrapped, Regression
+from unipg.critics.regression import Bootstrapped, Regression, beyond_ends
 from unipg.errors import InputError
 from unipg.estimator import ValueLoss
 from unipg.estimator.advantages import Planning, rewards_per_step, values_after
@@ -132,13 +132,7 @@ class ResidualRegression(Regression):
     target: Bootstrapped = field(kw_only=True)
 
     def per_token(self, now: Evaluation, batch: Trajectories, name: str, planning: Planning) -> tuple[Tensor, Record | None]:
-        ended = batch.require("terminated", "ResidualRegression")
-        if bool(ended.any()):  # what is seen there counts for nothing, but 0 times its gradient may be NaN
-            seen = batch.require("next_observation", "ResidualRegression")
-            batch = batch.replace(next_observation=seen.masked_fill(ended.view(*ended.shape, *[1] * (seen.ndim - 2)), 0))
-            target = self.target.with_graph(now.over(batch), batch, planning)
-        else:
-            target = self.target.with_graph(now, batch, planning)
+        target = self.target.with_graph(*beyond_ends(now, batch), planning)
         values = now.action_value(self.of)
         error = values - target
         loss = 0.5 * (error * error).sum(0)

@@ -39,7 +39,7 @@ NOTHING = torch.empty(0)
 
 Surrogate = Literal["score", "ratio"]
 UNIT = "unit"
-"""Planned [B,T]: what substituted values are multiplied by (`Likelihood.scale`)."""
+"""Planned [B,T]: what substituted values are multiplied by (`Pathwise.scale`)."""
 
 
 def coefficient(

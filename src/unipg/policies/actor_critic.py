@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, cast, get_args
 
 import numpy as np
 import torch
@@ -682,7 +682,7 @@ class Wanted:
                 )
             return asked
         counted = ("auto", "greedy")
-        real = ("gaussian", "spread", "bounded", "bounded_spread", "squashed", "latent", "deterministic", "mixture", "squashed_mixture")
+        real = tuple(kind for kind in get_args(Kind) if kind not in counted)
         fitting = [kind for kind in self.kinds if kind in (real if isinstance(space, spaces.Box) else counted)]
         if isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or not fitting:
             fits = " or ".join(
@@ -777,16 +777,14 @@ class ActorCriticRecipe(CheckedArguments):
                 "and the saved model too; controller.normalize_observations: true says the same without this warning",
                 stacklevel=2,
             )
-        own = wanted.normalize and observation["type"] != "image"  # bytes are divided by 255 already
+        asked_for = wanted.normalize and observation["type"] != "image"  # bytes are divided by 255 already
         return ActorCritic(
             observation,
             actions,
             hidden=tuple(wanted.hidden if self.hidden is None else self.hidden),
             activation=self.activation or wanted.activation,
             log_std=self.log_std,
-            normalize=(normalized or (wanted.normalize and observation["type"] != "image"))
-            if self.normalize_observations is None
-            else self.normalize_observations,
+            normalize=(normalized or asked_for) if self.normalize_observations is None else self.normalize_observations,
             critic=wanted.critic,
             heads=wanted.heads,
             init=self.init or wanted.init,

@@ -225,8 +225,7 @@ class Now(Evaluation):
     def values_at(self, network: str, at: str, action: Tensor) -> Tensor:
         each, values, observation = self.flat(action), self.policy.network(network), self.observed(at)
         rows = observation.unsqueeze(1).expand(-1, each.shape[1], *observation.shape[1:]).flatten(0, 1)
-        acted = each.flatten(0, 1).to(observation.dtype)
-        both = (rows, acted) if isinstance(values, Behind) else (torch.cat([rows, acted], 1),)
+        both = _read_by(values, rows, each.flatten(0, 1).to(observation.dtype))
         return self._members(values(*both)[..., 0].unflatten(1, each.shape[:2]))
 
     def likeliest(self, at: str, of: str = "actor") -> Elsewhere:

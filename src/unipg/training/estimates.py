@@ -180,14 +180,11 @@ def _policy(model: str, recipe: str | None, seed: int, judge: FittedQ | None) ->
     built = environment.build(seed)
     spaces = built.observation_space, built.action_space
     plain = ActorCriticRecipe(model=str(folder))
-    made = plain.build(*spaces, seed, normalized=built.normalized)
+    wanted = None if judge is None else replace(wanted_of(judge), who="", kinds=(), critic=True)
+    made = plain.build(*spaces, seed, normalized=built.normalized, wanted=wanted)
     if made.decoder is not None:
         raise InputError(f"'{model}' acts through a decoder, so its actions are not those of the data; accepted: another controller")
-    if judge is None:
-        return made, environment
-    return plain.build(
-        *spaces, seed, normalized=built.normalized, wanted=replace(wanted_of(judge), who="", kinds=(), critic=True)
-    ), environment
+    return made, environment
 
 
 def _fit(

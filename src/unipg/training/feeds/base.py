@@ -81,6 +81,11 @@ class Feed(ABC):
     def steps(self, learner: Learner) -> int:
         """Steps that a learner takes in the whole run."""
 
+    def iterations_of(self, learner: Learner) -> int:
+        """Of the whole run those that a learner is for; at least 1."""
+        first, last = learner.span
+        return int(max(1, min(self.run.training.iterations, last) - first))
+
     def now(self, batch: Trajectories) -> Evaluation | None:
         """The policy on the rows of an update, where all learners share what they ask of it."""
         return None

@@ -175,6 +175,12 @@ def inner_actions(policy: ActorCritic, action: Tensor) -> Tensor:
     return inner.clamp(INSIDE - 1, 1 - INSIDE) if policy.actions.type in ("squashed", "squashed_mixture") else inner
 
 
+def check_same(recipe: DatasetRecipe, found: Any, learned: Any) -> None:
+    """Refuses to go on with rows of another fingerprint than those that a run has learned from."""
+    if found != learned:
+        raise InputError(f"the dataset '{recipe.path}' is not the one that the run has learned from; accepted: the same rows")
+
+
 def observe_all(policy: ActorCritic, data: Transitions) -> None:
     """Gives a policy the statistics of all observations of a dataset."""
     seen = data.column("observation")
@@ -218,8 +224,7 @@ class Dataset(Kept):
         self._told = max(1, recipe.updates // RECORDS)
 
     def steps(self, learner: Learner) -> int:
-        first, last = learner.span
-        return self.steps_in(learner, int(max(1, min(self.run.training.iterations, last) - first)) * self.rounds)
+        return self.steps_in(learner, self.iterations_of(learner) * self.rounds)
 
     def begin(self) -> None:
         if self.policy.must_observe:
@@ -290,8 +295,7 @@ class Dataset(Kept):
         return {"begun": self._begun, "done": self.done, "data": self._fingerprints()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["data"] != self._fingerprints():
-            raise InputError(f"the dataset '{self.recipe.path}' is not the one that the run has learned from; accepted: the same rows")
+        check_same(self.recipe, self._fingerprints(), state["data"])
         self.done = state["done"]
         if state["begun"]:
             self.begin()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.replay import Pairs
-from unipg.training.feeds.dataset import DatasetRecipe, data_for, inner_actions, observe_all, pairs_of
+from unipg.training.feeds.dataset import DatasetRecipe, check_same, data_for, inner_actions, observe_all, pairs_of
 from unipg.training.feeds.kept import DRAWN, chosen
 from unipg.training.feeds.replay import Replay, ReplayRecipe
 
@@ -75,6 +75,5 @@ class Joined(Replay):
         return super().state_dict() | {"data": self.data.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["data"] != self.data.fingerprint():
-            raise InputError(f"the dataset '{self.given.path}' is not the one that the run has learned from; accepted: the same rows")
+        check_same(self.given, self.data.fingerprint(), state["data"])
         super().load_state_dict(state)

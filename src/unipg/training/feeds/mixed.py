@@ -12,7 +12,7 @@ from unipg.policies.actor_critic import ActorCritic
 from unipg.replay.cards import rewarded
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
-from unipg.training.feeds.dataset import DatasetRecipe, data_for, inner_actions
+from unipg.training.feeds.dataset import DatasetRecipe, check_same, data_for, inner_actions
 from unipg.training.feeds.kept import DRAWN
 from unipg.training.feeds.rollouts import Rollouts
 from unipg.trajectories import Source, Trajectories
@@ -79,6 +79,5 @@ class Mixed(Rollouts):
         return super().state_dict() | {"data": self.data.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state["data"] != self.data.fingerprint():
-            raise InputError(f"the dataset '{self.recipe.path}' is not the one that the run has learned from; accepted: the same rows")
+        check_same(self.recipe, self.data.fingerprint(), state["data"])
         super().load_state_dict(state)

@@ -89,8 +89,7 @@ class Rollouts(Feed):
 
     def steps(self, learner: Learner) -> int:
         training = self.run.training
-        iterations = max(1, min(training.iterations, learner.span[1]) - learner.span[0])
-        return int(iterations) * (learner.epochs or training.epochs) * (learner.minibatches or training.minibatches)
+        return self.iterations_of(learner) * (learner.epochs or training.epochs) * (learner.minibatches or training.minibatches)
 
     @property
     def begun(self) -> bool:
