@@ -25,6 +25,7 @@ from unipg.hub import saved_model
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe, is_controller
 from unipg.policies.now import NOISE
 from unipg.replay import Transitions, open_data
+from unipg.replay.cards import Episodes
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.seeding import derived_seed, generator
 from unipg.statistics import Interval
@@ -150,12 +151,12 @@ def estimate_return(
     acted = None if behaviour is None else _policy(behaviour, recipe, seed, None)[0]
     if acted is not None and not (policy.draws and acted.draws):
         raise InputError("importance weights need probabilities of both policies; accepted: controllers that draw, no behaviour")
+    episodes = _Episodes(rows)
     with tempfile.TemporaryDirectory() as folder:
         place = str(Path(folder) / "data") if isinstance(data, Transitions) else data
         if isinstance(data, Transitions):
             data.save(Path(place))
-        before = _fit(policy, fitted, environment, rows, place, Path(folder) / "run", updates, seed, progress)
-    episodes = _Episodes(rows)
+        before = _fit(policy, fitted, environment, rows, episodes.first, place, Path(folder) / "run", updates, seed, progress)
     said = _said(policy, rows, fitted, seed)
     starts = said["value"][:, episodes.first]
     found = [
@@ -192,6 +193,7 @@ def _fit(
     fitted: FittedQ,
     environment: EnvironmentRecipe,
     rows: Transitions,
+    starts: np.ndarray,
     place: str,
     folder: Path,
     updates: int,
@@ -208,7 +210,7 @@ def _fit(
         def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
             self.done = done
             if done == ITERATIONS - 1:
-                self.before = float(_said(policy, rows, fitted, seed)["value"][:, _Episodes(rows).first].mean())
+                self.before = float(_said(policy, rows, fitted, seed)["value"][:, starts].mean())
 
         done, before = 0, 0.0
 
@@ -269,11 +271,10 @@ class _Episodes:
     """Rows as episodes [E,T], shorter ones filled up with nothing."""
 
     def __init__(self, rows: Transitions) -> None:
-        episode = np.asarray(rows.column("episode"))
-        self.first = np.flatnonzero(np.append(True, episode[1:] != episode[:-1]))
-        self.length = np.diff(np.append(self.first, len(episode)))
-        at = np.arange(self.length.max())
-        self.live = at < self.length[:, None]
+        found = Episodes.of(rows)
+        self.first = found.start
+        at = np.arange(found.length.max())
+        self.live = at < found.length[:, None]
         self._where = np.where(self.live, self.first[:, None] + at, self.first[:, None])
         self.reward = self.padded(np.asarray(rows.column("reward"), np.float64))
 

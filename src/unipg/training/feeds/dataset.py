@@ -25,7 +25,7 @@ from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.named import CORRECTION
 from unipg.policies.spaces import described
 from unipg.replay import Pairs, Transitions, n_step, open_data
-from unipg.replay.cards import rewarded
+from unipg.replay.cards import Episodes, rewarded
 from unipg.replay.checks import misfit
 from unipg.training.feeds.kept import DRAWN, Kept, chosen
 from unipg.trajectories import Source, Trajectories
@@ -117,9 +117,7 @@ class DatasetRecipe(CheckedArguments):
         """What rewards are multiplied by, and what is added."""
         if self.reward_scale != "returns":
             return float(self.reward_scale), self.reward_shift
-        _, episode = np.unique(data.column("episode"), return_inverse=True)
-        returns = np.bincount(episode, data.column("reward"))
-        if not (spread := float(returns.max() - returns.min())) > 0:
+        if not (spread := float(np.ptp(Episodes.of(data).returns))) > 0:
             raise InputError("dataset.reward_scale is returns, but all episodes have the same return; accepted: a number")
         return 1000 / spread, self.reward_shift
 
