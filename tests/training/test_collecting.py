@@ -41,11 +41,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = (found / "run.json").read_text(encoding="utf-8")
     assert trained_run(str(folder / "recipe.yaml")) == found
     assert (found / "run.json").read_text(encoding="utf-8") == before  # it is not trained again
-    rows = [json.loads(line) for line in (found / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
+    return learned(found)
+
+
+def learned(run: Path) -> Path:
+    """The run, with evaluations of one that learned."""
+    rows = [json.loads(line) for line in (run / "evaluations.jsonl").read_text(encoding="utf-8").splitlines()]
     for row, value in zip(rows, (-150.0, -140.0, -90.0, -20.0, -60.0, 50.0), strict=True):
         row["results"][0]["metrics"]["return"]["value"] = value
-    (found / "evaluations.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return found
+    (run / "evaluations.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return run
 
 
 REFERENCES = References(-150, 50)
@@ -108,6 +113,14 @@ def test_medium_replay_is_the_buffer_until_medium_was_reached(run: Path) -> None
     assert (np.diff(data.column("episode")) >= 0).all()  # environments side by side took turns
     assert (Episodes.of(data).length == 20).all()
     assert check(data, ignore=("rewards",)) == []
+
+
+def test_medium_replay_ends_where_medium_was_reached_in_every_environment(tmp_path: Path) -> None:
+    """Two environments side by side, 3 iterations of 30 steps, episodes of 20: four whole episodes of each, and half of the one after."""
+    recipe = RECIPE.replace("OUTPUT", str(tmp_path / "sac")).replace("steps: 40", "steps: 30")
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    data = collected(learned(trained_run(str(tmp_path / "recipe.yaml"))), "medium-replay", medium=0.5)
+    assert Episodes.of(data).length.tolist() == [20] * 8 + [10] * 2
 
 
 def test_medium_expert_has_as_many_transitions_of_both(run: Path) -> None:

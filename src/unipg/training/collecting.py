@@ -15,8 +15,10 @@ from unipg.errors import InputError, nearest
 from unipg.networks.encoders import observation_of
 from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.spaces import actions_of, described
-from unipg.replay import Transitions, open_data
+from unipg.replay import Transitions
 from unipg.replay.cards import References, facts
+from unipg.replay.formats import run as runs
+from unipg.replay.pieces import Settled
 from unipg.rollouts.collecting import bystander, collect_episodes, with_limit
 from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.rollouts.making import step_limit
@@ -171,17 +173,15 @@ class Behaviours:
         return iteration * self.environment.steps * self.environment.count
 
     def _replayed(self) -> Part:
-        data, at = open_data(self.folder), self._medium()
+        held, at = runs.read(self.folder), self._medium()
         steps = self._steps(at["iteration"])
-        if (gone := data.card["gone"]) or steps > len(data):
+        if (gone := held.card["gone"]) or steps > held.rows:
             raise InputError(
-                f"the replay buffer of '{self.folder}' holds {len(data)} transitions, and {gone} before them are gone: not all of the "
+                f"the replay buffer of '{self.folder}' holds {held.rows} transitions, and {gone} before them are gone: not all of the "
                 f"{steps} until medium was reached; accepted: a run with replay.capacity of at least its steps"
             )
-        rows = {column.name: data.column(column.name)[:steps] for column in data.columns}
-        order = np.argsort(rows["episode"], kind="stable")
-        rows = {name: values[order] for name, values in rows.items()}
-        told = facts(Transitions.of(rows))
+        data = Transitions.settled(Settled(runs.read(self.folder, steps).pieces)).check_finite()
+        rows, told = {column.name: data.column(column.name) for column in data.columns}, facts(data)
         card = {"behaviour": "medium-replay", **{key: told[key] for key in ("transitions", "episodes", "returns")}}
         return Part(rows, card | self._checkpoint("medium-replay"))
 

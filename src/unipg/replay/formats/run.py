@@ -17,8 +17,8 @@ from unipg.replay.ring import NAME, Ring
 from unipg.replay.tables import Array
 
 
-def read(folder: Path) -> Source:
-    """All rows that the buffer still holds. `gone` in the card: how many came before them.
+def read(folder: Path, first: int | None = None) -> Source:
+    """All rows that the buffer still holds, or, as they were gathered, the `first` so many. `gone` in the card: how many came before them.
 
     Errors: `InputError` for a run without a buffer or a model, which says what the units of its actions are.
     """
@@ -26,18 +26,19 @@ def read(folder: Path) -> Source:
     try:
         config = json.loads((folder / "model" / "config.json").read_text(encoding="utf-8"))["actions"]
     except (OSError, ValueError, KeyError):
-        raise InputError("has no model yet, which says what the units of its actions are; accepted: a finished run") from None
+        raise InputError("the run has no model yet, which says what the units of its actions are; accepted: a finished run") from None
     told = {"type": "discrete", "n": config["n"], "start": config["start"]} if "n" in config else {"type": config["type"]}
     if "low" in config:
         told = {"type": "box", **{name: config[name] for name in ("shape", "low", "high")}}
     card = {"layout": "run", "gone": ring.position - len(ring), "environment": {"id": ring.identity, "action": told}}
-    return Source(_pieces(ring, _outward(config)), len(ring), card)
+    rows = len(ring) if first is None else min(first, len(ring))
+    return Source(_pieces(ring, rows, _outward(config)), rows, card)
 
 
-def _pieces(ring: Ring, outward: Callable[[Array], Array]) -> Iterator[Piece]:
-    episode = ring.draw(torch.arange(len(ring)), "episode")["episode"].numpy()
+def _pieces(ring: Ring, count: int, outward: Callable[[Array], Array]) -> Iterator[Piece]:
+    episode = ring.draw(torch.arange(count), "episode")["episode"].numpy()
     order = torch.from_numpy(np.argsort(episode, kind="stable"))  # environments side by side take turns
-    for start in range(0, len(ring), PIECE):
+    for start in range(0, count, PIECE):
         rows = {name: tensor.numpy() for name, tensor in ring.draw(order[start : start + PIECE]).items()}
         yield {**rows, "action": outward(rows["action"])}
 
