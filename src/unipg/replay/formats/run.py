@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from unipg.errors import InputError
-from unipg.policies.spaces import actions_from
 from unipg.replay.formats.base import Source
 from unipg.replay.pieces import PIECE, Piece
 from unipg.replay.ring import NAME, Ring
@@ -45,8 +44,15 @@ def _pieces(ring: Ring, count: int, outward: Callable[[Array], Array]) -> Iterat
 
 
 def _outward(config: dict[str, Any]) -> Callable[[Array], Array]:
-    """What the environment was given for the actions of a controller, by its description: [N] or, flattened, [N,A]."""
+    """What the environment was given for the actions of a controller, by its description: in its bounds, in its numbering."""
     if config["type"] == "latent":
         raise InputError("its actions are latent: what the environment was given for them is not kept; accepted: another kind of actions")
-    actions = actions_from(**config)
-    return lambda action: actions.for_environment(action).reshape(action.shape)
+    if "low" not in config:
+        start = np.array(config.get("start", 0))
+        return lambda action: action + start.astype(action.dtype)
+    low, high = (
+        np.array([limit if bound is None else bound for bound in config[side]]) for side, limit in (("low", -np.inf), ("high", np.inf))
+    )
+    bounded = np.isfinite(low) & np.isfinite(high)
+    middle, half = (np.where(bounded, each, least) for each, least in ((low / 2 + high / 2, 0.0), (high / 2 - low / 2, 1.0)))
+    return lambda action: (middle + half * action).clip(low, high).astype(config["dtype"])
