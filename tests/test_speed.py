@@ -166,42 +166,17 @@ def test_the_page_is_what_was_measured(script, tmp_path) -> None:
     assert (page.ROOT / "docs" / "speed.md").read_text(encoding="utf-8") == found, "run: python benchmarks/speed/page.py"
 
 
-def test_what_is_kept_of_a_benchmark_that_was_stopped(script, tmp_path) -> None:
-    """Each case by as many seeds as both sides have."""
-    replay, output = script("replay"), tmp_path / "speed.json"
-
-    def line(case: str, side: str, seed: int, cpu: float, value: float) -> str:
-        run = {"steps": 100, "cpu": cpu, "wall": cpu, "curve": {"50": 0.0, "100": value}, "versions": {}}
-        return json.dumps({"key": {"case": case, "side": side, "seed": seed, "of": replay.CASES[case].steps}, "run": run}) + "\n"
-
-    rows = [line("dqn", "ours", seed, 1, 10 + seed) + line("dqn", "stable_baselines3", seed, 3 + seed, 10 + seed) for seed in (0, 1)]
-    rows += [line("td3-64", "ours", 0, 1, 5), line("td3-64", "stable_baselines3", 0, 2, 7), line("td3-64", "ours", 1, 1, 5)]
-    output.with_suffix(".jsonl").write_text("".join(rows))
-    assert replay.main(["--kept", "--output", str(output)]) == 0
-    text = output.read_text()
-    assert "NaN" not in text
-    cases = json.loads(text)["cases"]
-    assert {name: case["seeds"] for name, case in cases.items()} == {"td3-64": 1, "dqn": 2}
-    assert [case["ratio"]["median"] for case in cases.values()] == [2, 3.5]
-    assert [case["returns_overlap"]["final_return"] for case in cases.values()] == [None, True]
-    page = "\n".join(
-        script("page").kept_transitions(
-            {"command": "", "commit": "", "written": "", "machine": {"cpu": "", "cores": 1}, "cases": cases}, tmp_path
-        )
-    )
-    assert "| td3-64 | 1 | 100 | 50 | 2.00 (2.00 – 2.00) | 1.7 | reached | 5 | 7 | –, – |" in page
-
-
-def test_offline_sides_take_turns(script, monkeypatch) -> None:
-    """Each turn of ours beside that of the bare loop which was next to it; without d3rlpy, which has an environment of its own."""
+@pytest.mark.parametrize(("name", "case"), [("offline", "iql-64"), ("replay", "dqn")])
+def test_sides_take_turns(script, monkeypatch, name, case) -> None:
+    """Each turn of ours beside that of the bare loop which was next to it; without the peer, which has an environment of its own."""
     monkeypatch.delitem(sys.modules, "offline", raising=False)  # that of tests/support
-    offline = script("offline")
-    found = offline.measured("iql-64", offline.CASES["iql-64"], None, 2, 3)
+    benchmark = getattr(script(name), name.upper())
+    found = script("turns").measured(benchmark, case, None, 2, 120)
     assert set(found) == {"ours", "bare"}
     assert 0 < found["bare"]["ratio"]["min"] <= found["bare"]["ratio"]["max"]
     made = {"command": "", "commit": "", "written": "", "machine": {"cpu": "", "cores": 1}, "repeats": 2, "load": 0.0, "versions": {}}
-    told = script("page").given_transitions({**made, "cases": {"iql-64": found}})
-    assert any(line.startswith("| iql-64 |") and "| – | – | – | – |" in line for line in told)
+    told = script("page").taken_in_turns("", {**made, "unit": benchmark.unit, "needs": benchmark.needs, "cases": {case: found}})
+    assert any(line.startswith(f"| {case} |") and "| – | – | – | – |" in line for line in told)
 
 
 def test_the_gpu_measurements_run_on_a_tiny_model_and_are_equal(script, tmp_path, capsys) -> None:

@@ -1,5 +1,6 @@
 """A run of Stable-Baselines3 at its defaults, in a process of its own: `python sb3_side.py ALGORITHM ENVIRONMENT STEPS SEED`.
 
+TD3 has noise of 0.1 nevertheless, and DQN batches of 64.
 Prints one line of JSON: the episodes (step of their end, return, 1), the steps, CPU-seconds of training alone, and versions.
 """
 
@@ -15,12 +16,14 @@ import sb3_contrib
 import stable_baselines3
 import torch
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise
 
 
 def main(algorithm: str, environment: str, steps: int, seed: int) -> None:
     torch.set_num_threads(1)
     kind = sb3_contrib.TRPO if algorithm == "trpo" else getattr(stable_baselines3, algorithm.upper())
-    model = kind("MlpPolicy", Monitor(gymnasium.make(environment)), device="cpu", seed=seed)
+    settings = {"dqn": {"batch_size": 64}, "td3": {"action_noise": NormalActionNoise(numpy.zeros(1), 0.1 * numpy.ones(1))}}
+    model = kind("MlpPolicy", Monitor(gymnasium.make(environment)), device="cpu", seed=seed, **settings.get(algorithm, {}))
     began = time.process_time()
     model.learn(steps)
     seconds = time.process_time() - began

@@ -1,54 +1,27 @@
 """TD3+BC, IQL and PRDC on given transitions: updates per CPU-second beside d3rlpy, and beside a bare loop of the same arithmetic.
 
-    python benchmarks/speed/offline.py --d3rlpy PYTHON [--cases iql-256,td3_bc-64] [--repeats 5] [--updates N] [--quick]
+    python benchmarks/speed/offline.py --d3rlpy PYTHON [--cases iql-256,td3_bc-64] [--repeats 5] [--each N] [--quick]
 
 All sides have the arrays of benchmarks/data/pendulum-mix.npz, batches of 256, one thread, and networks of 2 x 64 or 2 x 256 with ReLU.
 Ours is a run as `unipg train` makes it, d3rlpy's its `fit` without progress and loggers, and the bare loop the same arithmetic written down
-plainly, with torch's optimisers and nothing around it. The sides of a case are processes that live side by side and take turns,
-so that what else the machine does falls on all of them; the first turn of each does not count. d3rlpy needs an environment of its own
+plainly, with torch's optimisers and nothing around it. They take turns (`turns.py`). d3rlpy needs an environment of its own
 (`pip install torch==2.13.0 d3rlpy==2.8.1`).
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
-import shlex
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from control import ROOT, told
+from control import ROOT
+from turns import Benchmark, Case, Turn, main
 
-OUTPUT = ROOT / "benchmarks" / "results" / "speed-offline.json"
 DATA = ROOT / "benchmarks" / "data" / "pendulum-mix.npz"
 BATCH, DISCOUNT, TAU = 256, 0.99, 0.005
-BARE = 0.9
-"""Of the bare loop's updates per CPU-second what a run is to reach."""
-Turn = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is run: updates of a turn, and how many times d3rlpy's updates per CPU-second are aimed at."""
-
-    algorithm: str
-    hidden: int
-    updates: int
-    aim: float
-
-
 CASES = {
-    f"{name}-{hidden}": Case(name, hidden, updates, aim)
+    f"{name}-{hidden}": Case(name, hidden, updates, aim, 0.9)
     for hidden, updates, aim in ((64, 600, 3.0), (256, 300, 2.0))
     for name in ("td3_bc", "iql", "prdc")
 }
@@ -72,7 +45,7 @@ def ours(case: Case, turns: int, turn: Turn) -> None:
     algorithm = algorithm_named(case.algorithm)()
     controller = ActorCriticRecipe(hidden=[case.hidden, case.hidden])
     policy = controller.build(experience.observation_space, experience.action_space, 0, wanted=wanted_of(algorithm))
-    training, dataset = TrainingRecipe(iterations=turns, save_every=turns), DatasetRecipe(str(DATA), batch=BATCH, updates=case.updates)
+    training, dataset = TrainingRecipe(iterations=turns, save_every=turns), DatasetRecipe(str(DATA), batch=BATCH, updates=case.each)
     with tempfile.TemporaryDirectory() as scratch:
         run = Trainer(algorithm, policy, experience, folder=Path(scratch, "run"), training=training, dataset=dataset, observer=Turns())
         run.train()
@@ -97,10 +70,10 @@ def d3rlpy(case: Case, turns: int, turn: Turn) -> None:
         made = kind(**settings, observation_scaler=peer.preprocessing.StandardObservationScaler())
 
     def stepped(algo: Any, epoch: int, step: int) -> None:
-        if step % case.updates == 0:
+        if step % case.each == 0:
             turn()
 
-    steps = {"n_steps": turns * case.updates, "n_steps_per_epoch": case.updates}
+    steps = {"n_steps": turns * case.each, "n_steps_per_epoch": case.each}
     made.create(device=False).fit(given, **steps, show_progress=False, logger_adapter=peer.logging.NoopAdapterFactory(), callback=stepped)
 
 
@@ -172,134 +145,25 @@ def bare(case: Case, turns: int, turn: Turn) -> None:
 
     update = in_sample if case.algorithm == "iql" else pathwise
     for _ in range(turns):
-        for number in range(case.updates):
+        for number in range(case.each):
             rows = table[torch.randint(len(table), (BATCH,), generator=source)]
             update(number, rows[:, :3], rows[:, 3:6], rows[:, 6:7], rows[:, 7], 1 - rows[:, 8])
         turn()
 
 
-SIDES = {"ours": ours, "bare": bare, "d3rlpy": d3rlpy}
-
-
-class Side:
-    """A process that takes turns."""
-
-    def __init__(self, python: str, side: str, name: str, turns: int, updates: int | None) -> None:
-        alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [python, __file__, "--side", side, "--cases", name, "--repeats", str(turns)]
-        command += [] if updates is None else ["--updates", str(updates)]
-        self._process = subprocess.Popen(
-            command, env={**os.environ, **alone}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-
-    def seconds(self) -> float:
-        """CPU-seconds of its next turn."""
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-        while not (line := process.stdout.readline()).startswith("turn "):
-            if not line:
-                _, said = process.communicate()
-                raise RuntimeError(f"{shlex.join(map(str, process.args))} failed:\n{said[-2000:]}")
-        return float(line.removeprefix("turn "))
-
-    def end(self) -> None:
-        self._process.communicate("\n")
-
-
-def take_turns(side: str, case: Case, repeats: int) -> None:
-    """What a side's process does: waits, works, and says what its turn took."""
-    import torch
-
-    torch.set_num_threads(1)
-    sys.stdin.readline()
-    began = time.process_time()
-
-    def turn() -> None:
-        nonlocal began
-        told(f"turn {time.process_time() - began}")
-        sys.stdin.readline()
-        began = time.process_time()
-
-    SIDES[side](case, repeats + 1, turn)
-
-
-def measured(name: str, case: Case, peer: str | None, repeats: int, updates: int | None) -> dict[str, Any]:
-    """Updates per CPU-second of each side, and the ratios of turns that followed each other."""
-    pythons = {side: peer if side == "d3rlpy" else sys.executable for side in SIDES}
-    sides = {side: Side(python, side, name, repeats, updates) for side, python in pythons.items() if python}
-    for side in sides.values():
-        side.seconds()
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for repeat in range(repeats):
-        for side in sides if repeat % 2 == 0 else reversed(sides):
-            seconds[side].append(sides[side].seconds())
-    for each in sides.values():
-        each.end()
-    of = updates or case.updates
-    found: dict[str, Any] = {side: {"updates_per_cpu_second": spread([of / each for each in mine])} for side, mine in seconds.items()}
-    for side in ("d3rlpy", "bare"):
-        if side in seconds:
-            ratios = [theirs / mine for mine, theirs in zip(seconds["ours"], seconds[side], strict=True)]
-            aim = case.aim if side == "d3rlpy" else BARE
-            found[side] |= {"ratio": spread(ratios) | {"target": aim}, "reached": statistics.median(ratios) >= aim}
-    return found
-
-
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "--d3rlpy", help="Python of an environment with d3rlpy (default $UNIPG_D3RLPY_PYTHON; without it that side is left out)"
-    )
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--repeats", type=int, default=5, help="turns of each side that count (default %(default)s)")
-    parser.add_argument("--updates", type=int, help="of a turn, instead of the case's own")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--quick", action="store_true", help="two turns of 40 updates: only whether it runs")
-    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.cases.split(",")) - set(CASES):
-        parser.error(f"cases {', '.join(sorted(unknown))} do not exist; accepted: {', '.join(CASES)}")
-    if chosen.side:
-        case = CASES[chosen.cases]
-        take_turns(chosen.side, Case(case.algorithm, case.hidden, chosen.updates or case.updates, case.aim), chosen.repeats)
-        return 0
-    peer = chosen.d3rlpy or os.environ.get("UNIPG_D3RLPY_PYTHON")
-    if peer and (not Path(peer).is_file() or subprocess.run([peer, "-c", "import d3rlpy"], capture_output=True, check=False).returncode):
-        told(f"'{peer}' cannot import d3rlpy; `pip install torch==2.13.0 d3rlpy==2.8.1` there, or give --d3rlpy PYTHON")
-        return 1
-    repeats, updates = (2, 40) if chosen.quick else (chosen.repeats, chosen.updates)
-    cases = {}
-    for name in chosen.cases.split(","):
-        cases[name] = found = measured(name, CASES[name], peer, repeats, updates)
-        told(f"{name}: {found['ours']['updates_per_cpu_second']['median']:.0f} updates per CPU-second")
-        for side in found.keys() - {"ours"}:
-            ratio, word = found[side]["ratio"], "reached" if found[side]["reached"] else "NOT reached"
-            told(f"{'':8s}{ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] x {side}, aim {ratio['target']}: {word}")
-    if not chosen.quick:
-        from unipg.training.record import cpu_name, versions
-
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        result = {
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "benchmarks/speed/offline.py", *("PYTHON" if a == chosen.d3rlpy else a for a in arguments)]),
-            "commit": head,
-            "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1, "python": platform.python_version()},
-            "load": os.getloadavg()[0],
-            "versions": versions(),
-            "repeats": repeats,
-            "cases": cases,
-        }
-        chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        told(f"written to {chosen.output}")
-    return 0
+OFFLINE = Benchmark(
+    script=__file__,
+    doc=__doc__ or "",
+    output=ROOT / "benchmarks" / "results" / "speed-offline.json",
+    cases=CASES,
+    sides={"ours": ours, "bare": bare, "peer": d3rlpy},
+    unit="updates",
+    peer="d3rlpy",
+    option="--d3rlpy",
+    needs="pip install torch==2.13.0 d3rlpy==2.8.1",
+    environment="UNIPG_D3RLPY_PYTHON",
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(OFFLINE, sys.argv[1:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import sys
 from collections.abc import Sequence
@@ -47,6 +46,16 @@ CPU-seconds are user and system time of the process; memory is the most that the
 the steps added to what was there before the first. TRL runs without compilation, in float32 and without recomputing activations, unless
 the settings tried say otherwise; on a CPU its trainer projects prompts onto the vocabulary too.
 """
+TURNS = (
+    "a name ends with the width of the two hidden layers. The bare loop is the same arithmetic written down plainly, with torch's "
+    "optimisers and nothing around it. The sides took turns, which are compared pair by pair."
+)
+KEPT = (
+    "SAC and TD3 on Pendulum-v1 (an update of 256 transitions after every step) and DQN on CartPole-v1 (64, after every fourth), at "
+    f"Stable-Baselines3's defaults otherwise; {TURNS} That losses and gradients are equal on the same tensors is tested; learning curves "
+    "beside Stable-Baselines3's are [claims](claims.md)."
+)
+GIVEN = f"TD3+BC, IQL and PRDC on 12,000 given transitions of Pendulum-v1, in batches of 256; {TURNS}"
 RUNNING = """\
 ## Running it
 
@@ -350,8 +359,8 @@ def page(
     lines += ["## Control", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_control is None else control(found_control, images)
     lines += [] if found_hopper is None else ["### Physics", "", *control(found_hopper, images, "speed-hopper")]
-    lines += [] if found_replay is None else ["### Kept transitions", "", *kept_transitions(found_replay, images)]
-    lines += [] if found_offline is None else ["### Given transitions", "", *given_transitions(found_offline)]
+    lines += [] if found_replay is None else ["### Kept transitions", "", *taken_in_turns(KEPT, found_replay)]
+    lines += [] if found_offline is None else ["### Given transitions", "", *taken_in_turns(GIVEN, found_offline)]
     lines += ["## Collecting ahead", ""]
     lines += ["Not measured yet: run `make bench`.", ""] if found_overlap is None else collecting_ahead(found_overlap)
     lines += ["## On a GPU", ""]
@@ -441,13 +450,14 @@ def control(result: Result, images: Path, picture: str = "speed-control") -> lis
         rows.append([titles[name], *cells, *returns])
     lines += table(["", "steps per CPU-second", "steps per wall second", "return over the run", "return at its end"], rows)
     for name, comparison in result["comparisons"].items():
-        ratio, overlap = comparison["ratio"], comparison["returns_overlap"]
+        ratio = comparison["ratio"]
+        whole, end = ("yes" if comparison["returns_overlap"][name] else "no" for name in ("mean_return", "final_return"))
         said = "reached" if comparison["reached"] else f"**not reached**, {1 - ratio['median'] / ratio['target']:.0%} short"
         side, beside, peer = name.rpartition(" beside ")
         who = f"{titles[side]}: steps" if beside else "Steps"
         lines += [
             f"{who} per CPU-second beside {titles[peer]}'s: {spread(ratio)} times, aimed at {ratio['target']}: {said}. Intervals of "
-            f"returns over seeds overlap: over the run {_yes(overlap['mean_return'])}, at its end {_yes(overlap['final_return'])}.",
+            f"returns over seeds overlap: over the run {whole}, at its end {end}.",
             "",
         ]
     draw_control({titles[name]: side for name, side in sides.items()}, images / f"{picture}.png")
@@ -459,107 +469,36 @@ def control(result: Result, images: Path, picture: str = "speed-control") -> lis
     return [*lines, ""]
 
 
-def kept_transitions(result: Result, images: Path) -> list[str]:
-    """What replay.py measured."""
-    cases = result["cases"]
-    lines = [
-        "SAC and TD3 on Pendulum-v1 (an update of 256 transitions after every step) and DQN on CartPole-v1 (64, after every fourth), at "
-        "Stable-Baselines3's defaults otherwise; a name ends with the width of the two hidden layers. That losses and gradients are equal "
-        "on the same tensors is tested.",
-        "",
-    ]
+def taken_in_turns(about: str, result: Result) -> list[str]:
+    """What replay.py or offline.py measured."""
+    unit, peer = result["unit"], result["needs"].split()[-1]
+    heading = ["", f"unipg, {unit} per CPU-second", f"{peer.split('==')[0]}'s", "times", "aim", "", "bare loop's", "of these", "aim", ""]
     rows, missed = [], []
-    for name, case in cases.items():
-        ratio, sides = case["ratio"], (case["ours"], case["stable_baselines3"])
-        speeds = [f"{side['steps_per_cpu_second']['median']:,.0f}" for side in sides]
-        ends = [
-            f"{r['value']:.0f}" + (f" ({r['low']:.0f} – {r['high']:.0f})" if "low" in r else "") for r in (s["final_return"] for s in sides)
-        ]
-        overlap = case["returns_overlap"]
-        told = "reached" if case["reached"] else "**not reached**"
-        both = f"{_yes(overlap['mean_return'])}, {_yes(overlap['final_return'])}"
-        rows.append([name, f"{case['seeds']}", *speeds, spread(ratio), f"{ratio['target']}", told, *ends, both])
-        missed += [] if case["reached"] else [f"{name} is {1 - ratio['median'] / ratio['target']:.0%} short"]
-    heading = [
-        "",
-        "seeds",
-        "unipg, steps per CPU-second",
-        "Stable-Baselines3's",
-        "times",
-        "aim",
-        "",
-        "return at the end, unipg",
-        "Stable-Baselines3's",
-    ]
-    lines += table([*heading, "intervals overlap over the run, at its end"], rows)
-    if missed:
-        lines += [
-            f"Of the aims, {'; '.join(missed)}. The products are the same on all sides; what is left to save is what stands around them, "
-            "and the smaller the networks the more of it there is.",
-            "",
-        ]
-    draw_kept(cases, images / "speed-replay.png")
-    lines += ["![learning curves of both sides](images/speed-replay.png)", ""]
-    machine = result["machine"]
-    lines += [*_made(result), f"- machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
-    lines += [f"- note: {result['note']}"] if result.get("note") else []
-    for name, side in SIDES.items():
-        found = next(iter(cases.values())).get(name)
-        lines += [f"- versions, {side}: {', '.join(f'{k} {v}' for k, v in found['versions'].items())}"] if found else []
-    return [*lines, ""]
-
-
-def given_transitions(result: Result) -> list[str]:
-    """What offline.py measured."""
-    lines = [
-        "TD3+BC, IQL and PRDC on 12,000 given transitions of Pendulum-v1, in batches of 256; a name ends with the width of the two hidden "
-        "layers. The bare loop is the same arithmetic written down plainly, with torch's optimisers and nothing around it. The sides took "
-        "turns, which are compared pair by pair.",
-        "",
-    ]
-    heading = ["", "unipg, updates per CPU-second", "d3rlpy's", "times", "aim", "", "bare loop's", "of these", "aim", ""]
-    rows = []
     for name, case in result["cases"].items():
-        row = [name, f"{case['ours']['updates_per_cpu_second']['median']:,.0f}"]
-        for side in ("d3rlpy", "bare"):
+        row = [name, f"{case['ours']['per_cpu_second']['median']:,.0f}"]
+        for side, what in (("peer", "the peer"), ("bare", "the bare loop")):
             if side not in case:
                 row += ["–"] * 4
                 continue
             found, ratio = case[side], case[side]["ratio"]
             told = "reached" if found["reached"] else "**not reached**"
-            row += [f"{found['updates_per_cpu_second']['median']:,.0f}", spread(ratio), f"{ratio['target']:g}", told]
+            row += [f"{found['per_cpu_second']['median']:,.0f}", spread(ratio), f"{ratio['target']:.2f}", told]
+            missed += [] if found["reached"] else [f"{name} is {1 - ratio['median'] / ratio['target']:.0%} short beside {what}"]
         rows.append(row)
     machine = result["machine"]
-    lines += table(heading, rows)
+    lines = [about, "", *table(heading, rows)]
+    if missed:
+        lines += [
+            f"Of the aims, {'; '.join(missed)}. What a bare loop makes of the peer's speed is about what there is to have: the products "
+            "are the same on all sides, and the smaller the networks the more of the time is what stands around them.",
+            "",
+        ]
     lines += [*_made(result), f"- {result['repeats']} turns; machine: {machine['cpu']}, {machine['cores']} cores, one thread used"]
     lines += [
         f"- the machine's load at the end: {result['load']:.1f}",
-        f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}",
+        f"- versions: {', '.join(f'{k} {v}' for k, v in result['versions'].items())}; {peer}",
     ]
     return [*lines, ""]
-
-
-def draw_kept(cases: dict[str, Result], path: Path) -> None:
-    """Learning curves with intervals over seeds, a panel for each case."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.9 * len(cases), 3.0), layout="constrained")
-    for axis, (name, case) in zip(figure.subplots(1, len(cases), squeeze=False)[0], cases.items(), strict=True):
-        for colour, side in zip(COLOURS.values(), ("ours", "stable_baselines3"), strict=False):
-            curve = case[side]["curve"]
-            steps = sorted(curve, key=int)
-            middle, low, high = ([curve[s].get(part, math.nan) for s in steps] for part in ("value", "low", "high"))
-            axis.plot([int(s) for s in steps], middle, color=colour, label=SIDES[side])
-            axis.fill_between([int(s) for s in steps], low, high, color=colour, alpha=0.2)
-        axis.set(title=name, xlabel="steps")
-    figure.axes[0].set_ylabel("return, interquartile mean over seeds")
-    figure.axes[0].legend(fontsize=7)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-
-
-def _yes(value: bool | None) -> str:
-    return "–" if value is None else "yes" if value else "no"
 
 
 def draw_control(sides: dict[str, Result], path: Path) -> None:

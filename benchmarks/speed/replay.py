@@ -1,222 +1,199 @@
-"""SAC, TD3 and DQN beside Stable-Baselines3: steps per CPU-second, and learning curves of the same runs.
+"""SAC, TD3 and DQN: steps per CPU-second beside Stable-Baselines3, and beside a bare loop of the same arithmetic.
 
-    python benchmarks/speed/replay.py [--peers PYTHON] [--cases sac-256,td3-64] [--seeds 5] [--steps N] [--quick] [--kept]
+    python benchmarks/speed/replay.py [--peers PYTHON] [--cases sac-256,td3-64] [--repeats 5] [--each N] [--quick]
 
-Both sides have one environment, one thread and the settings of Stable-Baselines3's defaults, but for what a case says: networks of 2 x 256
+All sides have one environment, one thread and the settings of Stable-Baselines3's defaults, but for what a case says: networks of 2 x 256
 or 2 x 64 with ReLU, batches of 256 and an update after every step (SAC, TD3), batches of 64 and an update after every fourth step (DQN).
-Each run has a process of its own, and the sides take turns. CPU-seconds are those of training alone: imports and a short first run are over
-before the clock starts. A learning curve has at most ten points, the last of which is the return at the end. That losses and gradients are
-equal on the same tensors is in `tests/peers/`. What still differs: the random numbers, and which temperature SAC's critic reads (ours that
-of after its step). Finished runs are kept beside the result and are not done again; --kept tells of them alone, of as many seeds as each
-case has.
+Ours is a run as `unipg train` makes it, Stable-Baselines3's its `learn`, and the bare loop the same arithmetic written down plainly, around
+Gymnasium's environment, with torch's optimisers. They take turns (`turns.py`). That losses and gradients are equal on the same tensors is
+in `tests/peers/`; learning curves are in `benchmarks/claims/control_curves.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import datetime
-import json
-import os
-import platform
-import shlex
-import statistics
-import subprocess
+import math
 import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import control
-from control import ROOT, Run, clocked, curve, summary, told
+from control import ROOT
+from turns import Benchmark, Case, Turn, main
 
-OUTPUT = ROOT / "benchmarks" / "results" / "speed-replay.json"
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is run, and how many times Stable-Baselines3's steps per CPU-second are aimed at."""
-
-    algorithm: str
-    environment: str
-    hidden: int
-    steps: int
-    aim: float
-
-
+DISCOUNT, TAU, WARMUP = 0.99, 0.005, 100
 CASES = {
-    "sac-256": Case("sac", "Pendulum-v1", 256, 10_000, 1.2),
-    "td3-256": Case("td3", "Pendulum-v1", 256, 10_000, 1.2),
-    "sac-64": Case("sac", "Pendulum-v1", 64, 10_000, 1.7),
-    "td3-64": Case("td3", "Pendulum-v1", 64, 10_000, 1.7),
-    "dqn": Case("dqn", "CartPole-v1", 64, 50_000, 2.5),
+    "sac-256": Case("sac", 256, 500, 1.2, 1 / 1.10),
+    "td3-256": Case("td3", 256, 500, 1.2, 1 / 1.10),
+    "sac-64": Case("sac", 64, 1000, 1.7, 1 / 1.08),
+    "td3-64": Case("td3", 64, 1000, 1.7, 1 / 1.08),
+    "dqn": Case("dqn", 64, 5000, 2.5, 1 / 1.08),
 }
-ITERATION = 1000
-FIRST = 400
-"""Steps of the run before the clock starts."""
+ENVIRONMENTS = {"sac": "Pendulum-v1", "td3": "Pendulum-v1", "dqn": "CartPole-v1"}
 
 
-def stretch(steps: int) -> int:
-    """Steps of one point of a curve; our side tells returns once an iteration."""
-    return max(min(ITERATION, steps), steps // 10)
-
-
-def ours(case: Case, seed: int, steps: int) -> Run:
+def ours(case: Case, turns: int, turn: Turn) -> None:
     from unipg.algorithms import algorithm_named
     from unipg.policies.actor_critic import ActorCriticRecipe
     from unipg.rollouts.environments import EnvironmentRecipe
     from unipg.training.feeds.replay import ReplayRecipe
+    from unipg.training.observer import Observer
     from unipg.training.run import wanted_of
     from unipg.training.trainer import Trainer, TrainingRecipe
 
-    def trainer(seed: int, steps: int, folder: Path) -> Trainer:
-        window = min(ITERATION, steps)
-        experience = EnvironmentRecipe(case.environment, 1, window, vectorized=False).build(seed)
-        experience.evaluate = lambda *_: []  # type: ignore[method-assign]
-        algorithm = algorithm_named(case.algorithm)()
-        controller = ActorCriticRecipe(hidden=[case.hidden, case.hidden])
-        policy = controller.build(experience.observation_space, experience.action_space, seed, wanted=wanted_of(algorithm))
-        dqn = case.algorithm == "dqn"
-        replay = ReplayRecipe(batch=64 if dqn else 256, warmup=100, updates_per_step=0.25 if dqn else 1.0)
-        training = TrainingRecipe(iterations=steps // window, save_every=steps // window)
-        return Trainer(algorithm, policy, experience, folder=folder, training=training, seed=seed, replay=replay)
+    class Turns(Observer):
+        def iteration(self, done: int, total: int, metrics: dict[str, Any]) -> None:
+            turn()
 
-    return clocked(trainer, seed, FIRST, steps, stretch(steps))
+    experience = EnvironmentRecipe(ENVIRONMENTS[case.algorithm], 1, case.each, vectorized=False).build(0)
+    experience.evaluate = lambda *_: []  # type: ignore[method-assign]
+    algorithm = algorithm_named(case.algorithm)()
+    controller = ActorCriticRecipe(hidden=[case.hidden, case.hidden])
+    policy = controller.build(experience.observation_space, experience.action_space, 0, wanted=wanted_of(algorithm))
+    dqn = case.algorithm == "dqn"
+    replay = ReplayRecipe(batch=64 if dqn else 256, warmup=WARMUP, updates_per_step=0.25 if dqn else 1.0)
+    training = TrainingRecipe(iterations=turns, save_every=turns)
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Trainer(algorithm, policy, experience, folder=Path(scratch, "run"), training=training, replay=replay, observer=Turns())
+        run.train()
 
 
-def stable_baselines3(case: Case, seed: int, steps: int) -> Run:
+def stable_baselines3(case: Case, turns: int, turn: Turn) -> None:
     import gymnasium
     import numpy
-    import stable_baselines3
-    import torch
+    import stable_baselines3 as peer
+    from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.monitor import Monitor
 
-    def model(seed: int) -> Any:
-        settings: dict[str, Any] = {"learning_starts": 100, "batch_size": 256, "train_freq": 1, "gradient_steps": 1}
-        if case.algorithm == "td3":
-            noise = stable_baselines3.common.noise.NormalActionNoise(numpy.zeros(1), 0.1 * numpy.ones(1))
-            settings["action_noise"] = noise
-        if case.algorithm == "dqn":
-            settings = {"batch_size": 64}
-        environment = Monitor(gymnasium.make(case.environment))
-        kind = getattr(stable_baselines3, case.algorithm.upper())
-        shape = {"net_arch": [case.hidden, case.hidden]}
-        return kind("MlpPolicy", environment, policy_kwargs=shape, device="cpu", seed=seed, **settings)
+    class Turns(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.n_calls % case.each == 0:
+                turn()
+            return True
 
-    model(seed + 1000).learn(FIRST)
-    timed = model(seed)
-    wall, cpu = time.perf_counter(), time.process_time()
-    timed.learn(steps)
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    (returns,), (lengths,) = timed.env.env_method("get_episode_rewards"), timed.env.env_method("get_episode_lengths")
-    ended = [(int(end), float(value), 1.0) for end, value in zip(numpy.cumsum(lengths), returns, strict=True)]
-    named = {"stable-baselines3": stable_baselines3, "gymnasium": gymnasium, "torch": torch, "numpy": numpy}
-    versions = {name: module.__version__ for name, module in named.items()}
-    return {"steps": timed.num_timesteps, "cpu": cpu, "wall": wall, "curve": curve(ended, stretch(steps)), "versions": versions}
+    settings: dict[str, Any] = {"learning_starts": WARMUP, "batch_size": 256, "train_freq": 1, "gradient_steps": 1}
+    if case.algorithm == "td3":
+        settings["action_noise"] = peer.common.noise.NormalActionNoise(numpy.zeros(1), 0.1 * numpy.ones(1))
+    if case.algorithm == "dqn":
+        settings = {"batch_size": 64}
+    kind = getattr(peer, case.algorithm.upper())
+    shape = {"net_arch": [case.hidden, case.hidden]}
+    model = kind("MlpPolicy", Monitor(gymnasium.make(ENVIRONMENTS[case.algorithm])), policy_kwargs=shape, device="cpu", seed=0, **settings)
+    model.learn(turns * case.each, callback=Turns())
 
 
-SIDES = {"ours": ours, "stable_baselines3": stable_baselines3}
+def bare(case: Case, turns: int, turn: Turn) -> None:
+    """Rows gathered from one table, networks as one product a layer, gradients by the engine, a fused Adam."""
+    import gymnasium
+    import numpy
+    import torch
+    from torch.nn.functional import huber_loss, softplus
+
+    from unipg.networks.perceptron import Ensemble, Perceptron
+
+    environment, source = gymnasium.make(ENVIRONMENTS[case.algorithm]), torch.Generator().manual_seed(0)
+    dqn, sac = case.algorithm == "dqn", case.algorithm == "sac"
+    wide, acts, batch, every = (4, 2, 64, 4) if dqn else (3, 1, 256, 1)
+    hidden, rate = [case.hidden, case.hidden], {"dqn": 1e-4, "sac": 3e-4, "td3": 1e-3}[case.algorithm]
+    table = torch.zeros(turns * case.each, 2 * wide + 3)  # observation, the one after it, action, reward, 1 where it goes on
+    if dqn:
+        q, q_lagged = (Perceptron([wide, *hidden, acts], source=source) for _ in range(2))
+    else:
+        actor, actor_lagged = (Perceptron([wide, *hidden, 2 if sac else 1], source=source) for _ in range(2))
+        q, q_lagged = (Ensemble(2, [wide + 1, *hidden, 1], source=source) for _ in range(2))
+    log_alpha = torch.nn.Parameter(torch.zeros(1))
+    trained = {"q": list(q.parameters()), "alpha": [log_alpha], **({} if dqn else {"actor": list(actor.parameters())})}
+    optimizers = {name: torch.optim.Adam(parameters, lr=rate, fused=True) for name, parameters in trained.items()}
+
+    def step(name: str, loss: Any, longest: float | None = None) -> None:
+        for parameter, gradient in zip(trained[name], torch.autograd.grad(loss, trained[name]), strict=True):
+            parameter.grad = gradient
+        if longest is not None:
+            torch.nn.utils.clip_grad_norm_(trained[name], longest)
+        optimizers[name].step()
+
+    def follow(net: Any, copy: Any, share: float) -> None:
+        with torch.no_grad():
+            torch._foreach_lerp_(list(copy.parameters()), list(net.parameters()), share)
+
+    def values(net: Any, s: Any, a: Any, members: int | None = None) -> Any:
+        return net(torch.cat([s, a], 1), members=members).squeeze(-1)
+
+    def squashed(s: Any) -> tuple[Any, Any]:
+        mean, log_std = actor(s).chunk(2, -1)
+        log_std, noise = log_std.clamp(-20, 2), torch.randn(mean.shape, generator=source)
+        u = mean + log_std.exp() * noise
+        density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi) - 2 * (math.log(2) - u - softplus(-2 * u))
+        return u.tanh(), density.sum(-1)
+
+    def soft(number: int, s: Any, after: Any, a: Any, r: Any, alive: Any) -> None:
+        own, log_prob = squashed(s)
+        step("alpha", -(log_alpha * (log_prob.detach() - 1)).mean())
+        alpha = log_alpha.detach().exp()
+        with torch.no_grad():
+            following, its = squashed(after)
+            target = r + DISCOUNT * alive * (values(q_lagged, after, following).min(0).values - alpha * its)
+        step("q", 0.5 * (values(q, s, a) - target).square().sum(0).mean())
+        step("actor", (alpha * log_prob - values(q, s, own).min(0).values).mean())
+        follow(q, q_lagged, TAU)
+
+    def delayed(number: int, s: Any, after: Any, a: Any, r: Any, alive: Any) -> None:
+        with torch.no_grad():
+            noise = (0.2 * torch.randn(a.shape, generator=source)).clamp(-0.5, 0.5)
+            target = r + DISCOUNT * alive * values(q_lagged, after, (actor_lagged(after).tanh() + noise).clamp(-1, 1)).min(0).values
+        step("q", (values(q, s, a) - target).square().sum(0).mean())
+        if number % 2:
+            return
+        step("actor", -values(q, s, actor(s).tanh(), 1)[0].mean())
+        follow(q, q_lagged, TAU)
+        follow(actor, actor_lagged, TAU)
+
+    def deep(number: int, s: Any, after: Any, a: Any, r: Any, alive: Any) -> None:
+        with torch.no_grad():
+            target = r + DISCOUNT * alive * q_lagged(after).amax(-1)
+        step("q", huber_loss(q(s).gather(1, a.long()).squeeze(1), target), 10.0)
+        if number % 2500 == 0:
+            follow(q, q_lagged, 1.0)
+
+    def act(seen: Any) -> Any:
+        """A number in [-1, 1], or counted."""
+        with torch.no_grad():
+            row = torch.from_numpy(seen).unsqueeze(0)
+            if dqn:
+                return int(q(row).argmax()) if float(torch.rand((), generator=source)) > 0.05 else int(environment.action_space.sample())
+            if sac:
+                return float(squashed(row)[0])
+            return max(-1.0, min(1.0, float(actor(row).tanh() + 0.1 * torch.randn((), generator=source))))
+
+    update = {"sac": soft, "td3": delayed, "dqn": deep}[case.algorithm]
+    (seen, _), rows = environment.reset(seed=0), table.numpy()
+    for count in range(turns * case.each):
+        action = act(seen)
+        after, reward, ended, cut, _ = environment.step(action if dqn else numpy.array([2 * action], numpy.float32))
+        rows[count] = (*seen, *after, action, reward, not ended)
+        seen = environment.reset()[0] if ended or cut else after
+        if count >= WARMUP and count % every == 0:
+            drawn = table[torch.randint(count + 1, (batch,), generator=source)]
+            columns = drawn[:, :wide], drawn[:, wide : 2 * wide], drawn[:, 2 * wide : 2 * wide + 1]
+            update(count // every, *columns, drawn[:, -2], drawn[:, -1])
+        if (count + 1) % case.each == 0:
+            turn()
 
 
-def compared(case: Case, mine: Sequence[Run], theirs: Sequence[Run]) -> dict[str, Any]:
-    """Ratios of runs that ran after each other, and whether the intervals of returns overlap; null where one seed says nothing of it."""
-    ratios = [(a["steps"] / a["cpu"]) / (b["steps"] / b["cpu"]) for a, b in zip(mine, theirs, strict=True)]
-    sides = {"ours": ended(summary(mine)), "stable_baselines3": ended(summary(theirs))}
-    found: dict[str, bool | None] = {}
-    for name in ("mean_return", "final_return"):
-        a, b = (side[name] for side in sides.values())
-        found[name] = a["low"] <= b["high"] and b["low"] <= a["high"] if len(ratios) > 1 else None
-    ratio = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "target": case.aim}
-    return {"seeds": len(ratios), "ratio": ratio, "reached": ratio["median"] >= case.aim, "returns_overlap": found, **sides}
-
-
-def ended(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the ends of intervals that a single number does not have: they are NaN, which nothing equals."""
-    inner = {name: ended(value) if isinstance(value, dict) else value for name, value in found.items()}
-    return {name: value for name, value in inner.items() if value == value}
-
-
-def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--peers", help="Python of an environment with stable-baselines3 (default $UNIPG_PEERS_PYTHON, then .venv-peers)")
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, help="of each run, instead of the case's own")
-    parser.add_argument("--output", type=Path, default=OUTPUT)
-    parser.add_argument("--quick", action="store_true", help="one seed of 1,000 steps: only whether it runs")
-    parser.add_argument("--kept", action="store_true", help="start nothing: tell of the runs that are kept")
-    parser.add_argument("--note", default="", help="what else there is to say of how it was measured")
-    parser.add_argument("--side", choices=tuple(SIDES), help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if unknown := set(chosen.cases.split(",")) - set(CASES):
-        parser.error(f"cases {', '.join(sorted(unknown))} do not exist; accepted: {', '.join(CASES)}")
-    if chosen.side:
-        import torch
-
-        torch.set_num_threads(1)
-        case = CASES[chosen.cases]
-        told(json.dumps(SIDES[chosen.side](case, chosen.seed, chosen.steps or case.steps)))
-        return 0
-    python = chosen.peers or os.environ.get("UNIPG_PEERS_PYTHON") or str(ROOT / ".venv-peers" / "bin" / "python")
-    if not chosen.kept and not control.present("stable_baselines3", python, None):
-        return 1
-    seeds = 1 if chosen.quick else chosen.seeds
-    kept = chosen.output.with_suffix(".jsonl")
-    done = [] if chosen.quick or not kept.is_file() else [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    runs: dict[str, dict[str, list[Run]]] = {name: {side: [] for side in SIDES} for name in chosen.cases.split(",")}
-    for name, seed in [(name, seed) for seed in range(seeds) for name in runs]:
-        steps = 1000 if chosen.quick else chosen.steps or CASES[name].steps
-        keys = {side: {"case": name, "side": side, "seed": seed, "of": steps} for side in SIDES}
-        known = {side: next((row["run"] for row in done if row["key"] == key), None) for side, key in keys.items()}
-        if chosen.kept and None in known.values():
-            continue
-        for side in SIDES if seed % 2 == 0 else reversed(SIDES):
-            found = known[side]
-            if found is None:
-                interpreter = sys.executable if side == "ours" else python
-                told(f"{name} seed {seed} {side} …")
-                found = run(interpreter, "--cases", name, "--side", side, "--seed", seed, "--steps", steps)
-                if not chosen.quick:
-                    with kept.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": keys[side], "run": found}) + "\n")
-            runs[name][side].append(found)
-            told(f"{name:8s} seed {seed}  {side:18s} {found['steps'] / found['cpu']:8.0f} steps per CPU-second")
-    cases = {name: compared(CASES[name], found["ours"], found["stable_baselines3"]) for name, found in runs.items() if found["ours"]}
-    for name, found in cases.items():
-        ratio, word = found["ratio"], "reached" if found["reached"] else "NOT reached"
-        told(f"{name}: {ratio['median']:.2f} [{ratio['min']:.2f}, {ratio['max']:.2f}] x, aim {ratio['target']}: {word}")
-        for side in SIDES:
-            told(f"{'':10s}{side:18s} return at the end {found[side]['final_return']['value']:.0f}")
-        told(f"{'':10s}returns overlap: {found['returns_overlap']}")
-    if not chosen.quick:
-        from unipg.training.record import cpu_name
-
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-        machine = {"cpu": cpu_name(), "cores": os.cpu_count(), "threads": 1, "python": platform.python_version()}
-        result = {
-            "written": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": shlex.join(["python", *sys.argv]),
-            "commit": head,
-            "machine": machine,
-            "note": chosen.note,
-            "cases": cases,
-        }
-        chosen.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        told(f"written to {chosen.output}")
-    return 0
-
-
-def run(python: str, *arguments: object) -> Any:
-    """The last line that a side prints, from a fresh process of this script on one thread."""
-    alone = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [python, __file__, *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, **alone}, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{shlex.join(command)} failed:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+REPLAY = Benchmark(
+    script=__file__,
+    doc=__doc__ or "",
+    output=ROOT / "benchmarks" / "results" / "speed-replay.json",
+    cases=CASES,
+    sides={"ours": ours, "bare": bare, "peer": stable_baselines3},
+    unit="steps",
+    peer="stable-baselines3",
+    option="--peers",
+    needs="pip install torch==2.13.0 stable-baselines3==2.9.2",
+    environment="UNIPG_PEERS_PYTHON",
+    python=ROOT / ".venv-peers" / "bin" / "python",
+    few=200,
+)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(REPLAY, sys.argv[1:]))
