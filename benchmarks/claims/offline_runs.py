@@ -35,6 +35,13 @@ def arrays_of(name: str) -> dict[str, np.ndarray]:
     return {column.name: data.column(column.name) for column in data.columns}
 
 
+def references_of(name: str) -> References:
+    """What the card of a kept dataset measures returns against."""
+    found = References.of(open_data(DATA / f"{name}.npz").card)
+    assert found is not None
+    return found
+
+
 def spread_of(arrays: Mapping[str, np.ndarray], discount: float = 1.0) -> float:
     """The best (discounted) return of an episode less the worst."""
     _, first, episode = np.unique(arrays["episode"], return_index=True, return_inverse=True)
