@@ -98,7 +98,7 @@ def maze(quick: bool) -> Claim:
         return found
 
     def run(method: str, seed: int, told: Told) -> dict[str, Any]:
-        name, _, corrected = method.partition("+")
+        name, corrected, _ = method.partition("+")
         policies = trained(seed)
         policy = policies[name]
         policy.correction = policies["bc"].correction

@@ -18,7 +18,7 @@ from unipg.policies.actor_critic import ActorCritic
 from unipg.policies.export import Acting
 from unipg.policies.now import NOISE
 from unipg.policies.spaces import actions_from, actions_of, described
-from unipg.rollouts.environments import EnvironmentRecipe
+from unipg.rollouts.environments import EnvironmentRecipe, EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.collapse import Watch
 from unipg.training.observer import Stopped
@@ -143,6 +143,13 @@ def test_2_ddim_of_a_zero_network_divides_by_the_root_of_the_last_share() -> Non
     torch.testing.assert_close(found / z, torch.full_like(z, 6.44), rtol=0, atol=0.005)
     diffusion.draw(generator(0, "net"))
     assert diffusion.alpha_bar.tolist() == pytest.approx(alpha_bars("cosine", 10))  # whatever is trained has the whole range of noise
+
+
+@pytest.mark.parametrize("levels", [2, 10, 100, 1000])
+def test_a_diffusion_starts_near_the_identity_whatever_its_levels(levels) -> None:
+    z = randn(4, 2)
+    found = Denoiser("diffusion", 1, 2, (8,), levels).double().decode(randn(4, 1), z).detach() / z
+    assert 1 <= float(found.min()) <= float(found.max()) < 1.07
 
 
 def test_2_ddim_finds_one_data_point_exactly() -> None:
@@ -358,6 +365,32 @@ def test_the_best_networks_of_a_stage_make_the_data(tmp_path) -> None:
     assert not any(name.startswith("decoder.network") for name in best)
 
 
+def test_an_evaluation_because_the_run_ends_decides_nothing(tmp_path, monkeypatch) -> None:
+    """A longer run would not have it: going on from there is the longer run, to the last bit."""
+    algorithm = GoRL(stages=(4, 9), **SMALL)
+    evaluate, values = EnvironmentRollouts.evaluate, iter((0.0, 2.0, 1.0, 0.0, 0.0, 1.0, 0.0))  # 2: of the end that comes too soon
+
+    def valued(*arguments):
+        results = evaluate(*arguments)
+        results[0].metrics["return"]["value"] = next(values)
+        return results
+
+    monkeypatch.setattr(EnvironmentRollouts, "evaluate", valued)
+    assert trained(algorithm, ONE, tmp_path / "run", iterations=2).evaluated_at == 2
+    again = trained(algorithm, ONE, tmp_path / "run", iterations=6, resume=True)
+    straight = trained(algorithm, ONE, tmp_path / "straight", iterations=6).policy.module.state_dict()
+    for name, tensor in again.policy.module.state_dict().items():
+        assert torch.equal(tensor, straight[name]), name
+
+
+def test_a_decoder_of_another_kind_is_not_gone_on_with(tmp_path) -> None:
+    policy_of(GoRL(decoder="diffusion")).save(tmp_path)
+    for other in (GoRL(), GoRL(decoder="diffusion", decoder_steps=5), GoRL(decoder="diffusion", decoder_hidden=(8,))):
+        with pytest.raises(InputError, match=r"the decoder in .* but the algorithm asks for"):
+            ActorCritic.load(tmp_path, other.networks(False))
+    assert ActorCritic.load(tmp_path, GoRL(decoder="diffusion").networks(False)).decoder.process == "diffusion"
+
+
 @pytest.mark.parametrize("process", ["flow", "diffusion"])
 def test_a_run_resumes_to_the_bit_across_stages_and_inside_the_decoders_training(process, tmp_path) -> None:
     algorithm = GoRL(stages=(2, 2, 9), decoder=process, **SMALL)
@@ -386,7 +419,10 @@ def test_a_run_resumes_to_the_bit_across_stages_and_inside_the_decoders_training
         (lambda: wanted_of(GoRL()).kind_of("auto", spaces.Discrete(3)), "accepted for algorithm 'gorl': a Box of real numbers"),
         (lambda: GoRL(stages=()), "algorithm.stages"),
         (lambda: GoRL(stages=(3, 0)), "algorithm.stages"),
-        (lambda: GoRL(decoder_epochs=0), "epochs is 0"),
+        (lambda: GoRL(decoder_epochs=0), "algorithm.decoder_epochs is 0"),
+        (lambda: GoRL(pairs=1), "algorithm.pairs is 1"),
+        (lambda: GoRL(reward_scale=-1), "algorithm.reward_scale"),
+        (lambda: GoRL(decoder_hidden=(8, 0)), r"algorithm.decoder_hidden is \[8, 0\]"),
         (lambda: Denoiser("flow", 1, 2, (8,), 0), "0 steps"),
         (lambda: alpha_bars("linear", 1), "1 levels"),
     ],

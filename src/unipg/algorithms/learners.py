@@ -27,6 +27,7 @@ class Generated:
     batches: int = 20
     """Batches of rollouts that are collected."""
     most: int = 10_000_000
+    """2 at least: one to learn from, one for validation."""
     batch: int = 8192
     """Pairs of an update; the last one of a pass has what is left."""
     draws: int = 8
@@ -38,9 +39,9 @@ class Generated:
     """Of a diffusion's noise."""
 
     def __post_init__(self) -> None:
-        for name in ("batches", "most", "batch", "draws", "epochs", "patience"):
-            if (value := getattr(self, name)) < 1:
-                raise InputError(f"generated pairs: {name} is {value}; accepted: 1 or more")
+        for name, least in (("batches", 1), ("most", 2), ("batch", 1), ("draws", 1), ("epochs", 1), ("patience", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"generated pairs: {name} is {value}; accepted: {least} or more")
         if not 0 < self.held_out < 1:
             raise InputError(f"generated pairs: held_out is {self.held_out}; accepted: a share between 0 and 1")
 

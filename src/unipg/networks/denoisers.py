@@ -18,6 +18,8 @@ Process = Literal["flow", "diffusion"]
 Schedule = Literal["linear", "cosine"]
 FREQUENCIES = 4
 """Of the time features: 1, 2, 4, 8."""
+LEVELS = 10
+"""Of the released diffusion, which is nearly the identity at the start."""
 T = TypeVar("T", Tensor, np.ndarray)
 
 
@@ -71,8 +73,9 @@ class Denoiser(nn.Module):
         flow        x_t = t·e + (1 − t)·u, t ∈ [0, 1];                             it gives e − u; decoded by `euler`
         diffusion   x_k = sqrt(a_k)·u + sqrt(1 − a_k)·e, read with t = k/K;        it gives e;     decoded by `ddim`
 
-    Its weights start at 0: then `decode` gives z itself, or of a diffusion z / sqrt(a_{K−1}), with the linear schedule 1.05 · z of ten
-    levels. `draw` starts it afresh for training. `mean`, `std` [C]: its own statistics of the condition, set by `fit`.
+    Its weights start at 0: then `decode` gives z itself, or of a diffusion z / sqrt(a_{K−1}), 1.05 · z of ten levels of the linear
+    schedule. More levels, the last of which would be nothing but noise, start with as little noise as ten have. `draw` starts it afresh for
+    training. `mean`, `std` [C]: its own statistics of the condition, set by `fit`.
 
     Errors: `InputError` for fewer than 1 step, and for a z that has not the `size` A of the data.
     """
@@ -95,8 +98,8 @@ class Denoiser(nn.Module):
                 parameter.zero_()
         self.register_buffer("mean", torch.zeros(condition, dtype=torch.float64))
         self.register_buffer("std", torch.ones(condition, dtype=torch.float64))
-        bars = alpha_bars("linear", steps) if process == "diffusion" else []
-        self.register_buffer("alpha_bar", torch.tensor(bars, dtype=torch.float64))
+        bars = np.array(alpha_bars("linear", steps) if process == "diffusion" else []) ** min(1.0, LEVELS / steps)
+        self.register_buffer("alpha_bar", torch.from_numpy(bars))
 
     @torch.no_grad()
     def draw(self, source: torch.Generator, schedule: Schedule = "cosine") -> None:

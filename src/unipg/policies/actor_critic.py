@@ -587,7 +587,13 @@ class ActorCritic(NamedNetworks, Controller):
             if "values" in config:
                 networks = {VALUES: ActionValues(*config["values"]), **networks}
             if "decoder" in config:
-                networks[DECODER] = Decoder(**{**config["decoder"], "hidden": tuple(config["decoder"]["hidden"])})
+                decoder = Decoder(**{**config["decoder"], "hidden": tuple(config["decoder"]["hidden"])})
+                if learns and networks[DECODER] != decoder:
+                    raise InputError(
+                        f"the decoder in '{folder}' is {decoder}, but the algorithm asks for {networks[DECODER]}; accepted: that one, or "
+                        "no controller.model"
+                    )
+                networks[DECODER] = decoder
             if "correction" in config and not corrects:
                 networks[CORRECTION] = Corrector(**config["correction"])
             policy = cls(

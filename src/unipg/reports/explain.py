@@ -62,16 +62,21 @@ def explanation(algorithm: type[Algorithm]) -> str:
 
 def _rates(algorithm: type[Algorithm]) -> list[str]:
     """Of each learner: its own settings of the optimiser, a direction that needs none, or what fits the size of the model."""
-    own, plain = [], False
-    for learner in algorithm().learners(Setting(max_new_tokens=64, acts=algorithm.acts)):
+    found: dict[str, str] = {}
+    plain = False
+    learners = algorithm().learners(Setting(max_new_tokens=64, acts=algorithm.acts))
+    for learner in learners:
         if learner.direction.owns_step:
             said = "its result is added to the weights as it is, and neither learning rate, clipping nor weight decay is read"
-            own.append(f"- `{learner.name}` steps by `{learner.direction.symbol()}`: {said}.")
+            found[learner.role] = f"- `{learner.role}` steps by `{learner.direction.symbol()}`: {said}."
         elif "learning_rate" in learner.optimizer:
             settings = ", ".join(f"`{key}` {'null' if value is None else value}" for key, value in learner.optimizer.items())
-            own.append(f"- `{learner.name}`: where the recipe says `auto`, {settings}.")
+            found[learner.role] = f"- `{learner.role}`: where the recipe says `auto`, {settings}."
         else:
             plain = True
+    own = list(found.values())
+    if len(roles := dict.fromkeys(learner.role for learner in learners)) > 1:
+        own.append(f"- `optimizer.learners` has settings of each: `{'`, `'.join(roles)}`.")
     if not plain:
         return own
     rate = algorithm.learning_rate

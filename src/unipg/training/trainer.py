@@ -373,10 +373,10 @@ class Trainer:
     # ------------------------------------------------------------------------------------------------ evaluation
 
     def _evaluate_if_due(self) -> None:
-        ends = self.iteration in (0, self.training.iterations) or bool(self.ended)
-        due = ends or (self.training.evaluate_every > 0 and self.iteration % self.training.evaluate_every == 0)
-        due = due or self.stages.ends
-        if not due or self.evaluated_at == self.iteration or not self.workers.leads:
+        every = self.training.evaluate_every
+        due = self.iteration == 0 or (every > 0 and self.iteration % every == 0) or self.stages.ends
+        ends = self.iteration == self.training.iterations or bool(self.ended)
+        if not (due or ends) or self.evaluated_at == self.iteration or not self.workers.leads:
             return
         began = time.perf_counter()
         try:
@@ -386,7 +386,8 @@ class Trainer:
             raise Stopped from None
         self.seconds += time.perf_counter() - began
         self.evaluated_at = self.iteration
-        self.stages.evaluated(results)
+        if due:  # what is evaluated because the run ends here decides nothing: a longer one would not have it
+            self.stages.evaluated(results)
         if results and self.tracker:
             self.tracker.evaluation(self.iteration, self.step, time.perf_counter() - began, results)
             self.observer.evaluation(results)

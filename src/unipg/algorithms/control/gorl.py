@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from unipg.algorithms.base import Algorithm, Setting, check_range, register, setting
+from unipg.algorithms.base import Algorithm, Setting, check_above_zero, check_counts, check_range, register, setting
 from unipg.algorithms.learners import Generated, Learner
 from unipg.critics import Decoder, LatentPull, Network
 from unipg.errors import InputError
@@ -71,9 +71,14 @@ class GoRL(Algorithm):
         super().__post_init__()
         check_range(self, 0, 1, "gamma", "lam", "clip", "clip_later")
         check_range(self, 0, math.inf, "value_weight", "entropy", "pull", "pull_later")
-        if not self.stages or min(self.stages) < 1:
-            raise InputError(f"algorithm.stages is {list(self.stages)}; accepted: iterations of one stage or more, each at least 1")
-        self._generated()
+        check_above_zero(self, "reward_scale")
+        check_counts(self, "batches", "decoder_batch", "decoder_epochs", "patience")
+        if self.pairs < 2:
+            raise InputError(f"algorithm.pairs is {self.pairs}; accepted: 2 or more, one of them for validation")
+        for name, what in (("stages", "iterations of one stage or more"), ("decoder_hidden", "widths of layers")):
+            numbers = getattr(self, name)
+            if any(number < 1 for number in numbers) or (name == "stages" and not numbers):
+                raise InputError(f"algorithm.{name} is {list(numbers)}; accepted: {what}, each at least 1")
 
     def _generated(self) -> Generated:
         sizes = {"batches": self.batches, "most": self.pairs, "batch": self.decoder_batch, "epochs": self.decoder_epochs}
