@@ -93,9 +93,9 @@ def online(quick: bool) -> Claim:
         checks=checks,
         columns={"score": "score over the run", "start": "at its start", "drop": f"lost in {SOON} batches", "end": "at its end"},
         about=(
-            f"As the claim offline, by the model's gate; then PPO for {batches} batches of {COUNT * WINDOW:,} steps of Pendulum-v1, 10 passes "
-            "of 16 steps, clip 0.05, Adam at 3e-4 (V: 1e-3) falling to 0. Score: 0 random, 100 the expert, 20 episodes after every batch; "
-            "over the run: their mean."
+            f"As the claim offline, by the model's gate; then PPO for {batches} batches of {COUNT * WINDOW:,} steps of Pendulum-v1, 10 "
+            "passes of 16 steps, clip 0.05, Adam at 3e-4 (V: 1e-3) falling to 0. Score: 0 random, 100 the expert, 20 episodes after every "
+            "batch; over the run: their mean."
         ),
         setup={"updates": each, "batches": batches, "learners": {**LEARNERS, **RATES}},
         over="steps",
