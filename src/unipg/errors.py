@@ -61,8 +61,10 @@ LARGEST = 2**63 - 1
 
 
 def shown(value: Any) -> str:
-    """A value in an error, however long it is."""
+    """A value in an error, in one line, however long it is."""
     if isinstance(value, int) and abs(value) > LARGEST:  # some are too long to be written out at all
         return f"a whole number of {value.bit_length()} bits"
     text = repr(value)
+    if "\n" in text:  # of arrays
+        text = " ".join(text.split())
     return text if len(text) <= 80 else f"{text[:77]}…"

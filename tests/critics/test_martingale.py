@@ -140,6 +140,16 @@ def test_moments_have_the_gradient_of_the_product_of_two_halves() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dt", [1e-30, 1e30])
+def test_rates_of_any_step_that_is_accepted_are_numbers(dt: float) -> None:
+    """In float32, in which controllers are trained: whitening makes zeros of infinite ones."""
+    batch = windows()
+    batch = batch.replace(**{name: getattr(batch, name).float() for name in ("step_reward", "value", "bootstrap_value")})
+    rate = CTD0(dt).advantage(GAE(normalize=False))(batch)
+    assert rate.isfinite().all()
+    assert rate.all()
+
+
 def test_values_after_are_those_of_the_advantage() -> None:
     """delta of generalised advantage with lambda 0, over rows with gaps, ends and cuts."""
     source = generator(1, "after")
@@ -266,6 +276,8 @@ def test_a_step_that_cannot_be_set_is_one_line(id: str, dt: float, message: str)
     ("name", "critic", "message"),
     [
         ("ppo", {"kind": "martingale", "dt": 0}, "algorithm.critic.dt is 0"),
+        ("ppo", {"kind": "ctd_lambda", "dt": 1e-320}, "algorithm.critic.dt is 1e-320; accepted: a time from 1e-30 to 1e+30"),
+        ("sac", {"kind": "ctd0", "dt": 1e39}, "algorithm.critic.dt is 1e+39"),
         ("ppo", {"kind": "martingale", "beta": -1}, "algorithm.critic.beta is -1"),
         ("ppo", {"kind": "ctd_lambda", "lam": 0}, "algorithm.critic.lam is 0"),
         ("ppo", {"kind": "ctd_lambda", "lam": 1.1}, "algorithm.critic.lam is 1.1"),

@@ -1,8 +1,11 @@
 """Closed-form oracles of policy evaluation in continuous time (arXiv 2108.06655): increments, losses, CLSTD, martingales, MSTDE's bias."""
 
 import math
+import re
 from collections.abc import Callable
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -292,6 +295,20 @@ def test_a_path_that_stops_early_is_a_shorter_path() -> None:
         (lambda: continuous.traces(torch.ones(1, 1, 1), Times(torch.ones(1)), 1.5), "lam is 1.5"),
         (lambda: Paths(Times(torch.ones(1)), torch.ones(1, 1), None), "payoff is missing"),  # type: ignore[arg-type]
         (lambda: Paths(Times(torch.ones(2)), torch.tensor([[0.0, math.nan]]), torch.ones(1)), "rate is nan on path 0, step 1"),
+        (lambda: Times("a"), "dt is 'a'; accepted: a tensor, an array or a list of numbers"),  # type: ignore[arg-type]
+        (lambda: Times(torch.tensor([1j])), "dt holds complex numbers; accepted: real ones"),
+        (lambda: Times(torch.tensor([1e-320], dtype=torch.float64)), "dt is 1e-320; accepted: a time from 1e-30 to 1e+30"),
+        (lambda: Times.even(1.0, 1e-320), "dt is 1e-320; accepted: a time from"),
+        (lambda: Times.even("a", 0.1), "horizon is 'a'; accepted: a time from"),  # type: ignore[arg-type]
+        (lambda: Times(torch.ones(2), "a"), "beta is 'a'; accepted: a finite discount rate"),  # type: ignore[arg-type]
+        (lambda: continuous.traces(torch.ones(1, 1, 1), Times(torch.ones(1)), "a"), "lam is 'a'; accepted: a decay"),  # type: ignore[arg-type]
+        (lambda: continuous.traces(torch.ones(1, 3, 1), Times(torch.ones(2))), "gradient is [1, 3, 1]; accepted: [N,K,L], 2 steps"),
+        (lambda: Paths([1.0], torch.ones(1, 1), torch.ones(1)), "times is [1.0]; accepted: Times"),  # type: ignore[arg-type]
+        (lambda: Paths(Times(torch.ones(1)), np.array([["a\nb"]]), torch.ones(1)), "rate is array([['a"),  # type: ignore[arg-type]
+        (
+            lambda: Paths(Times(torch.ones(2)), torch.ones(1, 2), torch.ones(1), torch.tensor([[1.0, 0.5]])),
+            "mask holds other numbers than 0 and 1; accepted: for each step",
+        ),
         (
             lambda: Paths(Times(torch.ones(2)), torch.ones(1, 2), torch.tensor([math.nan]), torch.tensor([[True, False]])),
             "path 0: stopped early: the payoff there is nan",
@@ -303,6 +320,94 @@ def test_bad_input_is_one_line(made: Callable[[], object], message: str) -> None
         made()
     assert isinstance(error.value, ValueError)
     assert message in str(error.value)
+
+
+GRID = Paths(Times(torch.tensor([0.1, 0.2, 0.3]).double(), 0.5), torch.ones(2, 3).double(), torch.ones(2).double())
+WIDE = torch.ones(2, 4, 3).double()
+
+
+@pytest.mark.parametrize("values", [torch.ones(2, 2), torch.ones(2, 3), torch.ones(2, 4, 1), torch.ones(1, 4)])
+@pytest.mark.parametrize(
+    "read",
+    [
+        GRID.increments,
+        partial(continuous.martingale_loss, GRID),
+        partial(continuous.mean_square_td, GRID),
+        partial(continuous.ctd_loss, GRID),
+        partial(continuous.ctd_loss, GRID, lam=0.5),
+        partial(continuous.advantage_rate, GRID),
+        partial(continuous.moment_loss, GRID, tests=WIDE[:, :-1]),
+        partial(continuous.policy_gradient_loss, GRID, log_prob=torch.ones(2, 3)),
+    ],
+)
+def test_values_stand_at_every_point_for_all_who_read_them(read: Callable[[Tensor], Tensor], values: Tensor) -> None:
+    with pytest.raises(InputError, match=rf"^values is {re.escape(str(list(values.shape)))}; accepted: \[N,K\+1\], 2 paths at 4 points"):
+        read(values)
+    assert read(torch.ones(2, 4)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (
+            lambda: linear.martingale_fit(GRID, WIDE, WIDE[:, :-1, 0]),
+            "base is [2, 3]; accepted: [N,K+1], 2 paths at 4 points, the last one too",
+        ),
+        (lambda: linear.martingale_fit(GRID, WIDE[..., 0]), "features is [2, 4]; accepted: [N,K+1,L], 2 paths at 4 points"),
+        (lambda: linear.mean_square_td_fit(GRID, WIDE[:1]), "features is [1, 4, 3]; accepted: [N,K+1,L]"),
+        (lambda: linear.clstd(GRID, WIDE, WIDE[:, :, 0, None]), "base is [2, 4, 1]; accepted: [N,K+1]"),
+        (lambda: linear.clstd(GRID, WIDE, tests=WIDE), "tests is [2, 4, 3]; accepted: [N,K,M], 2 paths at 3 steps"),
+        (lambda: linear.gmm(GRID, WIDE, WIDE[:, :-1, :2]), "there are 2 test functions for 3 features; accepted: as many, or more"),
+        (lambda: linear.gmm(GRID, WIDE, WIDE[:, :-1], weighting="inv"), "weighting is 'inv'; did you mean 'inverse'? accepted: identity"),  # type: ignore[arg-type]
+        (
+            lambda: continuous.moment_loss(GRID, WIDE[..., 0], WIDE[:, :-1], "identiti"),  # type: ignore[arg-type]
+            "weighting is 'identiti'; did you mean 'identity'? accepted: identity, inverse",
+        ),
+        (lambda: continuous.policy_gradient_loss(GRID, WIDE[..., 0], torch.ones(2, 1)), "log_prob is [2, 1]; accepted: [N,K]"),
+        (
+            lambda: continuous.policy_gradient_loss(GRID, WIDE[..., 0], torch.ones(2, 3), 0.1, torch.ones(3)),
+            "entropy is [3]; accepted: [N,K], 2 paths at 3 steps",
+        ),
+    ],
+)
+def test_what_does_not_fit_the_paths_is_one_line(made: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=r"^[^\n]+$") as error:
+        made()
+    assert str(error.value).startswith(message)
+
+
+def test_numbers_of_any_kind_are_the_same_paths() -> None:
+    """Whole numbers too, in which every factor below 1 would be 0; by hand: G_k = dt_k + e^{−dt_k/2} G_{k+1}, G_K = 1."""
+    dt = [0.1, 0.2, 0.3]
+    to_go, by_hand = 1.0, []
+    for step in reversed(dt):
+        to_go = step + math.exp(-0.5 * step) * to_go
+        by_hand.insert(0, to_go)
+    times, values = Times(torch.tensor(dt).double(), 0.5), torch.zeros(2, 4)
+    features, tests = torch.randn(2, 4, 1, generator=generator(0, "kinds")), torch.ones(2, 3, 1)
+    whole, single = torch.ones(2, 3, dtype=torch.long), torch.ones(2, 3)
+    for paths in (
+        Paths(times, whole, whole[:, 0]),
+        Paths(times, whole, single[:, 0]),
+        Paths(times, single, whole[:, 0].double()),
+        Paths(Times(times.dt.float(), 0.5), single.double(), single[:, 0], whole),
+        Paths(Times(dt, 0.5), [[1, 1, 1]] * 2, [1, 1], [[1.0, 1.0, 1.0]] * 2),  # type: ignore[arg-type]
+        Paths(Times(np.array(dt), 0.5), np.ones((2, 3), int), np.ones(2), np.ones((2, 3), bool)),  # type: ignore[arg-type]
+    ):
+        assert paths.to_go().flatten().tolist() == pytest.approx(by_hand * 2), paths
+        loss = 0.5 * sum(w * d * g * g for w, d, g in zip((times.weight**2).tolist(), dt, by_hand, strict=True))
+        for zeros in (values, values.double(), values.long()):
+            assert float(continuous.martingale_loss(paths, zeros)) == pytest.approx(loss)
+            assert float(paths.increments(zeros + 1)[0, 0]) == pytest.approx(0.1 + math.exp(-0.05) - 1, abs=1e-6)
+        for solved in (
+            linear.martingale_fit(paths, features, values),
+            linear.mean_square_td_fit(paths, features.double(), values),
+            linear.clstd(paths, features, values.double(), tests=tests),
+            linear.gmm(paths, features.double(), tests),
+        ):
+            assert solved.theta.isfinite().all()
+    ones = torch.ones(2, 4, 1, dtype=torch.long)
+    assert float(linear.martingale_fit(GRID, ones).theta) == pytest.approx(float(linear.martingale_fit(GRID, ones.double()).theta))
 
 
 def test_a_whole_number_of_steps_is_one_to_rounding() -> None:

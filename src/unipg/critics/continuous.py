@@ -11,13 +11,14 @@ Source: arXiv 2108.06655, and 2111.11232 for the policy gradient.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from unipg.errors import InputError
+from unipg.errors import InputError, nearest, shown
 from unipg.estimator.advantages import discounted_sums
 from unipg.shapes import Bool, Float
 
@@ -27,22 +28,61 @@ WHOLE = 1e-6
 """How far the number of steps to the horizon may be from a whole one."""
 
 
+SHORTEST, LONGEST = 1e-30, 1e30
+"""Of steps and horizons: beyond, what is per unit of time leaves float32, and becomes infinite or 0 without a word."""
+
+
 def check_decay(lam: float, where: str = "lam") -> None:
     """Refuses what is no decay per unit of time. Errors: `InputError` outside (0, 1]."""
-    if not 0 < lam <= 1:
-        raise InputError(f"{where} is {lam}; accepted: a decay per unit of time in (0, 1]")
+    if not (_is_number(lam) and 0 < lam <= 1):
+        raise InputError(f"{where} is {shown(lam)}; accepted: a decay per unit of time in (0, 1]")
 
 
 def check_rate(beta: float, where: str = "beta") -> None:
     """Refuses what is no discount rate. Errors: `InputError` unless finite and 0 or more."""
-    if not (math.isfinite(beta) and beta >= 0):
-        raise InputError(f"{where} is {beta}; accepted: a finite discount rate, 0 or more per unit of time")
+    if not (_is_number(beta) and math.isfinite(beta) and beta >= 0):
+        raise InputError(f"{where} is {shown(beta)}; accepted: a finite discount rate, 0 or more per unit of time")
 
 
 def check_step(dt: float, where: str = "dt") -> None:
-    """Refuses what is no length of a step. Errors: `InputError` unless finite and above 0."""
-    if not (math.isfinite(dt) and dt > 0):
-        raise InputError(f"{where} is {dt}; accepted: a finite time above 0")
+    """Refuses what is no length of a step. Errors: `InputError` outside [1e-30, 1e30]."""
+    if not (_is_number(dt) and SHORTEST <= dt <= LONGEST):
+        raise InputError(f"{where} is {shown(dt)}; accepted: a time from {SHORTEST:g} to {LONGEST:g}")
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuses what moments cannot be weighed by. Errors: `InputError` with the nearest name."""
+    if weighting not in get_args(Weighting):
+        raise InputError(f"weighting is {shown(weighting)}; {nearest(str(weighting), get_args(Weighting))}")
+
+
+def _is_number(value: Any) -> bool:
+    return (isinstance(value, Real) and not isinstance(value, bool)) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def _tensor(given: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise InputError(f"{name} is {shown(given)}; accepted: a tensor, an array or a list of numbers") from None
+
+
+def as_floats(given: Any, name: str) -> Tensor:
+    """A tensor as it is, with its graph; whole numbers, flags, arrays and lists as one. In whole numbers every discount would be 0.
+
+    Errors: `InputError` for what is no tensor of real numbers.
+    """
+    found = _tensor(given, name)
+    if found.is_complex():
+        raise InputError(f"{name} holds complex numbers; accepted: real ones")
+    return found if found.is_floating_point() else found.double()
+
+
+def _as_flags(given: Any, name: str) -> Tensor:
+    found = _tensor(given, name)
+    if found.dtype != torch.bool and not bool(((found == 0) | (found == 1)).all()):
+        raise InputError(f"{name} holds other numbers than 0 and 1; accepted: for each step whether it is before the end of its path")
+    return found.bool()
 
 
 @dataclass(frozen=True)
@@ -57,16 +97,14 @@ class Times:
     order: Order = "exact"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dt", torch.as_tensor(self.dt))
-        if not self.dt.is_floating_point():
-            object.__setattr__(self, "dt", self.dt.double())
+        object.__setattr__(self, "dt", as_floats(self.dt, "dt"))
         if self.dt.ndim != 1 or not len(self.dt):
             raise InputError(f"dt is {list(self.dt.shape)}; accepted: [K], the length of each step")
         check_step(float(self.dt.min()))
         check_step(float(self.dt.max()))
         check_rate(self.beta)
         if self.order not in ("exact", "first"):
-            raise InputError(f"order is {self.order!r}; accepted: exact, first")
+            raise InputError(f"order is {shown(self.order)}; accepted: exact, first")
 
     @classmethod
     def even(cls, horizon: float, dt: float, beta: float = 0.0, order: Order = "exact", dtype: torch.dtype = torch.float64) -> Times:
@@ -96,8 +134,22 @@ class Times:
         """[K] e^{−beta t_k}."""
         return torch.exp(-self.beta * self.points[:-1])
 
+    def checked(self, given: Any, name: str, form: str, paths: int | None = None) -> Tensor:
+        """What is given of paths on this grid, as floats. `form`: a letter for each dimension, of which N is `paths`, K the steps and K+1
+        the points; for `…` there may be any. Errors: `InputError` for another shape, of which some would be broadcast without a word."""
+        found, letters = as_floats(given, name), form.split(",")
+        sizes = {"N": paths, "K": len(self), "K+1": len(self) + 1}
+        named = [letter for letter in letters if letter != "…"]
+        many = found.ndim >= len(named) if "…" in letters else found.ndim == len(named)
+        if not many or any(sizes.get(letter) not in (None, size) for letter, size in zip(named, found.shape, strict=False)):
+            of = "" if paths is None else f"{paths} paths at "
+            where = f"{len(self) + 1} points, the last one too" if "K+1" in letters else f"{len(self)} steps"
+            raise InputError(f"{name} is {list(found.shape)}; accepted: [{form}], {of}{where}")
+        return found
+
     def shift(self, values: Float[Tensor, "N K1 ..."]) -> Float[Tensor, "N K ..."]:
         """The linear part of an increment: e^{−beta dt} v_{k+1} − v_k, or v_{k+1} − (1 + beta dt) v_k."""
+        values = self.checked(values, "values", "N,K+1,…")
         shape = (-1, *[1] * (values.ndim - 2))
         now, after = values[:, :-1], values[:, 1:]
         if self.order == "exact":
@@ -110,7 +162,8 @@ class Paths:
     """N paths of one policy: what they earned on the way, and at their end.
 
     `rate` [N,K] reward per unit of time; `payoff` [N] the value at the end of each path: h(X_T), or what is paid where it was stopped
-    (an exit, an absorbing state). `mask` [N,K]: the steps before the end, the first ones of each row; None for all.
+    (an exit, an absorbing state). `mask` [N,K]: the steps before the end, the first ones of each row; None for all. Lists and arrays are
+    taken too; all of it, and the times, is kept as floats of the widest dtype among them.
     Errors: `InputError` without a payoff (it is never taken to be 0), and for what is not finite, naming path and step.
     """
 
@@ -122,6 +175,15 @@ class Paths:
     def __post_init__(self) -> None:
         if self.payoff is None:
             raise InputError("payoff is missing; accepted: [N], the value at the end of each path (zeros where nothing is paid there)")
+        if not isinstance(self.times, Times):
+            raise InputError(f"times is {shown(self.times)}; accepted: Times, the grid of the paths")
+        rate, payoff = as_floats(self.rate, "rate"), as_floats(self.payoff, "payoff")
+        dtype = torch.promote_types(torch.promote_types(rate.dtype, payoff.dtype), self.times.dt.dtype)
+        object.__setattr__(self, "rate", rate.to(dtype))
+        object.__setattr__(self, "payoff", payoff.to(dtype))
+        object.__setattr__(self, "times", replace(self.times, dt=self.times.dt.to(rate.device, dtype)))
+        if self.mask is not None:
+            object.__setattr__(self, "mask", _as_flags(self.mask, "mask"))
         if self.rate.ndim != 2 or self.rate.shape[1] != len(self.times):
             raise InputError(f"rate is {list(self.rate.shape)} on a grid of {len(self.times)} steps; accepted: [N,K]")
         if self.payoff.shape != self.rate.shape[:1]:
@@ -155,10 +217,13 @@ class Paths:
             return values
         return torch.where(self.mask.view(*self.mask.shape, *[1] * (values.ndim - 2)), values, 0)
 
+    def checked(self, given: Any, name: str = "values", form: str = "N,K+1") -> Tensor:
+        """See `Times.checked`: of these paths."""
+        return self.times.checked(given, name, form, len(self))
+
     def closed(self, values: Float[Tensor, "N K1 ..."], end: Tensor | None = None) -> Float[Tensor, "N K1 ..."]:
         """Values with what stands at the end of each path replaced by `end` (default: the payoff), and 0 behind it."""
-        if values.shape[:2] != (len(self), len(self.times) + 1):
-            raise InputError(f"values are {list(values.shape)}; accepted: [N,K+1] = {[len(self), len(self.times) + 1]}, one at every point")
+        values = self.checked(values, form="N,K+1,…")
         end = self.payoff if end is None else end
         more = values.shape[2:]
         end = end.to(values.dtype).reshape(len(self), 1, *[1] * len(more)).expand(len(self), 1, *more)
@@ -174,21 +239,23 @@ class Paths:
     def increments(self, values: Float[Tensor, "N K1"]) -> Float[Tensor, "N K"]:
         """[N,K] delta_k, seen from t_k: an ordinary TD error with reward r dt and discount e^{−beta dt}. Of the value function its mean is
         0 given the past; its square is of order dt."""
+        values = self.checked(values)
         return self.live(self.times.shift(self.closed(values)) + self.rate.to(values.dtype) * self.times.dt.to(values.dtype))
 
     def martingale_increments(self, values: Float[Tensor, "N K1"]) -> Float[Tensor, "N K"]:
         """[N,K] dM_k = e^{−beta t_k} delta_k."""
-        return self.times.weight.to(values.dtype) * self.increments(values)
+        found = self.increments(values)
+        return self.times.weight.to(found.dtype) * found
 
     def to_go(self) -> Float[Tensor, "N K"]:
         """[N,K] what came from t_k on, seen from t_k: ∑_{j≥k} e^{−beta (t_j − t_k)} r_j dt_j + e^{−beta (T − t_k)} h. Exact discounts."""
-        factor = self.times.factor.to(self.rate.dtype)
-        last = torch.zeros(self.rate.shape, dtype=torch.bool) if self.mask is None else self.mask.clone()
+        factor = self.times.factor
+        last = torch.zeros_like(self.rate, dtype=torch.bool) if self.mask is None else self.mask.clone()
         if self.mask is None:
             last[:, -1] = True
         else:
             last[:, :-1] &= ~self.mask[:, 1:]
-        earned = self.rate * self.times.dt.to(self.rate.dtype) + torch.where(last, factor * self.payoff.unsqueeze(1), 0)
+        earned = self.rate * self.times.dt + torch.where(last, factor * self.payoff.unsqueeze(1), 0)
         return self.live(discounted_sums(earned, torch.where(last, 0, factor)))
 
 
@@ -197,6 +264,7 @@ class Paths:
 
 def martingale_loss(paths: Paths, values: Float[Tensor, "N K1"]) -> Float[Tensor, ""]:
     """½ E ∑_k (G_k − e^{−beta t_k} J_k)² dt, G_k discounted to time 0: gradient Monte-Carlo, for whole paths."""
+    values = paths.checked(values)
     error = paths.to_go().to(values.dtype) - values[:, :-1]
     weight = (paths.times.weight**2 * paths.times.dt).to(values.dtype)
     return 0.5 * (weight * paths.live(error) ** 2).sum(1).mean()
@@ -205,7 +273,8 @@ def martingale_loss(paths: Paths, values: Float[Tensor, "N K1"]) -> Float[Tensor
 def mean_square_td(paths: Paths, values: Float[Tensor, "N K1"]) -> Float[Tensor, ""]:
     """½ E ∑_k (delta_k / dt)² dt, with the whole gradient: the naive baseline. dt times it goes to half the expected quadratic variation
     of M as dt → 0, so it makes the value function flat; right only where the dynamics are deterministic."""
-    return 0.5 * (paths.increments(values) ** 2 / paths.times.dt.to(values.dtype)).sum(1).mean()
+    delta = paths.increments(values)
+    return 0.5 * (delta**2 / paths.times.dt.to(delta.dtype)).sum(1).mean()
 
 
 def ctd_loss(paths: Paths, values: Float[Tensor, "N K1"], lam: float | None = None) -> Float[Tensor, ""]:
@@ -216,6 +285,7 @@ def ctd_loss(paths: Paths, values: Float[Tensor, "N K1"], lam: float | None = No
     The second is computed forwards: ∑_k xi_k dM_k = ∑_j ∇J_j dt_j ∑_{k≥j} lam^{t_k − t_j} dM_k.
     Errors: `InputError` for lam outside (0, 1].
     """
+    values = paths.checked(values)
     moved = paths.martingale_increments(values).detach()
     if lam is not None:
         check_decay(lam)
@@ -227,6 +297,7 @@ def ctd_loss(paths: Paths, values: Float[Tensor, "N K1"], lam: float | None = No
 def traces(gradient: Float[Tensor, "N K L"], times: Times, lam: float | None = None) -> Float[Tensor, "N K L"]:
     """[N,K,L] test functions xi_k of the gradients ∇J_k (of a linear family: its features), as `ctd_loss` has them; adapted: they know the
     path up to t_k only. Errors: `InputError` for lam outside (0, 1]."""
+    gradient = times.checked(gradient, "gradient", "N,K,L")
     if lam is None:
         return gradient
     check_decay(lam)
@@ -239,13 +310,19 @@ def traces(gradient: Float[Tensor, "N K L"], times: Times, lam: float | None = N
 
 def moments(paths: Paths, values: Float[Tensor, "N K1"], tests: Float[Tensor, "N K L"]) -> Float[Tensor, "N L"]:
     """[N,L] ∑_k xi_k dM_k of each path; of the value function the mean is 0 for any adapted xi."""
-    return torch.einsum("nkl,nk->nl", tests.to(values.dtype), paths.martingale_increments(values))
+    moved = paths.martingale_increments(values)
+    return torch.einsum("nkl,nk->nl", paths.checked(tests, "tests", "N,K,L").to(moved.dtype), moved)
 
 
 def moment_weights(paths: Paths, tests: Float[Tensor, "N K L"], weighting: Weighting = "inverse") -> Float[Tensor, "L L"]:
-    """[L,L] A of the generalised method of moments: the identity, or (E ∑ xi xi^T dt)^{−1}, by least squares where that is singular."""
+    """[L,L] A of the generalised method of moments: the identity, or (E ∑ xi xi^T dt)^{−1}, by least squares where that is singular.
+
+    Errors: `InputError` for another weighting.
+    """
+    check_weighting(weighting)
+    tests = paths.checked(tests, "tests", "N,K,L")
     if weighting == "identity":
-        return torch.eye(tests.shape[-1], dtype=tests.dtype)
+        return torch.eye(tests.shape[-1], dtype=tests.dtype, device=tests.device)
     seen = paths.live(tests)
     second = torch.einsum("nkl,nkm,k->lm", seen, seen, paths.times.dt.to(tests.dtype)) / len(paths)
     return torch.linalg.pinv(second, hermitian=True)
@@ -255,11 +332,12 @@ def moment_loss(
     paths: Paths, values: Float[Tensor, "N K1"], tests: Float[Tensor, "N K L"], weighting: Weighting = "inverse"
 ) -> Float[Tensor, ""]:
     """½ m₁^T A m₂, m₁ and m₂ the moments of the even and of the odd paths: independent, so its mean is ½ m^T A m without the variance of m
-    (CGTD, GMM). Errors: `InputError` for fewer than two paths."""
+    (CGTD, GMM). Errors: `InputError` for fewer than two paths, and for another weighting."""
     if len(paths) < 2:
         raise InputError(f"{len(paths)} paths have no two independent halves; accepted: 2 or more")
+    tests = paths.checked(tests, "tests", "N,K,L")
     found = moments(paths, values, tests)
-    weights = moment_weights(paths, tests.detach(), weighting).to(values.dtype)
+    weights = moment_weights(paths, tests.detach(), weighting).to(found.dtype)
     return 0.5 * found[::2].mean(0) @ weights @ found[1::2].mean(0)
 
 
@@ -292,11 +370,11 @@ def policy_gradient_loss(
     p_k: the entropy of the policy at X_k, with its graph. Its own gradient stands for the last term's; delta_k is of the raw reward and of
     values that count the entropy. Errors: `InputError` for a temperature without entropies.
     """
-    moved = paths.increments(values).detach()
+    moved, log_prob = paths.increments(values).detach(), paths.checked(log_prob, "log_prob", "N,K")
     weight, dt = paths.times.weight.to(moved.dtype), paths.times.dt.to(moved.dtype)
     if not temperature:
         return -(weight * paths.live(log_prob * moved)).sum(1).mean()
     if entropy is None:
         raise InputError("entropy is missing, which a temperature weighs; accepted: [N,K] of the policy at each state")
-    bonus = temperature * entropy * dt
+    bonus = temperature * paths.checked(entropy, "entropy", "N,K") * dt
     return -(weight * paths.live(log_prob * (moved + bonus.detach()) + bonus)).sum(1).mean()
