@@ -3,9 +3,12 @@
 import errno
 import json
 import os
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from unipg.cli import main
 from unipg.errors import InputError
@@ -115,6 +118,29 @@ def test_a_full_disk_ends_any_command_in_one_line(monkeypatch, capsys) -> None:
     monkeypatch.setattr("unipg.cli._algorithms", full)
     assert main(["algorithms"]) == 2
     assert capsys.readouterr().err == "unipg: the disk is full\n"
+
+
+@pytest.mark.parametrize(
+    ("allocate", "said"),
+    [
+        (lambda _: torch.empty(2**50), r"RuntimeError: .*allocate \d+ bytes.*"),
+        (lambda _: torch.empty(2**61, 2**61), "RuntimeError: Storage size calculation overflowed.*"),
+        (lambda _: np.empty(2**50), "MemoryError: Unable to allocate 8.00 PiB .*"),
+    ],
+)
+def test_a_full_memory_ends_any_command_in_one_line(allocate, said, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("unipg.cli._algorithms", allocate)
+    assert main(["algorithms"]) == 2
+    assert re.fullmatch(f"unipg: the memory is full: {said}; smaller networks or batches, or .*\n", capsys.readouterr().err)
+
+
+def test_other_errors_of_a_command_keep_their_traceback(monkeypatch) -> None:
+    def broken(options) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("unipg.cli._algorithms", broken)
+    with pytest.raises(RuntimeError, match="a mistake of ours"):
+        main(["algorithms"])
 
 
 def test_a_folder_is_no_output(tmp_path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from unipg.cli_data import add_data
-from unipg.errors import InputError, command_line, nearest
+from unipg.errors import InputError, command_line, memory_is_full, nearest, one_line
 from unipg.files import Command, check_output, disk_is_full, generator, write_output
 from unipg.hub import check_place, in_home
 
@@ -29,8 +29,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code: 0 done, 1 findings (`data check`), 2 bad input or a full disk, 130 stopped by Ctrl-C, 143 by
-    SIGTERM."""
+    """Runs a command; returns the exit code: 0 done, 1 findings (`data check`), 2 bad input, a full disk or memory, 130 stopped by
+    Ctrl-C, 143 by SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     plain, warnings.formatwarning = warnings.formatwarning, _one_line_warning
     try:
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         place = f": '{error.filename}' cannot be written" if error.filename else ""
         print(f"unipg: the disk is full{place}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not memory_is_full(error):
+            raise
+        less = "smaller networks or batches, or fewer environments, need less"
+        print(f"unipg: the memory is full: {one_line(error)}; {less}", file=sys.stderr)
         return 2
     finally:
         warnings.formatwarning = plain

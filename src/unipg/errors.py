@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -54,6 +55,14 @@ def one_line(error: BaseException) -> str:
     except Exception:
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+_MEMORY_TEXT = re.compile(r"can't allocate memory|(out of|not enough) memory|_ALLOC_FAILED|Storage size calculation overflowed")
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error says that something does not fit into memory, of the machine or of its GPU."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY_TEXT.search(str(error)) is not None)
 
 
 LARGEST = 2**63 - 1

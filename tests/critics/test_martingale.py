@@ -260,6 +260,23 @@ def test_a_step_of_other_length_is_the_same_physics() -> None:
     assert ends[0][1] == pytest.approx(ends[1][1], rel=0.05)
 
 
+@pytest.mark.parametrize("path", ["unipg.environments.timed.TimeStep", "unipg.environments.timed:TimeStep"])
+def test_another_step_than_the_environments_is_told(path: str, tmp_path: Path) -> None:
+    recipe = str(Path(__file__).parents[2] / "recipes" / "pendulum-ppo-martingale.yaml")
+
+    def train(dt: float) -> None:
+        small = ["environment.count=1", "environment.steps=8", "environment.evaluation_episodes=1", "training.iterations=1"]
+        small += [f"environment.wrappers=[{{path: '{path}', dt: 0.1}}, {{path: '{path}', dt: 0.01}}]", "training.minibatches=1"]
+        critic = f"algorithm.critic={{kind: ctd_lambda, dt: {dt}}}"
+        assert main(["train", recipe, *small, critic, f"output={tmp_path / str(dt)}"]) == 0
+
+    said = r"^algorithm\.critic\.dt is 0\.05, but environment\.wrappers\[1\], TimeStep, makes steps of dt 0\.01: in one unit of time"
+    with pytest.warns(UserWarning, match=said):
+        train(0.05)
+    for dt in (0.01, 1.0):  # equal; and the step itself as the unit
+        train(dt)
+
+
 @pytest.mark.parametrize(
     ("id", "dt", "message"), [("Pendulum-v1", 0.0, "TimeStep.dt is 0.0"), ("MountainCar-v0", 0.1, "no time step that can be set")]
 )

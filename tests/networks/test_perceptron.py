@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -102,3 +103,17 @@ def test_the_host_computes_the_same_and_keeps_what_was() -> None:
 def test_what_is_no_network_is_named(make: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         make(generator(0))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("make", [lambda: Perceptron([9, 9, 10], source=generator(0)), lambda: Ensemble(2, [9, 5, 8], source=generator(0))])
+def test_what_the_memory_cannot_hold_in_training_is_not_made(make: Callable[[], nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
+    """(9 + 1) 9 + (9 + 1) 10 = 190 weights, 2 ((9 + 1) 5 + (5 + 1) 8) = 196; four float32 of each."""
+    weights = sum(parameter.numel() for parameter in make().parameters())
+    monkeypatch.setattr("unipg.networks.perceptron.free_memory", lambda: 16 * weights)
+    make()
+    monkeypatch.setattr("unipg.networks.perceptron.free_memory", lambda: 16 * weights - 1)
+    said = rf"^(a network|2 networks) of \[9, .*\]: training {weights} weights takes .* accepted: fewer or narrower networks$"
+    with pytest.raises(InputError, match=said):
+        make()
+    monkeypatch.setattr("unipg.networks.perceptron.free_memory", lambda: None)
+    make()

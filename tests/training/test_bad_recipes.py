@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from unipg.rollouts.evaluation import EvaluationRecipe
 from unipg.settings import parse_value
 from unipg.tasks.data import data_task
 from unipg.training.recipe import check_threads, load_recipe
+from unipg.training.run import run_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -95,6 +97,24 @@ def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path) -> None:
     short = ["training.iterations=1", "environment.steps=20", "environment.evaluation_episodes=1", f"output={tmp_path / 'run'}"]
     with pytest.warns(UserWarning, match="nothing will be learned: the run has 20 steps of environments, .*replay.warmup, 1000 steps"):
         assert main(["train", str(RECIPES / "pendulum-sac.yaml"), *short, "replay.warmup=1000", "threads=1"]) == 0
+
+
+@pytest.mark.parametrize("members", [10**8, 10**17])
+@pytest.mark.parametrize("recipe", ["pendulum-ppo-martingale", "pendulum-sac"])
+def test_networks_larger_than_the_memory(recipe: str, members: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    critic = f"algorithm.critic={{kind: gaussian, members: {members}}}"
+    assert main(["train", str(RECIPES / f"{recipe}.yaml"), critic, f"output={tmp_path / 'run'}", "threads=1"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert re.match(r"unipg: .*networks? of \[.*\]: training .* weights takes .* accepted: fewer or narrower networks$", said[0])
+    assert not (tmp_path / "run").exists()
+
+
+def test_networks_that_are_too_large_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of about 4,500 weights: 72 KB each while it is made, and 108 KB of gradients and moments of both."""
+    monkeypatch.setattr("unipg.networks.perceptron.free_memory", lambda: 90_000)
+    with pytest.raises(InputError, match=r"^the controller's networks: training 8\.9\de\+03 weights takes .* GB of memory more, but"):
+        run_recipe(load_recipe(str(RECIPES / "pendulum-ppo-martingale.yaml"), [f"output={tmp_path / 'run'}", "device=cpu"]))
 
 
 def test_diff_of_controllers_wants_an_environment(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Literal, cast, get_args
@@ -27,6 +28,39 @@ _ON_THE_HOST: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+COPIES = 4
+"""Of a network's weights in memory while it is trained: they themselves, their gradient and two moments."""
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine has left for programs, or has at all where the system says no more; None where it says nothing."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_memory(weights: int, what: str, copies: int = COPIES) -> None:
+    """Refuses float32 networks that the memory cannot hold while they are trained, before it is asked for: a system may promise more than
+    it has, and end the process instead. `copies`: of the weights, still to be made."""
+    need, free = 4 * copies * weights, free_memory()
+    if free is not None and need > free:
+        raise InputError(
+            f"{what}: training {weights:.3g} weights takes {need / 1e9:.3g} GB of memory more, but this machine has {free / 1e9:.3g} GB "
+            "left; accepted: fewer or narrower networks"
+        )
+
+
+def weights_of(sizes: Sequence[int]) -> int:
+    """Numbers of a perceptron, biases too."""
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(sizes))
+
+
 def initialise(layer: nn.Linear | nn.Conv2d, init: Initialisation, gain: float, source: torch.Generator) -> None:
     """Draws a layer's weights and biases from `source`, as `Perceptron` says; `gain` is read by `orthogonal` alone."""
     assert layer.bias is not None
@@ -46,7 +80,7 @@ class Perceptron(nn.Module):
     weights of gain sqrt(2) (the last layer: `gain`) and biases 0. All of it from `source`: the global generator is not touched. `shrunk`:
     what the last layer's weights are multiplied by then, its biases being 0.
 
-    Errors: `InputError` for sizes that are no layer, and for an unknown activation or initialisation.
+    Errors: `InputError` for sizes that are no layer or more than the memory holds, and for an unknown activation or initialisation.
     """
 
     def __init__(
@@ -66,6 +100,7 @@ class Perceptron(nn.Module):
             raise InputError(f"activation '{activation}' does not exist; {nearest(activation, ACTIVATIONS)}")
         if init not in get_args(Initialisation):
             raise InputError(f"initialisation '{init}' does not exist; {nearest(init, get_args(Initialisation))}")
+        check_memory(weights_of(sizes), f"a network of {list(sizes)}")
         self.sizes = tuple(sizes)
         self.activation = activation
         # skip_init: torch's own initialisation would draw from the global generator
@@ -276,6 +311,7 @@ class Ensemble(nn.Module):
         super().__init__()
         if members < 1:
             raise InputError(f"an ensemble has {members} members; accepted: 1 or more")
+        check_memory(members * weights_of(sizes), f"{members} networks of {list(sizes)}")
         settings: dict[str, Any] = {"activation": activation, "init": init, "gain": gain, "shrunk": shrunk, "source": source}
         singles = [Perceptron(sizes, **settings) for _ in range(members)]
         self.members, self.channels = members, channels

@@ -17,9 +17,11 @@ import torch
 import yaml
 
 from unipg.algorithms.base import Algorithm, Setting
+from unipg.critics.kinds.martingale import ContinuousCritic
 from unipg.errors import InputError, spoken
 from unipg.files import write_file, write_folder, writing
 from unipg.hub import check_place
+from unipg.networks.perceptron import COPIES, check_memory
 from unipg.policies.actor_critic import ActorCritic, Wanted
 from unipg.policies.base import Policy
 from unipg.policies.causal_lm import CausalLanguageModel
@@ -31,6 +33,7 @@ from unipg.rollouts.evaluation import unseen
 from unipg.rollouts.prompts import PromptRollouts, Stream, check_given
 from unipg.rollouts.scoring import RewardRecipe, RewardSource, scored_alike
 from unipg.rollouts.text import prompt_text
+from unipg.rollouts.wrappers import wraps
 from unipg.samplers import UniformSampler
 from unipg.seeding import derived_seed
 from unipg.tasks.tools import TAGS
@@ -79,6 +82,7 @@ def run_recipe(
         device = pick_device(recipe.device)
         algorithm = recipe.build_algorithm()
         _check_updates(recipe, algorithm)
+        _check_step(recipe, algorithm)
         if recipe.demonstrations is not None and algorithm.demonstrations == "none":
             raise InputError(f"demonstrations: algorithm '{algorithm.name}' takes none; accepted: no such section, or demonstrations: null")
         policy, experience = build(recipe, algorithm, device)
@@ -179,6 +183,9 @@ def build(recipe: Recipe, algorithm: Algorithm, device: torch.device) -> tuple[P
         environments = recipe.environment.build(recipe.seed)
         spaces, normalized = (environments.observation_space, environments.action_space), environments.normalized
         controller = recipe.controller.build(*spaces, recipe.seed, normalized=normalized, wanted=wanted_of(algorithm))
+        if device.type == "cpu":
+            moved = sum(parameter.numel() for parameter in controller.module.parameters() if parameter.requires_grad)
+            check_memory(moved, "the controller's networks", COPIES - 1)
         controller.module.to(device)
         _check_minibatches(recipe, algorithm)
         return controller, environments
@@ -248,6 +255,22 @@ def _check_updates(recipe: Recipe, algorithm: Algorithm) -> None:
         warnings.warn(
             f"nothing will be learned: the run has {total} steps of environments, and the first update comes after replay.warmup, "
             f"{replay.warmup} steps",
+            stacklevel=3,
+        )
+
+
+def _check_step(recipe: Recipe, algorithm: Algorithm) -> None:
+    """Warns where a critic counts other times than the environment's steps were set to; units may differ, so it may be meant."""
+    critic = getattr(algorithm, "critic", None)
+    if recipe.environment is None or not isinstance(critic, ContinuousCritic) or critic.dt == 1:  # the step itself is the unit then
+        return
+    from unipg.environments.timed import TimeStep
+
+    set_by = [wrap for wrap in wraps(recipe.environment.wrappers) if wrap.wrapper is TimeStep and "dt" in wrap.arguments]
+    if set_by and critic.dt != (dt := set_by[-1].arguments["dt"]):
+        warnings.warn(
+            f"algorithm.critic.dt is {critic.dt}, but {set_by[-1].place}, TimeStep, makes steps of dt {dt}: in one unit of time they are "
+            "equal, else beta, trace and lam are of other times than the environment's",
             stacklevel=3,
         )
 
