@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import pickle
 from abc import ABC
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from unipg import InputError, PolicyGradient, RatioClip, TokenMean
 from unipg.algorithms import GRPO, SFT, Algorithm, registered
-from unipg.arguments import CheckedArguments, fits
+from unipg.arguments import CheckedArguments, fits, type_name
 from unipg.estimator import Linear
 from unipg.training import OptimizerRecipe, TrainingRecipe
 
@@ -92,6 +93,25 @@ def test_classes_of_ones_own() -> None:
 
     with pytest.raises(InputError, match=r"^Empty: 'a' does not exist; accepted: none"):
         Empty(a=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("hint", "said"),
+    [
+        (list[int] | None, "a list of whole numbers or null"),
+        (tuple[int, ...], "a list of whole numbers"),
+        (tuple[float, float], "a list of 2 numbers"),
+        (str | list[str], "text or a list of texts"),
+        (list[dict[str, Any]], "a list of sections"),
+        (list[Any], "a list"),
+        (dict[str, Any], "a section with keys"),
+        (Mapping[str, float], "a section of numbers"),
+        (dict[str, dict[str, Any]], "a section of sections"),
+        (Any, "anything"),
+    ],
+)
+def test_types_are_told_in_words(hint: Any, said: str) -> None:
+    assert type_name(hint) == said
 
 
 @pytest.mark.parametrize(

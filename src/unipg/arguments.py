@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import types
@@ -119,5 +120,19 @@ def type_name(hint: Any) -> str:
         return " or ".join(str(a) for a in get_args(hint))
     if get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(type_name(o) for o in get_args(hint))
+    if hint is Any:
+        return "anything"
+    origin, inner = get_origin(hint) or hint, get_args(hint)
+    if origin in (list, tuple):
+        count = f"{len(inner)} " if origin is tuple and Ellipsis not in inner else ""
+        return f"a list of {count}{_several(inner[0])}" if inner and inner[0] is not Any else "a list"
+    if origin in (dict, Mapping):
+        return f"a section of {_several(inner[1])}" if inner and inner[1] is not Any else "a section with keys"
     plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint)
     return plain or (hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", ""))
+
+
+def _several(hint: Any) -> str:
+    if get_origin(hint) is dict or dataclasses.is_dataclass(hint):
+        return "sections"
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(hint) or type_name(hint)

@@ -99,6 +99,20 @@ def test_a_warm_up_longer_than_the_run_is_told(tmp_path: Path) -> None:
         assert main(["train", str(RECIPES / "pendulum-sac.yaml"), *short, "replay.warmup=1000", "threads=1"]) == 0
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("controller.hidden=[64, a]", r"controller.hidden: expected a list of whole numbers or null, got \[64, 'a'\]"),
+        ("algorithm.critic=null", "algorithm.critic: a value is missing; expected a name or a section with `kind`"),
+        ("optimizer.learners={policy: 3}", "optimizer.learners: expected a section of sections, got"),
+        ("training=null", "training: a value is missing; expected a section with keys"),
+    ],
+)
+def test_types_are_told_in_the_words_of_recipes(override: str, said: str) -> None:
+    with pytest.raises(InputError, match=f"^{said}"):
+        load_recipe(str(RECIPES / "pendulum-ppo-martingale.yaml"), [override])
+
+
 @pytest.mark.parametrize("members", [10**8, 10**17])
 @pytest.mark.parametrize("recipe", ["pendulum-ppo-martingale", "pendulum-sac"])
 def test_networks_larger_than_the_memory(recipe: str, members: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -345,7 +345,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if value is None:
         if type(None) in options or hint is Any:
             return None
-        raise InputError(f"{where}: a value is missing; expected {type_name(hint)}")
+        raise InputError(f"{where}: a value is missing; expected {_expected(options)}")
     if hint is Any:
         return value
     sections = [o for o in options if dataclasses.is_dataclass(o)]
@@ -366,6 +366,13 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             others = [type_name(o) for o in options if o is not option and o is not type(None)]
             raise InputError(f"{where}: '{value}' does not exist; {nearest(value, [*others, *map(str, get_args(option))])}")
     return _coerce(hint, value, where)
+
+
+def _expected(options: list[Any]) -> str:
+    """A type in the words of recipes, in which objects are sections."""
+    if Critic in options:
+        return "a name or a section with `kind`"
+    return " or ".join("a section with keys" if dataclasses.is_dataclass(option) else type_name(option) for option in options)
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:
