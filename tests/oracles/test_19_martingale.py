@@ -291,6 +291,7 @@ def test_a_path_that_stops_early_is_a_shorter_path() -> None:
         (lambda: Times(torch.tensor([0.1]), 0.0, "second"), "accepted: exact, first"),  # type: ignore[arg-type]
         (lambda: Times.even(1.0, 0.3), "accepted: a whole number of steps"),
         (lambda: Times.even(1.0, -0.1), "dt is -0.1"),
+        (lambda: Times.even(1.0, 1e-20), "1e+20 steps of dt 1e-20; accepted: a whole number of steps, at most 10000000"),
         (lambda: continuous.traces(torch.ones(1, 1, 1), Times(torch.ones(1)), 0.0), "lam is 0"),
         (lambda: continuous.traces(torch.ones(1, 1, 1), Times(torch.ones(1)), 1.5), "lam is 1.5"),
         (lambda: Paths(Times(torch.ones(1)), torch.ones(1, 1), None), "payoff is missing"),  # type: ignore[arg-type]
@@ -362,6 +363,10 @@ def test_values_stand_at_every_point_for_all_who_read_them(read: Callable[[Tenso
         (
             lambda: continuous.moment_loss(GRID, WIDE[..., 0], WIDE[:, :-1], "identiti"),  # type: ignore[arg-type]
             "weighting is 'identiti'; did you mean 'identity'? accepted: identity, inverse",
+        ),
+        (
+            lambda: continuous.policy_gradient_loss(GRID, WIDE[..., 0], torch.ones(2, 3), "a", torch.ones(2, 3)),  # type: ignore[arg-type]
+            "temperature is 'a'; accepted: a finite number",
         ),
         (lambda: continuous.policy_gradient_loss(GRID, WIDE[..., 0], torch.ones(2, 1)), "log_prob is [2, 1]; accepted: [N,K]"),
         (

@@ -28,6 +28,8 @@ WHOLE = 1e-6
 """How far the number of steps to the horizon may be from a whole one."""
 
 
+MOST_STEPS = 10_000_000
+"""Of an even grid: a slip of the keyboard more would not fit into memory."""
 SHORTEST, LONGEST = 1e-30, 1e30
 """Of steps and horizons: beyond, what is per unit of time leaves float32, and becomes infinite or 0 without a word."""
 
@@ -108,12 +110,13 @@ class Times:
 
     @classmethod
     def even(cls, horizon: float, dt: float, beta: float = 0.0, order: Order = "exact", dtype: torch.dtype = torch.float64) -> Times:
-        """Steps of one length. Errors: `InputError` unless dt > 0 and the horizon is a whole number of steps, to 1e-6."""
+        """Steps of one length. Errors: `InputError` unless the horizon is a whole number of steps, to 1e-6, ten million at most."""
         check_step(dt)
         check_step(horizon, "horizon")
         steps = round(horizon / dt)
-        if steps < 1 or abs(horizon / dt - steps) > WHOLE:
-            raise InputError(f"horizon is {horizon}, which is {horizon / dt:.6g} steps of dt {dt}; accepted: a whole number of steps")
+        if not 1 <= steps <= MOST_STEPS or abs(horizon / dt - steps) > WHOLE:
+            accepted = f"a whole number of steps, at most {MOST_STEPS}"
+            raise InputError(f"horizon is {horizon}, which is {horizon / dt:.6g} steps of dt {dt}; accepted: {accepted}")
         return cls(torch.full((steps,), horizon / steps, dtype=dtype), beta, order)
 
     def __len__(self) -> int:
@@ -368,10 +371,12 @@ def policy_gradient_loss(
         E ∑_k e^{−beta t_k} [∇log pi(a_k | t_k, X_k) (delta_k + temperature p_k dt) + temperature ∇p_k dt]
 
     p_k: the entropy of the policy at X_k, with its graph. Its own gradient stands for the last term's; delta_k is of the raw reward and of
-    values that count the entropy. Errors: `InputError` for a temperature without entropies.
+    values that count the entropy. Errors: `InputError` for a temperature that is no number, or without entropies.
     """
     moved, log_prob = paths.increments(values).detach(), paths.checked(log_prob, "log_prob", "N,K")
     weight, dt = paths.times.weight.to(moved.dtype), paths.times.dt.to(moved.dtype)
+    if not (_is_number(temperature) and math.isfinite(temperature)):
+        raise InputError(f"temperature is {shown(temperature)}; accepted: a finite number")
     if not temperature:
         return -(weight * paths.live(log_prob * moved)).sum(1).mean()
     if entropy is None:
