@@ -400,11 +400,24 @@ class Drifting(gymnasium.Wrapper):
         return np.full(1, Drifting.count, np.float32), *self.env.step(action)[1:]
 
 
+class Paid(gymnasium.Wrapper):
+    """What a step earns does not depend on the environment alone, what it leads to does."""
+
+    count = 0
+
+    def step(self, action):
+        Paid.count += 1
+        observation, _, *rest = self.env.step(action)
+        return observation, Paid.count / 1e4, *rest
+
+
 def test_vines_need_environments_that_come_back() -> None:
     with pytest.raises(InputError, match=r"cannot be saved and restored \(.*generator.*\).*accepted: one that can"):
         collected(wrappers=[f"{__name__}.Forgetful"])
     with pytest.raises(InputError, match="the same 30 actions led somewhere else"):
         collected(wrappers=[f"{__name__}.Drifting"])
+    with pytest.raises(InputError, match="the same 30 actions led somewhere else, or earned something else"):
+        collected(wrappers=[f"{__name__}.Paid"])
     with pytest.raises(InputError, match="gave no hashable value"):
         collected(signature=f"{__name__}:unhashable")
     with pytest.raises(InputError, match=r"algorithm\.place failed"):

@@ -13,7 +13,9 @@ from unipg.algorithms import Algorithm, Setting, algorithm_named
 from unipg.cli import main
 from unipg.estimator.policy_gradient import corrected
 from unipg.lab import BigramPolicy, StringExperience, StringProblem
+from unipg.policies.actor_critic import ActorCriticRecipe
 from unipg.rollouts.base import Experience
+from unipg.rollouts.environments import EnvironmentRecipe
 from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 from unipg.training.trainer import Observer, Stopped
 
@@ -132,7 +134,33 @@ def test_a_process_that_dies_is_one_clear_error(tmp_path) -> None:
 def test_what_cannot_be_sent_is_refused(tmp_path) -> None:
     problem = StringProblem(reward=lambda prompt, answer: 1.0)
     with pytest.raises(InputError, match="cannot be sent to another process"):
-        trainer(tmp_path, experience=StringExperience(problem)).train()
+        trainer(tmp_path / "run", experience=StringExperience(problem))
+    assert not (tmp_path / "run").exists()
+
+
+def controller(folder: Path, overlap: bool = True, iterations: int = 3) -> Trainer:
+    """Of environments that are objects, whose episodes go on from window to window."""
+    experience = EnvironmentRecipe("Pendulum-v1", 2, 7, {"max_episode_steps": 10}, evaluation_episodes=1).build(0)
+    policy = ActorCriticRecipe(hidden=[4]).build(experience.observation_space, experience.action_space, 0)
+    training = TrainingRecipe(iterations=iterations, epochs=2, overlap=overlap)
+    return Trainer(algorithm_named("ppo")(), policy, experience, folder=folder, training=training, observer=Rows(), seed=3)
+
+
+def test_environments_go_on_in_the_other_process_as_they_would_here(tmp_path) -> None:
+    whole, plain = controller(tmp_path / "whole"), controller(tmp_path / "plain", overlap=False, iterations=1)
+    whole.train()
+    plain.train()
+    of_window = ("return/episodes", "values/predicted", "values/lambda_return", "environment/steps")
+    assert [whole.observer.rows[0][name] for name in of_window] == [plain.observer.rows[0][name] for name in of_window]
+    assert [row["return/episodes"] for row in whole.observer.rows] == [0, 2, 2]  # 10 steps each: none began anew
+    first, second = controller(tmp_path / "stopped"), controller(tmp_path / "stopped")
+    first.stop_after_steps = 3
+    with pytest.raises(Stopped):
+        first.train()
+    second.resume()
+    second.train()
+    for ours, theirs in zip(second.policy.module.parameters(), whole.policy.module.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(

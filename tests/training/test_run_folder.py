@@ -338,7 +338,7 @@ def test_a_run_that_fails_before_its_first_iteration_is_done_blocks_nothing(how,
     if how == "verifier":
         assert "gave nan" in refused(capsys, "train", path, "task.data.verifier=hopeless:judge")
     else:
-        place = {"anchor": "unipg.training.run._anchor", "evaluation": "unipg.rollouts.prompts.PromptRollouts.evaluate"}
+        place = {"anchor": "unipg.training.run._ask_anchor", "evaluation": "unipg.rollouts.prompts.PromptRollouts.evaluate"}
         with monkeypatch.context() as patched:
             patched.setattr(place.get(how, "unipg.training.feeds.rollouts.Rollouts.begin"), fails)
             if how == "killed":

@@ -72,6 +72,7 @@ class MomentLoss(IncrementLoss):
     Errors: `InputError` where one row alone has steps, and for observations that are not vectors.
     """
 
+    least_rows: ClassVar[int] = 2
     tests: int = field(default=64, kw_only=True)
     weighting: Weighting = field(default="inverse", kw_only=True)
 

@@ -111,6 +111,8 @@ class Term(Part):
     """
 
     needs_log_prob: ClassVar[bool] = True
+    least_rows: ClassVar[int] = 1
+    """Rows that an optimiser step must have for it to say anything."""
     reads_ends: ClassVar[bool] = False
     """Whether what is observed where an episode terminates counts: of a model of the data it does, of values it must not."""
     rows: tuple[Source, ...] = ROLLOUTS

@@ -61,6 +61,8 @@ class Actions(ABC):
     """Whether actions are real numbers, so that probabilities and entropies are those of densities."""
     has_kl: ClassVar[bool] = True
     """Whether its distributions have an exact KL of each other."""
+    has_entropy: ClassVar[bool] = True
+    """Whether their entropy has a closed form."""
     has_log_std: ClassVar[bool] = False
     """Whether a log_std [A] stands beside the output, the same in every state."""
     how_evaluated: str = ""
@@ -179,7 +181,7 @@ class GreedyActions(DiscreteActions):
 
     type = "greedy"
     kind = "greedy"
-    has_kl = False
+    has_kl = has_entropy = False
 
     def noise(self, steps: int, rows: int, source: torch.Generator) -> np.ndarray:
         """[steps,rows,1+n] uniform in [0, 1): whether to explore, and a number for each action, the largest of which is then taken."""
@@ -596,6 +598,7 @@ class SquashedActions(SpreadActions):
 
     type = "squashed"
     kind = "squashed"
+    has_entropy = False
 
     def __post_init__(self) -> None:
         self._check_bounded("squashed actions need")
@@ -712,7 +715,7 @@ class DeterministicActions(BoxActions):
 
     type = "deterministic"
     kind = "deterministic"
-    has_kl = False
+    has_kl = has_entropy = False
     has_log_std = False
 
     def __post_init__(self) -> None:

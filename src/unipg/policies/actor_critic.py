@@ -299,6 +299,7 @@ class ActorCritic(NamedNetworks, Controller):
         self.normalizes = normalize
         self.has_densities = actions.densities
         self.has_kl = actions.has_kl
+        self.has_entropy = actions.has_entropy
         self.how_evaluated = actions.how_evaluated
         normalizer = RunningNormalizer(self.inputs) if normalize else None
         acting, judging = cast("tuple[Perceptron | Routed | Stepped, Perceptron | None]", (self.modules[ACTOR], own.get(CRITIC)))
@@ -315,6 +316,10 @@ class ActorCritic(NamedNetworks, Controller):
         memo[id(self)] = twin
         twin.__dict__ = {name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()}  # one memo: names and module share
         return twin
+
+    @property
+    def called(self) -> str:
+        return f"a controller of kind '{self.actions.kind}'"
 
     def evaluate(self, batch: Trajectories, *, entropy: bool = False, value: bool = False, readings: Sequence[Reading] = ()) -> Evaluation:
         """See `Policy.evaluate`. Observations are [B,T,O], or [B,T,…] with O entries; an observation of another size is an `InputError`."""
@@ -682,7 +687,8 @@ class Wanted:
 
         if not self.kinds:
             if self.who and asked in _WITHOUT_CHANCE:
-                fits = "gaussian, squashed, auto" if isinstance(space, spaces.Box) else "auto"
+                drawn = (kind for kind in get_args(Kind) if kind not in ("auto", *_WITHOUT_CHANCE))
+                fits = f"{', '.join(drawn)}, auto" if isinstance(space, spaces.Box) else "auto"
                 raise InputError(
                     f"controller.kind is '{asked}', whose actions have no probabilities; accepted for algorithm '{self.who}' here: {fits}"
                 )

@@ -36,8 +36,15 @@ class Policy(ABC):
 
     has_kl: bool = False
     """Whether it offers the exact KL of two of its own distributions (`distributions`, `kl`)."""
+    has_entropy: bool = True
+    """Whether `evaluate` offers the entropy of its distributions."""
     twice_differentiable: bool = True
     """Whether log-probabilities may be differentiated twice."""
+
+    @property
+    def called(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ class MixtureActions(BoxActions):
 
     type = "mixture"
     kind: ClassVar[Kind] = "mixture"
-    has_kl = False
+    has_kl = has_entropy = False
     router_reads: ClassVar[Literal["trunk", "input"]] = "input"
     """What the router is linear in: the observation, or the actor's last hidden layer, without gradient into it."""
     numbers: ClassVar[int] = 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -59,6 +59,11 @@ _OF_A_BOX: dict[str, type[BoxActions]] = {
     "mixture": MixtureActions,
     "squashed_mixture": SquashedMixtureActions,
 }
+
+
+def kinds_with(what: Literal["has_entropy", "has_kl"]) -> str:
+    """The kinds of real actions that have it, for messages."""
+    return ", ".join(name for name, kind in _OF_A_BOX.items() if name != "auto" and getattr(kind, what))
 
 
 def actions_of(space: gymnasium.Space, kind: Kind = "auto", **own: Any) -> Actions:

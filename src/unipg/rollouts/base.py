@@ -106,6 +106,12 @@ class Experience(ABC):
         """Whether trajectories can go on from one collection to the next (`Demand.window`)."""
         return False
 
+    def check(self, policy: Policy, demand: Demand) -> None:
+        """Refuses a demand that it can already say it cannot meet: before a run writes anything."""
+
+    def check_ahead(self) -> None:
+        """Refuses to be what another process collects from, which is sent its state with each demand (`training.overlap`)."""
+
     @abstractmethod
     def collect(self, policy: Policy, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         """Scored trajectories, and metrics of the collection (`verifier/failures`, `length/mean` …)."""

@@ -36,6 +36,8 @@ from unipg.trajectories import Trajectories
 if TYPE_CHECKING:
     import gymnasium
 
+    from unipg.rollouts.vines import Vineyard
+
 RECENT = 100
 """Finished episodes that the running mean `return/last_100` looks back on."""
 SIDE_BY_SIDE = 64
@@ -109,6 +111,32 @@ class EnvironmentRecipe(CheckedArguments):
                 "accepted: false"
             )
 
+    def check_vines(self) -> None:
+        """Refuses what cannot be where there are vines (`rollouts.base.Vines`) in the place of windows."""
+        if self.normalize_rewards:
+            raise InputError(
+                "environment.normalize_rewards is true, but sets of episodes are scored by rewards as they are; accepted: false"
+            )
+        if self._elsewhere:
+            raise InputError(
+                f"environment.{self._elsewhere}, but vines are of environments that are saved here; accepted: gymnasium without processes"
+            )
+
+    def check_ahead(self) -> None:
+        """Refuses what cannot be where windows are collected in another process (`training.overlap`)."""
+        if self._elsewhere:
+            raise InputError(
+                f"environment.{self._elsewhere}, but training.overlap sends environments to another process with each demand; accepted: "
+                "gymnasium without processes, or training.overlap: false"
+            )
+
+    @property
+    def _elsewhere(self) -> str:
+        """Why environments are not objects of this process; empty where they are."""
+        if self.backend == "envpool":
+            return "backend is envpool"
+        return "" if self.processes is None else f"processes is {self.processes}"
+
     def build(self, seed: int) -> EnvironmentRollouts:
         """The environments, not yet reset. `seed` decides their start states."""
         return EnvironmentRollouts(self, seed)
@@ -144,7 +172,7 @@ class EnvironmentRollouts(Experience):
         """Of environments in other processes: as many in this one, which stand for them where they are saved."""
         self._stepper: Stepper | None = None
         """Where they are stepped one step at a time, instead of in windows."""
-        self._vineyard: Any = None
+        self._vineyard: Vineyard | None = None
         """Of episodes and vines, where these are asked for instead of windows."""
         self._picklable = True
         self._snapshots: Snapshots | None = None
@@ -152,8 +180,12 @@ class EnvironmentRollouts(Experience):
         """Whether the environments are no more than their numbers, as far as is known."""
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: what a new environment looks like is learnt there again."""
-        return {**vars(self), "_snapshots": None, "_here": None, "_vineyard": None}
+        """For another process, which makes environments of its own, and learns again what a new one looks like."""
+        return {**vars(self), "_environments": None, "_snapshots": None, "_here": None, "_vineyard": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._environments, _ = made(self.recipe, self.recipe.count)
 
     def _forget_episodes(self) -> None:
         self._resetting = np.zeros(self.recipe.count, bool)  # rows whose next step is only a reset
@@ -265,32 +297,16 @@ class EnvironmentRollouts(Experience):
 
     def _grown(self, policy: Controller, demand: Demand) -> tuple[Trajectories, dict[str, float]]:
         """Whole episodes and vines (`vines.py`) from environments that start afresh: nothing goes on from call to call."""
-        from unipg.rollouts.vines import Vineyard
-
         recipe = self.recipe
-        if recipe.normalize_rewards:
-            raise InputError(
-                "environment.normalize_rewards is true, but sets of episodes are scored by rewards as they are; accepted: false"
-            )
-        if recipe.backend == "envpool" or recipe.processes is not None:
-            what = "backend is envpool" if recipe.backend == "envpool" else f"processes is {recipe.processes}"
-            raise InputError(
-                f"environment.{what}, but vines are of environments that are saved here; accepted: gymnasium without processes"
-            )
 
         def stop() -> None:
             if demand.should_stop():
                 raise Interrupted
 
-        def one() -> Any:
-            alone: Any = made(replace(recipe, vectorized=False), 1)[0]
-            return alone.envs[0]
-
-        if self._vineyard is None:
-            self._vineyard = Vineyard(one, recipe.count, recipe.id, recipe.steps)
+        vineyard = self._vines()
         try:
             with at_once(stop):
-                found = self._vineyard.collect(policy, demand, self.seed, stop)
+                found = vineyard.collect(policy, demand, self.seed, stop)
         except (Exception, SystemExit) as error:
             blame(error, recipe.id, "in an episode or a vine")
             raise
@@ -307,6 +323,45 @@ class EnvironmentRollouts(Experience):
             **found.shares,
         }
         return _evaluated(found.batch().to(policy.device), policy, found.finals(demand.value)), metrics
+
+    def _vines(self) -> Vineyard:
+        from unipg.rollouts.vines import Vineyard
+
+        recipe = self.recipe
+        recipe.check_vines()
+
+        def one() -> Any:
+            alone: Any = made(replace(recipe, vectorized=False), 1)[0]
+            return alone.envs[0]
+
+        if self._vineyard is None:
+            self._vineyard = Vineyard(one, recipe.count, recipe.id, recipe.steps)
+        return self._vineyard
+
+    def check(self, policy: Policy, demand: Demand) -> None:
+        """Of vines: whether an environment can be saved and restored is found by trying, on a new one."""
+        if demand.vines is None:
+            return
+        vineyard = self._vines()
+        try:
+            vineyard.check(_controller(policy, self.recipe.id, self.normalized))
+        except (Exception, SystemExit) as error:
+            blame(error, self.recipe.id, "when it was tried whether it can be saved and restored")
+            raise
+
+    def check_ahead(self) -> None:
+        self.recipe.check_ahead()
+        try:
+            standing = self._new()
+            try:
+                Snapshots(self._new()).take(standing)
+            except NotNumbers:
+                pickled(standing)
+        except Exception as error:  # whatever a foreign object raises
+            raise InputError(
+                f"environment '{self.recipe.id}' cannot be saved ({first_line(error)}), and training.overlap sends it to another process "
+                "with each demand; accepted: training.overlap: false"
+            ) from error
 
     def stepper(self, policy: Controller, worker: int = 0) -> Stepper:
         """These environments one step at a time, from where they stand; one that has not started is reset first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
@@ -38,6 +39,13 @@ SIGNATURES: dict[str, Callable[[list[Any]], Hashable]] = {
     "sequence": lambda places: tuple(place for place in places if place is not None),
     "last": lambda places: places[-1],
 }
+
+
+Came = tuple[np.ndarray, float, bool, bool]
+"""Of a step: the observation after it, the reward, and whether the episode terminated, or was cut."""
+TRIED = 16
+"""Most steps by which a new environment is tried."""
+ELSEWHERE = "led somewhere else, or earned something else"
 
 
 @dataclass
@@ -90,6 +98,33 @@ class Vineyard:
             return environment
 
         self.copies = Copies(fresh)
+
+    def check(self, policy: Controller) -> None:
+        """Plays a new environment from where it was saved, and again from there with the same actions: the same must come of each step.
+
+        Errors: `InputError` where it cannot be saved, or something else does: its steps then depend on more than itself.
+        """
+        environment = self._new()
+        environment.reset(seed=0)
+        saved = self._saved(environment)
+        space = copy.deepcopy(environment.action_space)  # whose random numbers may be the environment's
+        space.seed(0)
+        actions = [space.sample() for _ in range(min(TRIED, self.limit))]
+        first = self._tried(environment, actions, policy)
+        again = self._back(saved)
+        if not all(map(_same, first, self._tried(again, actions, policy))):
+            raise self._unrestorable(f"the same {len(first)} actions {ELSEWHERE}")
+        self.copies.done([again])
+
+    def _tried(self, environment: Any, actions: Sequence[Any], policy: Controller) -> list[Came]:
+        """What came of each action, as far as an end."""
+        found: list[Came] = []
+        for action in actions:
+            observation, reward, terminated, truncated, _ = environment.step(action)
+            found.append((policy.flatten_one(observation).copy(), number(reward), bool(terminated), bool(truncated)))
+            if terminated or truncated:
+                break
+        return found
 
     def collect(self, policy: Controller, demand: Demand, seed: int, stop: Callable[[], None]) -> Grown:
         """Rows [B,T]: the episodes, each a group of its own, then the vines, those from one state a group. `seed`: of start states."""
@@ -150,12 +185,12 @@ class Vineyard:
     def _at(self, row: _Row, saved: Node | bytes, index: int, policy: Controller) -> Node | bytes:
         """The environment of a row at its step `index`: its start, and the same actions again."""
         environment = self._back(saved)
-        observation: Any = None
         give = policy.outward()
-        for before, action in zip(row.before, row.actions[:index], strict=False):
-            observation = environment.step(give(before[None], action[None])[0])[0]
-        if not np.array_equal(policy.flatten_one(observation), row.before[index]):
-            raise self._unrestorable(f"the same {index} actions led somewhere else")
+        given = [give(before[None], action[None])[0] for before, action in zip(row.before, row.actions[:index], strict=False)]
+        came = self._tried(environment, given, policy)
+        before = zip(row.before[1:], row.rewards[:index], strict=False)
+        if len(came) < index or not all(_same(now, (*then, False, False)) for now, then in zip(came, before, strict=False)):
+            raise self._unrestorable(f"the same {index} actions {ELSEWHERE}")
         found = self._saved(environment)
         self.copies.done([environment])
         return found
@@ -195,6 +230,10 @@ class Vineyard:
             return place(row.environment, info)
         except Exception as error:
             raise InputError(f"algorithm.place failed in environment '{self.name}': {one_line(error)}") from error
+
+
+def _same(one: Came, other: Came) -> bool:
+    return all(np.array_equal(np.array(a), np.array(b), equal_nan=True) for a, b in zip(one, other, strict=True))  # NaN has a message
 
 
 @dataclass

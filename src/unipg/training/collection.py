@@ -26,6 +26,8 @@ ACROSS_ROUNDS = ("tokens/", "verifier/")
 POLL_SECONDS = 0.2
 LAST_SECONDS = 5.0
 """How long the other process may take to end."""
+UNSENT = (pickle.PicklingError, AttributeError, TypeError)
+"""What pickling raises for things that cannot be."""
 
 
 @dataclass
@@ -72,6 +74,25 @@ def collect(algorithm: Algorithm, experience: Experience, policy: Policy, demand
     return Collected(batch, metrics | {"time/rollout": time.perf_counter() - began}, histograms, experience.trouble)
 
 
+def check_sent(*things: object) -> None:
+    """Refuses what cannot be sent to another process, and sends nothing."""
+    try:
+        pickle.Pickler(_Nowhere()).dump(things)
+    except UNSENT as error:
+        raise _unsent(error) from error
+
+
+class _Nowhere:
+    """A file that keeps nothing."""
+
+    def write(self, data: bytes) -> int:
+        return len(data)
+
+
+def _unsent(error: Exception) -> InputError:
+    return InputError(f"training.overlap: something here cannot be sent to another process: {one_line(error)}")
+
+
 class CollectionProcess:
     """Another process that collects while this one trains.
 
@@ -91,8 +112,8 @@ class CollectionProcess:
             work = (theirs, algorithm, experience, self.policy, str(device), torch.get_num_threads())
             self._process = context.Process(target=_serve, args=work, daemon=True)
             self._process.start()
-        except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise InputError(f"training.overlap: something here cannot be sent to another process: {one_line(error)}") from error
+        except UNSENT as error:
+            raise _unsent(error) from error
         theirs.close()
 
     @property

@@ -23,6 +23,7 @@ from unipg.estimator.parts import Neighbours, beyond_row, no_neighbours
 from unipg.estimator.policy_gradient import Record
 from unipg.files import write_file
 from unipg.policies.base import Policy
+from unipg.policies.spaces import kinds_with
 from unipg.policies.weights import all_finite, nonfinite
 from unipg.seeding import generator, seed_torch
 from unipg.training.diagnostics import UpdateDiagnostics
@@ -116,12 +117,14 @@ class Learning:
     def _check_direction(self) -> None:
         """Refuses a policy, or an objective, that its direction can make nothing of."""
         policy, direction, who = self.policy, self.direction, f"algorithm '{self.algorithm.name}'"
-        kind = type(policy).__name__
         if direction.reads_kl and not policy.has_kl:
-            raise InputError(f"{who} needs the exact KL of two policies, which {kind} does not offer; accepted: a controller that draws")
+            raise InputError(
+                f"{who} needs the exact KL of two policies, which {policy.called} does not offer; accepted: controller.kind "
+                f"{kinds_with('has_kl')}, or actions that can be counted"
+            )
         if direction.reads_hessian:
             if not policy.twice_differentiable:
-                raise InputError(f"{who} needs second derivatives, which {kind} does not offer; accepted: a controller")
+                raise InputError(f"{who} needs second derivatives, which {policy.called} does not offer; accepted: a controller")
             for name, term in self.objective.named():
                 if not isinstance(term, PolicyGradient) or term.likelihood.substitutes:
                     raise InputError(
@@ -363,7 +366,8 @@ class Learning:
         records = self.diagnostics.records if self.diagnostics.recording else None
         value = self._trains(planned, critic=True)
         critic_alone = value and not self._trains(planned, critic=False)
-        entropy = self.objective.reads_entropy or place[1] < self.training.minibatches  # to be shown: of the first pass
+        # to be shown: of the first pass, where it can be had
+        entropy = self.objective.reads_entropy or (self.policy.has_entropy and place[1] < self.training.minibatches)
         for piece in self.pieces(planned):
             now = self.policy.evaluate(piece, entropy=entropy, value=value, readings=self.objective.readings)
             counted = replace(now.detach(), value=now.value, values=now.values) if critic_alone else now

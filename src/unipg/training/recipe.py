@@ -189,6 +189,12 @@ class Recipe(CheckedArguments):
         # its parts check their own settings
         algorithm.terms(Setting(self.rollouts.max_new_tokens, acts=self.environment is not None))
         self._check_replay(algorithm)
+        if self.environment is not None:
+            self._check_rows(algorithm)
+            if algorithm.vines is not None:
+                self.environment.check_vines()
+            elif self.training.overlap:
+                self.environment.check_ahead()
         most = self.training.prompts * max(1, algorithm.rollouts if algorithm.uses_rollouts else 0)
         if self.environment is not None:
             most = self.environment.count * self.environment.steps
@@ -210,6 +216,22 @@ class Recipe(CheckedArguments):
             self.environment.check_kept(f"algorithm '{algorithm.name}'")
             (self.replay or ReplayRecipe()).settled(algorithm.replay)
             check_once(self.training)
+
+    def _check_rows(self, algorithm: Algorithm) -> None:
+        """Refuses optimiser steps that may have fewer rows than a term compares: as many as environments, if no episode ends."""
+        assert self.environment is not None
+        count = self.environment.count
+        for learner in algorithm.learned(Setting(acts=True)):
+            parts = learner.minibatches or self.training.minibatches
+            least = max(term.least_rows for term in learner.terms.terms)
+            if least > 1 and count < least * parts:
+                critic = getattr(algorithm, "critic", None)
+                who = f"algorithm '{algorithm.name}'" if critic is None else f"algorithm.critic.kind '{critic}'"
+                raise InputError(
+                    f"environment.count is {count} and training.minibatches {parts}, so that an optimiser step may have no more than "
+                    f"{count // parts} of the {least} rows that {who} compares; accepted: environment.count of at least {least * parts}, "
+                    "or fewer minibatches"
+                )
 
     def _rows(self, algorithm: Algorithm) -> int | None:
         """Most rows of an iteration, where the recipe says how many."""

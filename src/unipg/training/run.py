@@ -100,6 +100,21 @@ def run_recipe(
         collects = algorithm.replays and (recipe.dataset is None or recipe.replay is not None)
         if collects and not goes_on and isinstance(policy, ActorCritic) and isinstance(experience, EnvironmentRollouts):
             ring_of(recipe.replay or ReplayRecipe(), folder, policy, experience, recipe.training).check_room()
+        trainer = Trainer(
+            algorithm,
+            policy,
+            experience,
+            folder=folder,
+            training=recipe.training,
+            optimizer=recipe.optimizer,
+            anchor=_anchor(recipe, algorithm, policy, experience),
+            seed=recipe.seed,
+            observer=observer,
+            workers=workers,
+            identity=recipe.identity(),
+            replay=recipe.replay,
+            dataset=recipe.dataset,
+        )
         if workers.leads:
             _make_folder(folder)
             stack.enter_context(locked(folder))
@@ -109,25 +124,10 @@ def run_recipe(
         record = RunRecord(folder, recipe, algorithm, policy, command, device, continues=goes_on, writes=workers.leads)
         if not goes_on:  # whatever fails from here on leaves a folder in which the run can be started again
             stack.enter_context(record.kept())
-        anchor = _anchor(recipe, algorithm, policy, experience, folder, workers, observer)
-        names, project = recipe.logging.trackers, recipe.logging.project
-        tracker = Tracker(folder, names, project=project, config=recipe.as_dict()) if workers.leads else None
-        trainer = Trainer(
-            algorithm,
-            policy,
-            experience,
-            folder=folder,
-            training=recipe.training,
-            optimizer=recipe.optimizer,
-            anchor=anchor,
-            seed=recipe.seed,
-            tracker=tracker,
-            observer=observer,
-            workers=workers,
-            identity=recipe.identity(),
-            replay=recipe.replay,
-            dataset=recipe.dataset,
-        )
+        _ask_anchor(recipe, trainer)
+        if workers.leads:
+            names, project = recipe.logging.trackers, recipe.logging.project
+            trainer.tracker = Tracker(folder, names, project=project, config=recipe.as_dict())
         used = None if trainer.learner.direction.owns_step else trainer.learner.recipe.rate
         record.content["learning_rate"] = {"used": used, "asked": asked}
         if goes_on:
@@ -135,10 +135,10 @@ def run_recipe(
         record.follow(trainer)
         if goes_on:
             stack.enter_context(record.kept())
-        if tracker is not None:
+        if trainer.tracker is not None:
             write_file(folder / "recipe.yaml", recipe.as_yaml(), untouched)
             if again:  # what a run that was killed before its first checkpoint has written
-                tracker.rewind(0, -1)
+                trainer.tracker.rewind(0, -1)
                 for measured in (BEST, EVALUATED):
                     shutil.rmtree(folder / measured, ignore_errors=True)
             if not goes_on and recipe.policy is not None and recipe.policy.scratch is not None:
@@ -302,35 +302,35 @@ def _setting(experience: Experience) -> Any:
     return Setting(experience.max_new_tokens, acts=not experience.has_prompts)
 
 
-def _anchor(
-    recipe: Recipe, algorithm: Algorithm, policy: Policy, experience: Experience, folder: Path, workers: Workers, observer: Observer
-) -> Policy | None:
-    """The frozen policy that a KL is measured against, where the algorithm has any.
-
-    Where it is asked about given completions alone, they are asked once, and the policy itself is not kept.
-    """
+def _anchor(recipe: Recipe, algorithm: Algorithm, policy: Policy, experience: Experience) -> Policy | None:
+    """The frozen policy that a KL is measured against, where the algorithm has any."""
     reads = algorithm.terms(_setting(experience)).reads | algorithm.reads
     if "anchor_log_prob" not in reads:
         return None
     if recipe.policy is None or not isinstance(policy, CausalLanguageModel):
         raise InputError(f"algorithm '{algorithm.name}' with a KL penalty needs an anchor, which only language recipes have")
-    anchor = recipe.policy.build_anchor(policy)
-    fixed = algorithm.sources() == (Source.PREFERENCE,)
-    if not fixed or not isinstance(experience, PromptRollouts):
-        return anchor
-    cache = Path(recipe.anchor_cache) if recipe.anchor_cache else folder
+    return recipe.policy.build_anchor(policy)
+
+
+def _ask_anchor(recipe: Recipe, trainer: Trainer) -> None:
+    """Where an anchor is asked about given completions alone, they are asked once, and the policy itself is not kept."""
+    anchor, experience, folder = trainer.anchor, trainer.experience, trainer.folder
+    if anchor is None or trainer.algorithm.sources() != (Source.PREFERENCE,) or not isinstance(experience, PromptRollouts):
+        return
+    policy, cache = trainer.policy, Path(recipe.anchor_cache) if recipe.anchor_cache else folder
+    assert isinstance(policy, CausalLanguageModel)
     total = sum(len(item.completions) for item in experience.task.items)
 
     def computed() -> AnchorCache:
         rows = experience.every_completion(policy)
-        return AnchorCache.of(anchor, rows, cache, total=total, progress=lambda done: observer.phase("anchor", done))
+        return AnchorCache.of(anchor, rows, cache, total=total, progress=lambda done: trainer.observer.phase("anchor", done))
 
-    if workers.leads:
+    if trainer.workers.leads:
         experience.keep_anchors(computed())
-    workers.wait()
-    if not workers.leads:
+    trainer.workers.wait()
+    if not trainer.workers.leads:
         experience.keep_anchors(computed())
-    return None
+    trainer.anchor = None
 
 
 def pick_device(name: str) -> torch.device:

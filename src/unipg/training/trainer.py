@@ -18,6 +18,7 @@ from unipg.estimator import Objective
 from unipg.estimator.policy_gradient import corrected
 from unipg.files import write_file, write_folder, writing
 from unipg.policies.base import Policy
+from unipg.policies.spaces import kinds_with
 from unipg.policies.weights import check_finite, fingerprint
 from unipg.rollouts.base import Experience, Interrupted
 from unipg.training.checkpoints import read_checkpoint, write_checkpoint
@@ -60,7 +61,8 @@ class Trainer:
         Trainer(GRPO(), policy, experience, folder=Path("runs/mine")).train()
 
     The folder receives metrics, checkpoints and the final model; see `Tracker` and `write_checkpoint`. While a run is at work no other may
-    write to it, and nothing in it is written over that is not this run's.
+    write to it, and nothing in it is written over that is not this run's. Making a trainer writes nothing: what a run cannot have is an
+    `InputError` before there is a folder.
     """
 
     def __init__(
@@ -86,11 +88,7 @@ class Trainer:
         self.folder, self.seed, self.identity = folder, seed, identity
         self.observer = observer if isinstance(observer, Observer) else Observers([] if observer is None else [observer])
         self.workers = workers or Workers()
-        self.tracker = tracker
-        if self.workers.leads:
-            with writing(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            self.tracker = tracker or Tracker(folder)
+        self.tracker = tracker or (Tracker(folder) if self.workers.leads else None)
         self.setting = Setting(experience.max_new_tokens, policy.counts_actions, policy.actions_per_step, not experience.has_prompts)
         self.learned = algorithm.learned(self.setting)
         if self.training.overlap:
@@ -160,6 +158,13 @@ class Trainer:
             raise InputError(f"{who} measures a KL and needs an anchor policy")
         if ("value" in reads or objective.reads_value) and not self.policy.has_value:
             raise InputError(f"{who} needs a critic: build the policy with one")
+        if (objective.reads_entropy or "old_entropy" in reads) and not self.policy.has_entropy:
+            weight = getattr(self.algorithm, "entropy", 0.0)
+            asks, without = (f"algorithm.entropy is {weight:g}", "0, or ") if weight else (f"{who} reads the policy's entropy", "")
+            raise InputError(
+                f"{asks}, but {self.policy.called} has none in closed form; accepted: {without}controller.kind "
+                f"{kinds_with('has_entropy')}, or actions that can be counted"
+            )
         if "value" in reads and optimizer.critic_learning_rate is not None and not self.policy.critic_parameters:
             raise InputError(
                 "optimizer.critic_learning_rate is set, but the critic is no model of its own; accepted: null, or a language policy whose "
@@ -234,7 +239,10 @@ class Trainer:
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Keeps other runs out of the folder."""
+        """Keeps other runs out of the folder, which is made where there is none."""
+        if self.workers.leads:
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         with locked(self.folder) if self.workers.leads else nullcontext():
             yield
 

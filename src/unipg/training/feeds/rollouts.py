@@ -19,7 +19,7 @@ from unipg.policies.base import Policy
 from unipg.policies.now import NOISE
 from unipg.rollouts.base import Demand
 from unipg.seeding import derived_seed, generator
-from unipg.training.collection import Collected, CollectionProcess, collect
+from unipg.training.collection import Collected, CollectionProcess, check_sent, collect
 from unipg.training.diagnostics import value_metrics
 from unipg.training.feeds.base import Feed
 from unipg.training.learner import Learning
@@ -50,6 +50,10 @@ class Rollouts(Feed):
         self.unlearned: Trajectories | None = None  # what samplers have yet to learn from, while a batch is collected ahead
         self._schedules: dict[tuple[str, ...], list[tuple[Learning, int, int, int]]] = {}
         self._check_passes()
+        run.experience.check(run.policy, self.demand(0))
+        if run.training.overlap:
+            run.experience.check_ahead()
+            check_sent(run.algorithm, run.experience)
 
     def _check_passes(self) -> None:
         """Refuses numbers of passes that nobody reads, or that a direction cannot make."""
