@@ -8,7 +8,7 @@ import os
 import pkgutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from unipg.errors import InputError, nearest, one_line
@@ -63,11 +63,14 @@ def check_named(spec: str, what: str) -> None:
         )
 
 
-def callable_named(spec: str, what: str, *, classes: bool = False) -> Callable[..., Any]:
+def callable_named(
+    spec: str, what: str, *, classes: bool = False, names: Iterable[str] = (), fits: Callable[[Any], bool] = callable
+) -> Callable[..., Any]:
     """The callable that `package.module:function` or `package.module.function` names; modules of the current folder are found too.
 
-    `what` says in errors what it is for. Errors: `InputError` with the nearest names for an unknown module or attribute, for a module that
-    fails while it is imported, for a class (but with `classes`), and for what cannot be called.
+    `what` says in errors what it is for; `names`: what is accepted beside such a path; `fits`: which of a module's attributes are offered.
+    Errors: `InputError` with the nearest names for an unknown name, module or attribute, for a module that fails while it is imported, for
+    a class (but with `classes`), and for what cannot be called.
     """
     check_named(spec, what)
     if isinstance(spec, Live):
@@ -75,11 +78,11 @@ def callable_named(spec: str, what: str, *, classes: bool = False) -> Callable[.
         return live
     module_name, _, path = spec.partition(":") if ":" in spec else spec.rpartition(".")
     if not module_name or not path:
-        raise InputError(f"unknown {what} {spec!r}; accepted: package.module:function")
+        raise InputError(f"unknown {what} {spec!r}; {nearest(spec, [*names, 'package.module:function'])}")
     found: Any = module_named(module_name, f"{what} {spec!r}")
     for part in path.split("."):
         if not hasattr(found, part):
-            public = [name for name in dir(found) if not name.startswith("_") and callable(getattr(found, name))]
+            public = [name for name in dir(found) if not name.startswith("_") and fits(getattr(found, name))]
             raise InputError(f"{what} {spec!r}: '{module_name}' has no '{part}'; {nearest(part, public)}")
         found = getattr(found, part)
     if (isinstance(found, type) and not classes) or not callable(found):

@@ -340,8 +340,23 @@ def test_configurations_are_a_few_seeds() -> None:
         (PolychromicPPO, {"vine_count": 4}, "fewer than the 4"),
         (PolychromicPPO, {"vine_states": 0}, "vine_states is 0"),
         (PolychromicPPO, {"shared_steps": -1}, "shared_steps is -1"),
-        (PolychromicPPO, {"signature": "sets"}, "algorithm.signature"),
+        (
+            PolychromicPPO,
+            {"signature": "sets"},
+            "unknown algorithm.signature 'sets'; did you mean 'set' .*accepted: last, package.module:fun",
+        ),
         (PolychromicPPO, {"place": "no.such:thing"}, "algorithm.place"),
+        (PolychromicPPO, {"place": "obs"}, "unknown algorithm.place 'obs'; accepted: auto, package.module:function"),
+        (
+            PolychromicPPO,
+            {"diversity": "fractoin"},
+            "unknown algorithm.diversity 'fractoin'; did you mean 'fraction'. accepted: fraction, none,",
+        ),
+        (
+            Polychromic,
+            {"diversity": "fractoin"},
+            "unknown algorithm.diversity 'fractoin'; did you mean 'fraction'. accepted: fraction, none,",
+        ),
         (PolychromicPPO, {"gamma": 1.5}, "gamma is 1.5"),
     ],
 )
@@ -373,6 +388,18 @@ def too_large(signatures: list[int]) -> float:
 
 def unhashable(places: list[object]) -> list[object]:
     return places
+
+
+def as_array(environment: gymnasium.Env, info: dict) -> np.ndarray:
+    return np.zeros(2)
+
+
+class Placed(gymnasium.Wrapper):
+    """Tells places that cannot be compared."""
+
+    def reset(self, **given):
+        observation, info = self.env.reset(**given)
+        return observation, {**info, "place": np.zeros(2)}
 
 
 class Forgetful(gymnasium.Wrapper):
@@ -422,6 +449,10 @@ def test_vines_need_environments_that_come_back() -> None:
         collected(signature=f"{__name__}:unhashable")
     with pytest.raises(InputError, match=r"algorithm\.place failed"):
         collected(place=f"{__name__}:too_large")
+    with pytest.raises(InputError, match=r"algorithm\.place is array\(\[.*accepted: a hashable value, such as a number, text or a tuple"):
+        collected(place=f"{__name__}:as_array")
+    with pytest.raises(InputError, match=r"info\['place'\] is array\(\[.*accepted: a hashable value"):
+        collected(wrappers=[f"{__name__}.Placed"])
     with pytest.raises(InputError, match="scored by rewards as they are"):
         EnvironmentRecipe(ROOMS, 2, 8, normalize_rewards=True).build(0).collect(
             ActorCriticRecipe().build(gymnasium.spaces.Discrete(121), gymnasium.spaces.Discrete(4), 0), Demand(0, vines=Vines())

@@ -237,7 +237,7 @@ def test_a_recipe_may_start_from_a_saved_model(tmp_path: Path) -> None:
         ({"log_std": -1.0}, {}, r"controller\.log_std is -1\.0, but that of the model"),
         ({"normalize_observations": True}, {}, r"controller\.normalize_observations is True, but that of the model"),
         ({}, {"normalized": True}, r"wrapped by NormalizeObservation, but the model in '.*' keeps no statistics"),
-        ({}, {"action_space": spaces.Discrete(5)}, r"gives DiscreteActions\(n=4, .*but the environment has \[3\] and DiscreteActions\(n=5"),
+        ({}, {"action_space": spaces.Discrete(5)}, r"gives discrete actions \(n 4, .*environment has \[3\] and discrete actions \(n 5"),
         ({"model": "nowhere"}, {}, r"controller\.model 'nowhere' is no folder"),
         ({"model": "."}, {}, r"holds no config\.json"),
     ],

@@ -99,6 +99,7 @@ def test_a_resumed_run_continues_bit_for_bit() -> None:
     ("wrappers", "message"),
     [
         (["gymnasium.wrappers.FlatenObservation"], r"wrappers\[0\] 'gymnasium.wrappers.FlatenObservation': .* did you mean 'FlattenObs"),
+        (["unipg.environments.timed.TimeStp"], r"has no 'TimeStp'; did you mean 'TimeStep'\? accepted: TimeStep$"),
         (["nonsense.Thing"], r"environment\.wrappers\[0\] 'nonsense.Thing': there is no module 'nonsense'"),
         ([f"{HERE}.Plus", {"path": f"{HERE}.Doubled", "facter": 1}], r"^environment\.wrappers\[1\]\.facter: .* did you mean 'factor'\?"),
         ([f"{HERE}.fails"], r"wrappers\[0\]: '.*fails' cannot be put around the environment: RuntimeError: no$"),

@@ -95,6 +95,10 @@ def test_the_others_tell_theirs(tmp_path) -> None:
             r"environment 'unipg.environments:unipg/FourRooms-v0' cannot be saved and restored \(.*generator",
         ),
         (
+            {"algorithm": {"name": "polychromic_ppo", "place": f"{__name__}:nowhere"}, "environment": ROOMS},
+            r"algorithm.place is array\(\[0., 0.\]\) in environment .*, which cannot be told from other places; accepted: a hashable value",
+        ),
+        (
             {"algorithm": "polychromic_ppo", "environment": ROOMS, "training": {"iterations": 1, "epochs": 2}},
             "training.epochs is 2, but algorithm 'polychromic_ppo' says itself how often its learners use a batch",
         ),
@@ -129,6 +133,10 @@ def test_a_trainer_that_is_made_has_written_nothing(tmp_path) -> None:
     assert not (tmp_path / "run").exists()
     made.train()
     assert (tmp_path / "run" / "model").is_dir()
+
+
+def nowhere(environment: gymnasium.Env, info: dict) -> np.ndarray:
+    return np.zeros(2)
 
 
 class Forgetful(gymnasium.Wrapper):

@@ -123,7 +123,7 @@ def test_the_command_names_its_own_options(run: Path, options: list[str], messag
 def test_another_environment_is_named(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("algorithm: ppo\nenvironment: {id: Pendulum-v1}\n", encoding="utf-8")
-    with pytest.raises(InputError, match=r"reads observations \[4\] and gives Discrete.*but the environment has \[3\] and Box"):
+    with pytest.raises(InputError, match=r"reads observations \[4\] and gives discrete actions \(n 2, .*has \[3\] and gaussian actions \("):
         evaluate_model(str(run), recipe=str(other))
 
 

@@ -66,7 +66,7 @@ class ScoresSets:
                 f"algorithm.sets is null, but {self.members} rollouts have {count:,} sets of {self.set_size}; accepted: a number of sets"
             )
         if self.diversity not in DIVERSITIES:
-            callable_named(self.diversity, f"algorithm.diversity (one of {', '.join(DIVERSITIES)}, or a function)")
+            callable_named(self.diversity, "algorithm.diversity", names=DIVERSITIES)
         if not (math.isfinite(self.reward_low) and math.isfinite(self.reward_high) and self.reward_low < self.reward_high):
             raise InputError(
                 f"algorithm.reward_low is {self.reward_low} and reward_high {self.reward_high}; accepted: finite numbers, the first smaller"

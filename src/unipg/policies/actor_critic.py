@@ -44,7 +44,7 @@ from unipg.policies.mixtures import COMPONENTS, Evaluated, MixtureActions
 from unipg.policies.named import ACTOR, CORRECTION, DECODER, ROUTER, VALUES, NamedNetworks, build_networks
 from unipg.policies.normalization import RunningNormalizer
 from unipg.policies.now import CRITIC
-from unipg.policies.spaces import actions_from, actions_of, described
+from unipg.policies.spaces import actions_from, actions_of, described, told
 from unipg.policies.transforms import correcting, decoding
 from unipg.policies.weights import nonfinite
 from unipg.seeding import generator
@@ -835,8 +835,8 @@ class ActorCriticRecipe(CheckedArguments):
         actions = actions_of(space, kind, **same)
         if not alike(policy.observation, observation) or policy.actions != actions:
             raise InputError(
-                f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {policy.actions}, but the "
-                f"environment has {_shown(observation)} and {actions}"
+                f"the controller in '{folder}' reads observations {_shown(policy.observation)} and gives {told(policy.actions)}, but the "
+                f"environment has {_shown(observation)} and {told(actions)}; accepted: a model of the same spaces, and its controller.kind"
             )
         if heads is not None and policy.has_value and policy.heads != heads:
             raise InputError(

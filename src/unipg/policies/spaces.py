@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from unipg.errors import InputError, nearest
+from unipg.errors import InputError, nearest, shown
 from unipg.policies.actions import (
     Actions,
     BoundedActions,
@@ -104,6 +104,17 @@ def described(actions: Actions) -> dict[str, Any]:
         if side in values:
             values[side] = [b if math.isfinite(b) else None for b in values[side]]
     return {"type": actions.type, **values}
+
+
+def told(actions: Actions) -> str:
+    """In words, for messages: its kind, and all that tells it from others of that kind. Bounds that are the same everywhere come once."""
+    values = described(actions)
+    kind = "gaussian" if values.pop("type") == BoxActions.type else actions.type.replace("_", " ")
+    for name, value in values.items():
+        if name in ("low", "high", "start", "counts") and isinstance(value, list) and len(set(value)) == 1:
+            values[name] = value[0]
+    each = (f"{name} {value if isinstance(value, str) else 'none' if value is None else shown(value)}" for name, value in values.items())
+    return f"{kind} actions ({', '.join(each)})"
 
 
 def actions_from(type: str, **values: Any) -> Actions:

@@ -26,7 +26,8 @@ class Vines:
     count: int = 8
     """Ways on from each of these states, to the end of the episode."""
     place: str = "auto"
-    """What a step counts as: `package.module:function` of (environment, info); auto: `info["place"]`, else the observation."""
+    """What a step counts as, a hashable value: `package.module:function` of (environment, info); auto: `info["place"]`, else the
+    observation."""
     signature: str = "set"
     """What of its places tells a way on from others: set, sequence, last, or `package.module:function` of their list. `set` and
     `sequence` leave out places that are None."""

@@ -344,7 +344,7 @@ class EnvironmentRollouts(Experience):
             return
         vineyard = self._vines()
         try:
-            vineyard.check(_controller(policy, self.recipe.id, self.normalized))
+            vineyard.check(_controller(policy, self.recipe.id, self.normalized), demand.vines)
         except (Exception, SystemExit) as error:
             blame(error, self.recipe.id, "when it was tried whether it can be saved and restored")
             raise

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from unipg.errors import InputError, one_line
+from unipg.errors import InputError, one_line, shown
 from unipg.loading import callable_named
 from unipg.policies.actor_critic import Controller
 from unipg.rollouts.base import Demand, Vines
@@ -99,29 +99,35 @@ class Vineyard:
 
         self.copies = Copies(fresh)
 
-    def check(self, policy: Controller) -> None:
+    def check(self, policy: Controller, vines: Vines) -> None:
         """Plays a new environment from where it was saved, and again from there with the same actions: the same must come of each step.
 
-        Errors: `InputError` where it cannot be saved, or something else does: its steps then depend on more than itself.
+        Errors: `InputError` where it cannot be saved, where something else comes, so that its steps depend on more than itself, and for
+        places that cannot be had.
         """
-        environment = self._new()
-        environment.reset(seed=0)
+        environment, place = self._new(), _place_named(vines.place)
+        observation, info = environment.reset(seed=0)
+        self._place(place, environment, policy.flatten_one(observation), info)
         saved = self._saved(environment)
         space = copy.deepcopy(environment.action_space)  # whose random numbers may be the environment's
         space.seed(0)
         actions = [space.sample() for _ in range(min(TRIED, self.limit))]
-        first = self._tried(environment, actions, policy)
+        first = self._tried(environment, actions, policy, lambda seen, info: self._place(place, environment, seen, info))
         again = self._back(saved)
         if not all(map(_same, first, self._tried(again, actions, policy))):
             raise self._unrestorable(f"the same {len(first)} actions {ELSEWHERE}")
         self.copies.done([again])
 
-    def _tried(self, environment: Any, actions: Sequence[Any], policy: Controller) -> list[Came]:
-        """What came of each action, as far as an end."""
+    def _tried(
+        self, environment: Any, actions: Sequence[Any], policy: Controller, tell: Callable[[np.ndarray, dict[str, Any]], Any] | None = None
+    ) -> list[Came]:
+        """What came of each action, as far as an end. `tell` is given the observation and the info after each."""
         found: list[Came] = []
         for action in actions:
-            observation, reward, terminated, truncated, _ = environment.step(action)
+            observation, reward, terminated, truncated, info = environment.step(action)
             found.append((policy.flatten_one(observation).copy(), number(reward), bool(terminated), bool(truncated)))
+            if tell is not None:
+                tell(found[-1][0], info)
             if terminated or truncated:
                 break
         return found
@@ -141,7 +147,7 @@ class Vineyard:
             observation, info = environment.reset(seed=derived_seed(seed, *named("episode"), index) % _SEEDS)
             starts.append(_Row(environment, np.empty(0), 0, index, False))
             self._see(starts[-1], observation, policy)
-            starts[-1].places.append(self._place(place, starts[-1], info))
+            starts[-1].places.append(self._place(place, environment, starts[-1].observation, info))
         saved = [self._saved(row.environment) for row in starts] if vines.states else []
         self._play(starts, policy, generator(demand.seed, *named("act")), place, stop)
         grown: list[_Row] = []
@@ -158,7 +164,7 @@ class Vineyard:
                     grown.append(row)
         self._play(grown, policy, generator(demand.seed, *named("act vines")), place, stop)
         self.copies.done(row.environment for row in grown)
-        signature = SIGNATURES.get(vines.signature) or callable_named(vines.signature, "algorithm.signature")
+        signature = _signature_named(vines.signature)
         found = _signatures(grown, signature, vines.signature)
         numbers: dict[Hashable, int] = {}
         numbered = [numbers.setdefault(value, len(numbers)) for value in found]
@@ -212,7 +218,7 @@ class Vineyard:
                 if not math.isfinite(row.rewards[-1]):
                     raise not_finite(self.name, "reward", row.rewards[-1], row.where)
                 self._see(row, following, policy)
-                row.places.append(self._place(place, row, info))
+                row.places.append(self._place(place, row.environment, row.observation, info))
             going = [row for row in going if not row.ended and row.began + len(row) < self.limit]
 
     def _see(self, row: _Row, observation: Any, policy: Controller) -> None:
@@ -223,13 +229,22 @@ class Vineyard:
             raise not_finite(self.name, "observation", row.observation, row.where)
         check_counts(policy, self.name, row.observation, None, lambda: row.where)
 
-    def _place(self, place: Any, row: _Row, info: dict[str, Any]) -> Any:
-        if place is None:
-            return info[PLACE] if PLACE in info else row.observation.tobytes()
+    def _place(self, place: Any, environment: Any, observation: np.ndarray, info: dict[str, Any]) -> Any:
+        if place is None and PLACE not in info:
+            return observation.tobytes()
         try:
-            return place(row.environment, info)
+            found = info[PLACE] if place is None else place(environment, info)
         except Exception as error:
             raise InputError(f"algorithm.place failed in environment '{self.name}': {one_line(error)}") from error
+        try:
+            hash(found)
+        except TypeError as error:
+            who = f"info['{PLACE}']" if place is None else "algorithm.place"
+            raise InputError(
+                f"{who} is {shown(found)} in environment '{self.name}', which cannot be told from other places; accepted: a hashable "
+                "value, such as a number, text or a tuple of them"
+            ) from error
+        return found
 
 
 def _same(one: Came, other: Came) -> bool:
@@ -289,7 +304,11 @@ class Grown:
 
 
 def _place_named(spec: str) -> Callable[..., Any] | None:
-    return None if spec == "auto" else callable_named(spec, "algorithm.place")
+    return None if spec == "auto" else callable_named(spec, "algorithm.place", names=["auto"])
+
+
+def _signature_named(spec: str) -> Callable[[list[Any]], Hashable]:
+    return SIGNATURES.get(spec) or callable_named(spec, "algorithm.signature", names=SIGNATURES)
 
 
 def _signatures(rows: Sequence[_Row], signature: Callable[[list[Any]], Hashable], name: str) -> list[Hashable]:
@@ -325,5 +344,4 @@ def _label(value: Any) -> str:
 def check_signature(vines: Vines) -> None:
     """Refuses names of functions that do not exist."""
     _place_named(vines.place)
-    if vines.signature not in SIGNATURES:
-        callable_named(vines.signature, "algorithm.signature")
+    _signature_named(vines.signature)

@@ -46,7 +46,14 @@ class Wrap:
 
     @property
     def wrapper(self) -> Callable[..., Any]:
-        return callable_named(self.path, self.place, classes=True)
+        return callable_named(self.path, self.place, classes=True, fits=self._offered)
+
+    def _offered(self, thing: Any) -> bool:
+        """Whether it is a wrapper that its module defines, and has not only imported."""
+        import gymnasium
+
+        home = self.path.replace(":", ".").rpartition(".")[0]
+        return isinstance(thing, type) and issubclass(thing, gymnasium.Wrapper) and f"{thing.__module__}.".startswith(f"{home}.")
 
     def __call__(self, environment: gymnasium.Env) -> gymnasium.Env:
         """Errors: `InputError` for an argument that does not exist, a wrapper that fails, and one that makes no environment."""

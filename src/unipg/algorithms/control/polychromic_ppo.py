@@ -57,7 +57,7 @@ class PolychromicPPO(ScoresSets, Algorithm):
     vine_states: int = setting(2, "p: states of each episode that vines begin at", "arXiv 2509.25424")
     shared_steps: int = setting(5, "W: a set's advantage holds on the first W + 1 steps of its vines", "arXiv 2509.25424")
     place: str = setting(
-        "auto", "what a step counts as: package.module:function of (environment, info); auto: info['place'], else observation"
+        "auto", "what a step counts as, hashable: package.module:function of (environment, info); auto: info['place'], else observation"
     )
     signature: str = setting(
         "set", "what of its places tells a vine from others: set, sequence, last; package.module:function of their list"
