@@ -9,6 +9,10 @@ from typing import ClassVar
 import torch
 
 from unipg.algorithms import Algorithm
+from unipg.algorithms.control.pmoe_sac import PMOESAC
+from unipg.algorithms.learners import Learner
+from unipg.critics import Expectation, Value
+from unipg.critics.mixtures import Components, Frequencies, Routed, Through
 from unipg.estimator import (
     Advantage,
     Aggregate,
@@ -25,6 +29,7 @@ from unipg.estimator import (
 )
 from unipg.estimator.advantages import spread
 from unipg.laws import trial
+from unipg.trajectories import Source
 
 SUM = SequenceMeanTokenSum()
 
@@ -271,6 +276,31 @@ class UpsideDown(Outcome):
         return -super().__call__(batch, now, planning)
 
 
+class Anew(Components):
+    """Does not say that it asks who is best, so that nobody decides it before the batch is cut."""
+
+    ranks = Expectation.ranks
+
+
+class CountsAnew(Frequencies):
+    """The same of the router's loss."""
+
+    ranks = frozenset()
+
+
+@dataclass(frozen=True)
+class WinnersOfEachLearner(PMOESAC):
+    """Each learner finds its own winners in the micro-batches that it sees, after the steps of those before it."""
+
+    def actions(self, setting):
+        components = Anew(Value("q"))
+        return components, Routed(), Through(components)
+
+    def learners(self, setting):
+        _, *others = super().learners(setting)
+        return (Learner("router", ("router",), CountsAnew(rows=(Source.REPLAY,), by=Value("q"), name="router")), *others)
+
+
 @dataclass(frozen=True)
 class Forgetful(Algorithm):
     """A running baseline that lives in the algorithm and not in the checkpoint."""
@@ -329,6 +359,7 @@ BROKEN: dict[str, tuple[str, str, Callable[[], Algorithm]]] = {
     "count of one worker": ("split", "workers instead of one", lambda: trial(OwnTokenCount())),
     "statistics of one worker": ("split", "workers instead of one", lambda: trial(OwnWhitening())),
     "random numbers while preparing": ("split", "prepared a second time", Dithered),
+    "winners of each learner": ("split", "all learners in turn", WinnersOfEachLearner),
     "NaN times mask": ("silence", "where the mask is 0", TimesMask),
     "step rewards of the environment": ("silence", "in step_reward where the mask is 0", WholeRow),
     "undetached advantage": ("exactness", "cosine", lambda: trial(Undetached(**PLAIN))),

@@ -21,7 +21,7 @@ from unipg.policies.actor_critic import ActorCritic, ActorCriticRecipe
 from unipg.policies.mixtures import MixtureActions, SquashedMixtureActions
 from unipg.policies.now import NOISE
 from unipg.rollouts.environments import EnvironmentRecipe, evaluate_controller
-from unipg.training import Trainer, TrainingRecipe
+from unipg.training import OptimizerRecipe, Trainer, TrainingRecipe
 from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.run import wanted_of
 
@@ -91,6 +91,33 @@ def test_one_component_is_soft_actor_critic_to_the_bit(tmp_path, settings) -> No
         assert len(pmoe) == len(sac) + 2
         for name, expected in sac.items():
             assert torch.equal(pmoe[name.replace("actor.", "actor.network.", 1)], expected), name
+
+
+@pytest.mark.parametrize("settings", [{}, {"update": "all"}, {"entropy": "mixture"}, {"update": "all", "entropy": "mixture"}])
+def test_how_a_batch_is_cut_changes_nothing(settings, tmp_path) -> None:
+    """Winners, and the router that a mixture's density reads, are the same for all learners however small a micro-batch is."""
+    plain = {"kind": "sgd", "learning_rate": 0.1, "clip_norm": None}  # Adam's steps are no smaller where gradients are nothing but rounding
+
+    def weights(tokens: int) -> dict[str, Tensor]:
+        experience = EnvironmentRecipe("Pendulum-v1", 2, 20).build(3)
+        spaces = experience.observation_space, experience.action_space
+        made = ActorCriticRecipe(hidden=[16]).build(*spaces, 3, wanted=wanted_of(PMOESAC(**settings)))
+        run = Trainer(
+            PMOESAC(**settings),
+            made,
+            experience,
+            folder=tmp_path / str(tokens),
+            training=TrainingRecipe(iterations=1, micro_batch_tokens=tokens),
+            optimizer=OptimizerRecipe(learners=dict.fromkeys(("router", "temperature", "critic", "policy"), plain)),
+            replay=ReplayRecipe(batch=32, warmup=36, updates_per_step=1.0),
+            seed=3,
+        )
+        run.train()
+        assert run.step == 4
+        return made.module.state_dict()
+
+    whole, cut = weights(16384), weights(7)
+    assert max(float((whole[name] - cut[name]).abs().max()) for name in whole) < 2e-5
 
 
 def test_the_router_of_one_component_has_nothing_to_learn() -> None:

@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 
 from unipg.critics.values import Expectation, Value
 from unipg.estimator.advantages import GAE, Planning
-from unipg.estimator.likelihoods import Substituted, Valued
+from unipg.estimator.likelihoods import Ranks, Substituted, Valued
 from unipg.estimator.parts import Joint, furthest
 from unipg.estimator.policy_gradient import Record, Term
 from unipg.shapes import Float
@@ -34,6 +34,9 @@ class Components(Expectation):
     by: Value
     update: Update = "max"
     mixture: bool = False
+
+    def ranks(self, at: str) -> Ranks:
+        return frozenset({(at, self.by)}) if self.update == "max" else frozenset()
 
     def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
         if self.update == "all":
@@ -60,6 +63,10 @@ class Through(Substituted):
     draws: ClassVar[bool] = True
     over: Expectation
 
+    @property
+    def ranks(self) -> Ranks:
+        return self.over.ranks("observation")
+
     def expected(self, value: Valued, now: Evaluation, at: str = "observation") -> Float[Tensor, "B T"]:
         return self.over(value, now, at)
 
@@ -82,6 +89,10 @@ class Frequencies(Term):
     @property
     def noise(self) -> frozenset[str]:
         return frozenset({"observation"})
+
+    @property
+    def ranks(self) -> Ranks:
+        return frozenset({("observation", self.by)})
 
     def symbol(self) -> str:
         return f"w → how often each component wins by {self.by.symbol()}"

@@ -11,7 +11,7 @@ from torch import Tensor
 from unipg.critics.values import Drawn, Expectation
 from unipg.errors import InputError
 from unipg.estimator.advantages import Advantage, Planning
-from unipg.estimator.likelihoods import STD_MAX, STD_MIN
+from unipg.estimator.likelihoods import STD_MAX, STD_MIN, Ranks
 from unipg.estimator.parts import Joint, Part, furthest
 from unipg.estimator.policy_gradient import Record, Term
 from unipg.shapes import Float
@@ -47,6 +47,11 @@ class Target(Part):
     @property
     def noise(self) -> frozenset[str]:
         """Observations at which it draws actions, by field."""
+        return frozenset()
+
+    @property
+    def ranks(self) -> Ranks:
+        """See `Term.ranks`."""
         return frozenset()
 
     def __call__(self, now: Evaluation, batch: Trajectories, planning: Planning) -> Tensor:
@@ -98,6 +103,10 @@ class Bootstrapped(Target):
         return self.over.noise("next_observation")
 
     @property
+    def ranks(self) -> Ranks:
+        return self.over.ranks("next_observation")
+
+    @property
     def reach(self) -> Joint:
         return furthest((super().reach, self.value.reach))
 
@@ -138,6 +147,10 @@ class Regression(Term):
     @property
     def noise(self) -> frozenset[str]:
         return self.target.noise
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.target.ranks
 
     @property
     def reach(self) -> Joint:
@@ -224,6 +237,10 @@ class TemperatureLoss(Term):
     @property
     def noise(self) -> frozenset[str]:
         return frozenset({"observation"}) if self.over.draws else frozenset()
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.over.ranks("observation")
 
     def symbol(self) -> str:
         return f"{self.of} by which the entropy → {self.target_entropy:g}"

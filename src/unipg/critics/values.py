@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unipg.errors import InputError
 from unipg.estimator.advantages import Advantage, Combination, Planning, generalized_advantage, rewards_per_step
-from unipg.estimator.likelihoods import Valued, nth
+from unipg.estimator.likelihoods import Ranks, Valued, nth
 from unipg.estimator.parts import Joint, Part
 from unipg.shapes import Float
 from unipg.trajectories import Evaluation, Trajectories
@@ -189,6 +189,10 @@ class Expectation(Part):
     def noise(self, at: str) -> frozenset[str]:
         """What planned noise it needs, at the named observations."""
         return frozenset({at}) if self.draws else frozenset()
+
+    def ranks(self, at: str) -> Ranks:
+        """See `Term.ranks`."""
+        return frozenset()
 
     def __call__(self, value: Valued, now: Evaluation, at: str) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)

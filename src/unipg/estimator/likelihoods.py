@@ -25,6 +25,10 @@ from unipg.trajectories import Evaluation, Trajectories
 
 POSITION_KEY = "position_key"
 """The planned tensor from which readings draw."""
+Valued = Callable[[Evaluation], Tensor]
+"""An advantage as a function of where it is looked at, [B,T], or [B,T,n] at a point with all n actions."""
+Ranks = frozenset[tuple[str, Callable[[Trajectories, Evaluation], Tensor]]]
+"""Observations by field, and the advantage by which a mixture's components compete there."""
 STD_MIN, STD_MAX = 1e-3, 10.0
 """Of latent actions, between which the standard deviation that a network gives is held (arXiv 2512.02581, released code)."""
 
@@ -201,16 +205,17 @@ class Likelihood(Part):
         return frozenset({"observation"}) if self.draws else frozenset()
 
     @property
+    def ranks(self) -> Ranks:
+        """See `Term.ranks`."""
+        return frozenset()
+
+    @property
     def readings(self) -> tuple[Reading, ...]:
         """What must be read off the next-token distributions."""
         return ()
 
     def __call__(self, now: Evaluation) -> Float[Tensor, "B T"]:
         raise NotImplementedError(type(self).__name__)
-
-
-Valued = Callable[[Evaluation], Tensor]
-"""An advantage as a function of where it is looked at, [B,T], or [B,T,n] at a point with all n actions."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.estimator.advantages import ROLLOUTS, Advantage, Planning
 from unipg.estimator.aggregation import Aggregate, TokenMean
-from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Pathwise, Reading, Stepwise, Substituted, position_keys
+from unipg.estimator.likelihoods import POSITION_KEY, Likelihood, Pathwise, Ranks, Reading, Stepwise, Substituted, position_keys
 from unipg.estimator.masks import Everything, Mask
 from unipg.estimator.parts import Joint, Part, Schedule, Weight, beyond_row, furthest, weight_at
 from unipg.estimator.references import Corrected, CurrentPolicy, Reference
@@ -151,6 +151,12 @@ class Term(Part):
     @property
     def noise(self) -> frozenset[str]:
         """Observations at which it draws actions, by field: they come with planned noise."""
+        return frozenset()
+
+    @property
+    def ranks(self) -> Ranks:
+        """Observations at which it asks which of a mixture's components is best, and by what. All learners of an update follow the same
+        winners, those of before its first step, however the batch is cut."""
         return frozenset()
 
     @property
@@ -291,6 +297,10 @@ class PolicyGradient(Term):
     @property
     def noise(self) -> frozenset[str]:
         return self.likelihood.noise | self.advantage.noise
+
+    @property
+    def ranks(self) -> Ranks:
+        return self.likelihood.ranks
 
     @property
     def reach(self) -> Joint:
@@ -441,6 +451,11 @@ class Objective:
     def noise(self) -> frozenset[str]:
         """Observations at which actions are drawn, by field."""
         return frozenset().union(*(t.noise for t in self.terms))
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """See `Term.ranks`."""
+        return frozenset().union(*(t.ranks for t in self.terms))
 
     @cached_property
     def is_settled(self) -> bool:

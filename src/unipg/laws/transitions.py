@@ -10,7 +10,7 @@ import copy
 import functools
 import math
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +32,12 @@ from unipg.policies.now import CRITIC, NOISE
 from unipg.replay import Pairs, Transitions
 from unipg.seeding import generator
 from unipg.training.feeds.dataset import DatasetRecipe
+from unipg.training.feeds.kept import winners
 from unipg.training.feeds.replay import ReplayRecipe
 from unipg.training.observer import Observer
 from unipg.training.optimization import OptimizerRecipe, TrainingRecipe
 from unipg.training.run import wanted_of
-from unipg.trajectories import Trajectories
+from unipg.trajectories import Evaluation, Trajectories
 
 if TYPE_CHECKING:
     pass
@@ -47,6 +48,10 @@ STEP = 1e-6
 """Of finite differences."""
 ROUGH = 1e-5
 """Largest relative difference to what finite differences and quadrature give."""
+RATE = 0.1
+"""Of steps on which more gradients depend."""
+CUTS = (torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5]))
+"""Rows of the micro-batches that are tried."""
 NODES, FAR = 141, 9.0
 """Of the quadrature over an action's noise, and how far it goes, in standard deviations."""
 SPOILED = ("action", "observation", "next_observation", "step_reward", "old_log_prob", "behaviour_log_prob", "value", "bootstrap_value")
@@ -201,13 +206,15 @@ def step(
     return _gradient(made, learner, planned(made, learner.terms, batch, as_steps=as_steps), cuts)
 
 
-def _gradient(made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None) -> Tensor:
-    """The same of a planned batch."""
+def _gradient(
+    made: ActorCritic, learner: Learner, batch: Trajectories, cuts: Iterable[Tensor] | None = None, now: Evaluation | None = None
+) -> Tensor:
+    """The same of a planned batch; `now`: the policy on all of it, where it is known."""
     objective, own = learner.terms, trained(made, learner)
     total, found = torch.zeros((), dtype=torch.float64), [torch.zeros_like(p) for p in own]
     for rows in cuts if cuts is not None else [torch.arange(len(batch))]:
-        piece = batch.select(rows)
-        loss = objective.loss(made.now(piece, objective.differentiates), piece, GIVEN)
+        piece = batch.select(rows) if now is None else batch
+        loss = objective.loss(made.now(piece, objective.differentiates) if now is None else now, piece, GIVEN)
         if loss.requires_grad:
             found = [a + b for a, b in zip(found, torch.autograd.grad(loss, own), strict=True)]
         total = total + loss.detach()
@@ -246,11 +253,36 @@ def on_learners(body: Law) -> Callable[..., None]:
     return law
 
 
+def split(algorithm: Algorithm, seed: int = 0) -> None:
+    """1. The gradient does not change with micro-batching, padding, row order, or steps as rows of their own where none looks at others.
+    Of rows that are kept, neither do the weights after a step of every learner in turn on the same ones."""
+    _split(algorithm, seed)
+    if algorithm.replays:
+        for case in cases_of(algorithm, seed):
+            last = case.learners()[-1]
+            _same(_updated(case), _updated(case, CUTS), "split: 2 micro-batches, all learners in turn", case.describe(last))
+
+
+def _updated(case: Rows, cuts: Sequence[Tensor] | None = None) -> Tensor:
+    """[P] the weights after a step of each learner; a batch that is not cut is shared by all of them, as in the loop."""
+    made, batch = case.policy(), case.batch()
+    every = Objective(tuple(term for learner in case.learners() for term in learner.terms.terms))
+    if cuts is not None:
+        batch = batch.with_planned(**winners(made, batch, every.ranks, cuts))
+    now = made.now(batch, every.differentiates) if cuts is None else None
+    for learner in case.learners():
+        own = trained(made, learner)
+        found = _gradient(made, learner, planned(made, learner.terms, batch), cuts, now)[1:]
+        with torch.no_grad():
+            for parameter, gradient in zip(own, found.split([p.numel() for p in own]), strict=True):
+                parameter.sub_(RATE * gradient.view_as(parameter))
+    return torch.cat([p.detach().flatten() for p in made.module.parameters()])
+
+
 @on_learners
-def split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
-    """1. The gradient does not change with micro-batching, padding, row order, or steps as rows of their own where none looks at others."""
+def _split(case: Rows, learner: Learner, made: ActorCritic, batch: Trajectories) -> None:
     whole, example = step(made, learner, batch), case.describe(learner)
-    _same(whole, step(made, learner, batch, [torch.tensor([0, 3]), torch.tensor([1, 2, 4, 5])]), "split: 2 micro-batches", example)
+    _same(whole, step(made, learner, batch, CUTS), "split: 2 micro-batches", example)
     _same(whole, step(made, learner, batch.select([5, 3, 0, 1, 4, 2])), "split: rows in another order", example)
     wide = torch.zeros(1, case.steps + 2, dtype=torch.bool)
     action = wide.long() if case.counted else wide.double().unsqueeze(-1).expand(1, case.steps + 2, case.size)

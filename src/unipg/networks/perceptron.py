@@ -150,10 +150,18 @@ class Routed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N,O+K]"""
+        return self.routed(*self.apart(x))
+
+    def apart(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[N,O] of the network, and what the router is given."""
         if self.reads == "input":
-            return torch.cat([self.network(x), self.router(x)], -1)
+            return self.network(x), x
         hidden, last = self.network.last_hidden(x), cast("nn.Linear", self.network.layers[-1])
-        return torch.cat([linear(hidden, last.weight, last.bias), self.router(hidden.detach())], -1)
+        return linear(hidden, last.weight, last.bias), hidden.detach()
+
+    def routed(self, output: Tensor, read: Tensor) -> Tensor:
+        """[N,O+K] with the router as it is."""
+        return torch.cat([output, self.router(read)], -1)
 
     def on_the_host(self, *, live: bool = False) -> HostFunction:
         """See `Perceptron.on_the_host`."""

@@ -14,9 +14,10 @@ from torch import Tensor
 from unipg.errors import InputError
 from unipg.estimator.likelihoods import gaussian_log_densities, gaussian_log_prob, log_slope_of_tanh
 from unipg.policies.actions import LOG_STD_MAX, LOG_STD_MIN, BoxActions, Kind, atanh, squashed_draw
-from unipg.policies.now import Elsewhere, Now
+from unipg.policies.now import WINNER, Elsewhere, Now
 
 if TYPE_CHECKING:
+    from unipg.networks.perceptron import Routed
     from unipg.trajectories import Evaluation
 
 Evaluated = Literal["best", "drawn"]
@@ -264,37 +265,47 @@ class MixtureNow(Now):
     def _mixture(self) -> MixtureActions:
         return cast("MixtureActions", self.policy.actions)
 
-    def _found(self, key: tuple[Any, ...], at: str, find: Callable[[Tensor, Tensor, Tensor | None], Any]) -> Any:
-        """What `find` makes of output, noise and log_std, once, with its graph where somebody in this step will differentiate it."""
+    def _found(self, key: tuple[Any, ...], at: str, routed: bool, find: Callable[[Tensor, Tensor, Tensor | None], Any]) -> Any:
+        """What `find` makes of output, noise and log_std, once, with its graph where somebody in this step will differentiate it. `routed`:
+        whether it looks at the router, so that a step of that counts."""
 
         def drawn() -> Any:
             output = self.output(at)
             return find(output, self.noise(at).to(output.dtype), self.policy.log_std)
 
-        return self.graphed((*key, at), at, drawn)
+        return self.graphed((*key, at), at, drawn, "actor", *(["router"] if routed else []))
 
     def output(self, at: str) -> Tensor:
-        """[N,…] of the actor at the named observations."""
-        found: Tensor = self.graphed(("output", at), at, lambda: self.policy.network("actor")(self.observed(at)))
+        """[N,…] of the actor at the named observations; a step of the router alone leaves what the components' network says."""
+        actor = cast("Routed", self.policy.network("actor"))
+
+        def routed() -> Tensor:
+            return actor.routed(*self.graphed(("apart", at), at, lambda: actor.apart(self.observed(at))))
+
+        found: Tensor = self.graphed(("output", at), at, routed, "actor", "router")
         return found
 
     def router(self, at: str) -> Tensor:
         return self.placed(self._mixture.logits(self.output(at)).log_softmax(-1))
 
     def components(self, at: str, mixture: bool = False) -> Evaluation:
-        found = self._found(("components", mixture), at, lambda output, noise, own: self._mixture.every(output, noise, own, mixture))
+        found = self._found(
+            ("components", mixture), at, mixture, lambda output, noise, own: self._mixture.every(output, noise, own, mixture)
+        )
         return AtComponents(self, at, (*found, self.output(at)))
 
     def component(self, at: str, index: Tensor | None = None, mixture: bool = False) -> Evaluation:
         def find(output: Tensor, noise: Tensor, own: Tensor | None) -> tuple[Tensor, Tensor]:
             return self._mixture.component(output, noise, own, None if index is None else self.flat(index), mixture)
 
-        found = self._found(("component", index is None, mixture), at, find)
+        found = self._found(("component", index is None, mixture), at, mixture or index is None, find)
         return AtComponents(self, at, (*found, self.output(at)))
 
     def winner(self, at: str, by: Callable[[Any, Evaluation], Tensor]) -> Tensor:
         if self._mixture.components == 1:
             return torch.zeros(self.shape, dtype=torch.long, device=self.batch.mask.device)
+        if (decided := self.batch.planned.get(WINNER.format(at))) is not None:
+            return decided
 
         def find() -> Tensor:
             with torch.no_grad():

@@ -30,6 +30,10 @@ NOISE = "noise/{}"
 network [B,T,K,A+1], see `Denoiser.noise`."""
 
 
+WINNER = "winner/{}"
+"""Planned [B,T] int64: the best of a mixture's components at the named observations, where that was decided before a batch was cut."""
+
+
 class Now(Evaluation):
     """An `Evaluation` whose parts are evaluated when somebody asks, at the actions that were taken.
 
@@ -236,13 +240,14 @@ class Now(Evaluation):
 
         return Elsewhere(self, at, self.once(("likeliest", at, of), (of,), find), of)
 
-    def graphed(self, key: tuple[Any, ...], at: str, find: Callable[[], Any], of: str = "actor") -> Any:
-        """`once`, of the network `of` at the named observations: with its graph if somebody in this step will differentiate that."""
+    def graphed(self, key: tuple[Any, ...], at: str, find: Callable[[], Any], of: str = "actor", *more: str) -> Any:
+        """`once`, of the network `of`, and `more`, at the named observations: with its graph if somebody in this step will differentiate
+        that."""
         graph = at in self.graphs and of == "actor"
         if graph == torch.is_grad_enabled():
-            return self.once(key, (of,), find)
+            return self.once(key, (of, *more), find)
         with torch.set_grad_enabled(graph):
-            return self.once(key, (of,), find)
+            return self.once(key, (of, *more), find)
 
     def noise(self, at: str) -> Tensor:
         """[N,…] what fresh actions at the named observations are drawn from, or what a denoising network is tried at."""

@@ -32,8 +32,7 @@ class PMOESAC(SAC):
     )
     deviations: ClassVar[tuple[str, ...]] = (
         "The temperature is stepped before critic and policy, which read the new one; the released code's critic reads that of before.",
-        "The policy follows the critics after their step, as in sac, but winners are those of before it, as in the released code; a batch "
-        "that is cut into micro-batches finds them anew for each learner.",
+        "The policy follows the critics after their step, as in sac, but winners are those of before it, as in the released code.",
         "The router is stepped first, by an optimiser of its own; the released code adds its loss to the policy's. One Adam or two: equal.",
         "Weights start as torch makes linear layers, so that K = 1 is sac; the released heads start in ±0.001.",
         "update: all is the mean over components; it is in the paper, not in the released code, and its weighting there is not known.",

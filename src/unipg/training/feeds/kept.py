@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +12,10 @@ from torch import Tensor
 from unipg.algorithms.learners import Learner
 from unipg.errors import InputError
 from unipg.estimator import Objective
+from unipg.estimator.likelihoods import Ranks
 from unipg.policies.actor_critic import ActorCritic
-from unipg.policies.now import NOISE
+from unipg.policies.named import NamedNetworks
+from unipg.policies.now import NOISE, WINNER
 from unipg.rollouts.environments import EnvironmentRollouts
 from unipg.seeding import generator
 from unipg.training.feeds.base import Feed
@@ -41,6 +43,17 @@ def check_once(training: TrainingRecipe) -> None:
 def chosen(numbers: np.ndarray, rows: int) -> Tensor:
     """[N] int64 of so many rows those that numbers [N] in [0, 1) decide."""
     return torch.from_numpy((numbers * rows).astype(np.int64))
+
+
+@torch.no_grad()
+def winners(policy: NamedNetworks, batch: Trajectories, ranks: Ranks, cuts: Iterable[Tensor]) -> dict[str, Tensor]:
+    """[B,T] the best components as the networks are now, planned, found in the given micro-batches."""
+    found = {WINNER.format(at): torch.zeros(batch.mask.shape, dtype=torch.long, device=batch.mask.device) for at, _ in ranks}
+    for index in cuts:
+        now = policy.now(batch.select(index))
+        for at, by in ranks:
+            found[WINNER.format(at)][index] = now.winner(at, by)
+    return found
 
 
 class Kept(Feed):
@@ -106,6 +119,10 @@ class Kept(Feed):
             rows = {name: tensor.to(self._device) for name, tensor in rows.items()}
         self.done += 1
         batch = self._template._with({**rows, "planned": planned})
+        return self._decided(self._ready(batch, planned))
+
+    def _ready(self, batch: Trajectories, planned: dict[str, Tensor]) -> Trajectories:
+        """The batch with the work on it as a whole."""
         if self._prepared is None or self._prepared[0] != self.run.iteration:
             self._prepared = self.run.iteration, self.objective, True
         iteration, objective, prepares = self._prepared
@@ -114,6 +131,12 @@ class Kept(Feed):
         prepared = objective.prepare(batch)
         self._prepared = iteration, objective, prepared.planned.keys() != planned.keys()
         return prepared
+
+    def _decided(self, batch: Trajectories) -> Trajectories:
+        """With what all learners of an update share where each of them sees the batch in micro-batches: which components are best."""
+        if not self._objective.ranks or batch.mask.numel() <= (budget := self.run.training.micro_batch_tokens):
+            return batch
+        return batch.with_planned(**winners(self.policy, batch, self._objective.ranks, self.policy.cuts(batch, budget)))
 
     def due(self, round: int, number: int) -> list[Learning]:
         update, iteration = self.done, self.run.iteration  # `draw` has counted it
