@@ -12,11 +12,12 @@ from unipg.algorithms import Setting, registered
 from unipg.algorithms.control.reinforce import Reinforce
 from unipg.algorithms.language.dapo import DAPO
 from unipg.algorithms.language.grpo import GRPO
+from unipg.algorithms.language.polychromic import Polychromic
 from unipg.algorithms.language.rloo import RLOO
 from unipg.lab import bandit, counting, problem_named
 from unipg.lab.gradients import Draw, Sampler, ascent_directions, kept, study_batches
 from unipg.lab.measures import measure, nearest_in_cone
-from unipg.lab.study import Conditions, adapted, claimed_objective, draw_for, examine, instances, run_study
+from unipg.lab.study import Conditions, adapted, claimed_objective, draw_for, examine, expected_score, instances, run_study
 from unipg.seeding import generator
 
 PROBLEM = counting()
@@ -178,6 +179,39 @@ def test_claimed_objectives() -> None:
     assert names["sft"] == names["dft"] == "likelihood"
     assert names["hpt"] == names["luffy"] == names["srft"] == "J_mu"
     assert names["ppo"] == names["grpo"] == "E[R]"
+    assert names["polychromic"] == "E[F]"
+    assert claimed_objective(Polychromic(kl=0.1), PROBLEM)[0] == "E[F] − KL"
+    assert claimed_objective(Polychromic(diversity="math:fsum"), PROBLEM)[0] == "E[R]"
+
+
+@pytest.mark.parametrize("diversity", ["fraction", "none_if_alike", "none"])
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("name", "sizes"), [("strings", (3, None)), ("tree", (2, 2))])  # a tree's actions do not tell where one slipped
+def test_the_expected_score_of_sets_is_the_sum_over_all_of_them(name, sizes, size, diversity) -> None:
+    problem = problem_named(name, 0, *sizes)
+    low, high = float(problem.rows.total_reward().min()) - 0.5, float(problem.rows.total_reward().max())
+    algorithm = Polychromic(set_size=size, diversity=diversity, reward_low=low, reward_high=high)
+    reward, p = (problem.rows.total_reward() - low) / (high - low), problem.probability().detach()
+    answers = algorithm.signatures(problem.rows)
+    expected = 0.0
+    for context in range(problem.contexts):
+        mine = (problem.context == context).nonzero().squeeze(-1).tolist()
+        for members in itertools.product(mine, repeat=size):
+            different = len({answers[row] for row in members})
+            d = {"fraction": different / size, "none_if_alike": (different - 1) / (size - 1), "none": 1.0}[diversity]
+            expected += float(p[list(members)].prod() * reward[list(members)].mean()) * d / problem.contexts
+    assert expected_score(algorithm, problem, problem.policy).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_sets_are_measured_against_their_own_score() -> None:
+    """Averages over tokens lean towards short answers, sums over them do not."""
+    plain = Polychromic(aggregate="sequence_mean_token_sum")
+    for algorithm in (plain, dataclasses.replace(plain, set_size=3, diversity="none_if_alike")):
+        result = studied(algorithm, 150)
+        assert result.objective == "E[F]"
+        assert result.measured.bias.low == 0
+        assert result.reward_cosine < 0.99
+    assert studied(Polychromic(), 150).measured.bias.low > 0.1
 
 
 def test_wrong_scores_shrink_the_gradient_by_one_less_twice_their_share() -> None:

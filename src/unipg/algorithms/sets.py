@@ -15,7 +15,7 @@ from unipg.algorithms.base import check_range, setting
 from unipg.errors import InputError, one_line
 from unipg.estimator import Planning
 from unipg.estimator.advantages import group_statistics
-from unipg.estimator.sets import MEMBER, distinct, plan_shared, set_advantages, set_scores
+from unipg.estimator.sets import MEMBER, distinct, expected_distinct, plan_shared, set_advantages, set_scores
 from unipg.loading import callable_named
 from unipg.seeding import generator
 from unipg.trajectories import Trajectories
@@ -78,6 +78,10 @@ class ScoresSets:
         """N: rollouts of a group."""
         return self.rollouts  # type: ignore[attr-defined]
 
+    def signatures(self, batch: Trajectories) -> list[Hashable]:
+        """[B] what tells a row from others."""
+        raise NotImplementedError(type(self).__name__)
+
     def planned_sets(
         self, batch: Trajectories, signatures: Sequence[Hashable], rows: Tensor, planning: Planning, window: int | None = None
     ) -> Trajectories:
@@ -123,6 +127,14 @@ class ScoresSets:
         most = torch.zeros_like(share).scatter_reduce(0, owner, share, "amax")[owner]
         silent = group_statistics(score, of).squares == 0
         return {DIVERSITY: spread(diversity), SCORE: spread(score), ALIKE: spread(different == 1), SILENT: spread(silent), USUAL: most}
+
+    def expected_score(self, reward: Tensor, probability: Tensor, signature: Tensor) -> Tensor:
+        """[] E[F] of a set of independent rollouts, each one of N trajectories by their `probability` [N], with the graph. `signature` [N]:
+        numbers, equal ones alike. Only for a diversity that has a name, which is linear in the number of distinct ones."""
+        reward = (reward - self.reward_low) / (self.reward_high - self.reward_low)
+        mean, different = (probability * reward).sum(), expected_distinct(reward, probability, signature, self.set_size)
+        at_0, at_1 = DIVERSITIES[self.diversity](torch.tensor([0.0, 1.0], dtype=torch.float64), self.set_size)
+        return at_0 * mean + (at_1 - at_0) * different
 
     def metrics(self, batch: Trajectories) -> dict[str, float]:
         """Of the rows that are in sets: how different and how good these are, and whether they say anything."""

@@ -36,6 +36,21 @@ def set_scores(reward: Float[Tensor, " B"], diversity: Float[Tensor, " S"], memb
     return reward[member].mean(1) * diversity
 
 
+def expected_distinct(
+    reward: Float[Tensor, " N"], probability: Float[Tensor, " N"], signature: Int[Tensor, " N"], size: int
+) -> Float[Tensor, ""]:
+    """E[mean reward of the members · distinct signatures] of a set of `size` draws from N trajectories; exact, with the graph.
+
+        Σ_s r_s + (E[R] − r_s) · (1 − (1 − p_s)^(n−1)),   p_s = P(signature is s),  r_s = E[R · 1(signature is s)]
+
+    One member has s itself, or any of the n − 1 others does; members are alike, so R is that of the first.
+    """
+    seen, of = signature.unique(return_inverse=True)
+    nothing = torch.zeros(len(seen), dtype=probability.dtype, device=probability.device)
+    p, r = nothing.index_add(0, of, probability), nothing.index_add(0, of, probability * reward)
+    return (r + (r.sum() - r) * (1 - (1 - p) ** (size - 1))).sum()
+
+
 class Shared(NamedTuple):
     """[B] per row: the mean of its sets' advantages, and in how many sets it is."""
 
@@ -107,4 +122,4 @@ def plan_shared(batch: Trajectories, shared: Shared, window: int | None) -> Traj
     return batch.replace(planned={**batch.planned, SHARED: shared.advantage, MEMBER: member, OUTSIDE: outside})
 
 
-__all__ = ["SetAdvantage", "distinct", "plan_shared", "set_advantages", "set_scores", "sharing"]
+__all__ = ["SetAdvantage", "distinct", "expected_distinct", "plan_shared", "set_advantages", "set_scores", "sharing"]

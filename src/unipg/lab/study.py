@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,11 +13,13 @@ import torch
 from torch import Tensor
 
 from unipg.algorithms.base import Algorithm, algorithm_named, registered
+from unipg.algorithms.sets import DIVERSITIES, ScoresSets, numbered
 from unipg.errors import InputError
 from unipg.estimator import Objective
 from unipg.lab.exact import ExactProblem
 from unipg.lab.gradients import Draw, Sampler, Weights, ascent_directions, study_batches
 from unipg.lab.measures import Measurement, measure
+from unipg.lab.strings import TabularPolicy
 from unipg.seeding import derived_seed, generator
 
 GROUPS_PER_CONTEXT = 2
@@ -90,16 +93,32 @@ class Result:
 def claimed_objective(algorithm: Algorithm, problem: ExactProblem) -> tuple[str, list[Tensor]]:
     """What the algorithm claims to follow: a name, and the exact gradients whose non-negative combinations are right directions.
 
-    Rollouts alone: E[R], less the KL penalty where one is set. Demonstrations alone: their likelihood. Both: the common objective J_mu =
-    E[R] − mu · KL(pi_beta || pi) at whatever mu fits best, for each hybrid weighs the two in its own way.
+    Rollouts alone: E[R], less the KL penalty where one is set; where sets of them are scored E[F], unless diversity is a function of
+    anyone's. Demonstrations alone: their likelihood. Both: the common objective J_mu = E[R] − mu · KL(pi_beta || pi) at whatever mu fits
+    best, for each hybrid weighs the two in its own way.
     """
     penalty = getattr(algorithm, "kl", 0.0) or getattr(algorithm, "kl_in_reward", 0.0)
-    reward = problem.gradient(lambda policy: problem.regularised_reward(penalty, policy))
-    name = "E[R] − KL" if penalty else "E[R]"
+    follows: Callable[[TabularPolicy], Tensor] = problem.expected_reward
+    name = "E[R]"
+    if isinstance(algorithm, ScoresSets) and algorithm.diversity in DIVERSITIES:
+        follows, name = functools.partial(expected_score, algorithm, problem), "E[F]"
+    reward = problem.gradient(lambda policy: follows(policy) - penalty * problem.divergence_from_anchor(policy))
+    name = f"{name} − KL" if penalty else name
     if algorithm.demonstrations == "none":
         return name, [reward]
     likelihood = problem.gradient(problem.demonstration_likelihood)
     return ("J_mu", [reward, likelihood]) if algorithm.uses_rollouts else ("likelihood", [likelihood])
+
+
+def expected_score(algorithm: ScoresSets, problem: ExactProblem, policy: TabularPolicy) -> Tensor:
+    """[] E[F] of the sets that the algorithm draws among the rollouts of a context, with the graph; see `ScoresSets.expected_score`."""
+    rows, probability = problem.rows, problem.probability(policy)
+    signature = numbered(algorithm.signatures(rows), rows.mask.any(1))
+    each = [
+        algorithm.expected_score(rows.total_reward()[mine], probability[mine], signature[mine])
+        for mine in (problem.context == context for context in range(problem.contexts))
+    ]
+    return torch.stack(each).mean()
 
 
 def instances(names: Sequence[str] = (), problem: ExactProblem | None = None) -> list[Algorithm]:

@@ -1,6 +1,6 @@
 """Polychromic PPO (arXiv 2509.25424): vines from states of each episode, and an advantage that sets of them share for a few steps."""
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +107,11 @@ class PolychromicPPO(ScoresSets, Algorithm):
         value: Any = ValueLoss(gae=GAE(gamma=self.gamma, lam=self.lam), clip=self.value_clip)
         return (Learner("policy", ("actor",), policy, then=then, **passes), Learner("critic", ("critic",), value, **passes))
 
+    def signatures(self, batch: Trajectories) -> list[Hashable]:
+        return batch.annotations.get(SIGNATURE) or answers_of(batch, "tokens", None, self.name)
+
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        signatures = batch.annotations.get(SIGNATURE) or answers_of(batch, "tokens", None, self.name)
+        signatures = self.signatures(batch)
         rows = batch.mask.any(1) & batch.mask.new_tensor([signature is not None for signature in signatures])
         batch = self.planned_sets(batch, signatures, rows, planning, self.shared_steps)
         return batch.replace(annotations={name: column for name, column in batch.annotations.items() if name != SIGNATURE})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -60,6 +61,8 @@ class Polychromic(ScoresSets, ClippedGroups):
     def advantage(self) -> SetAdvantage:
         return SetAdvantage(GroupCentered(), self.poly_scale)
 
+    def signatures(self, batch: Trajectories) -> list[Hashable]:
+        return answers_of(batch, self.answers, self.extract, self.name)
+
     def prepare(self, batch: Trajectories, setting: Setting, planning: Planning) -> Trajectories:
-        answers = answers_of(batch, self.answers, self.extract, "polychromic")
-        return self.planned_sets(batch, answers, batch.rows_from(Source.ROLLOUT) & batch.mask.any(1), planning)
+        return self.planned_sets(batch, self.signatures(batch), batch.rows_from(Source.ROLLOUT) & batch.mask.any(1), planning)
