@@ -129,7 +129,8 @@ def _sections(findings: Findings, drawn: page.Charts) -> list[tuple[str, str, st
 
 
 LEGEND = """<p class="soft">Cosine and bias: of the mean gradient, against the objective that the method claims to follow: E[R], the
-score E[F] of sets of rollouts, the likelihood of the demonstrations, or, for methods that use both, J_mu = E[R] − mu · KL(demonstrator || policy) at the mu that fits best.
+score E[F] of sets of rollouts, the likelihood of the demonstrations, or, for methods that use both, J_mu = E[R] −
+mu · KL(demonstrator || policy) at the mu that fits best.
 Signal to noise: of one batch. One batch: mean cosine of a single batch's gradient. ESS: effective sample size of the weights on tokens
 that carry an advantage. Masked: share of tokens silenced. Scale: weight of each exact gradient in the mean one. Intervals are 95 %, from a
 bootstrap over batches. Critics are given the exact values of the sampling policy; every method has equally many rollouts per prompt.</p>"""
